@@ -1,0 +1,212 @@
+"""What workers say of attempts: started, finished, reported, given back. And the protocol of a steal.
+
+Every report names (task, attempt). One about anything but the current attempt on that very worker is stale: it is
+counted, the worker is told to drop what it may still run, and nothing changes (raft answers late messages alike).
+
+A steal: propose -> revoke(task, attempt) to the victim -> it drops the attempt in the same step if it has not started
+and says so, else refuses -> one pure change of state -> dispatch to the thief. Moves in flight count on both sides.
+"""
+
+from __future__ import annotations
+
+from schedd.core import effects as fx
+from schedd.core import events as ev
+from schedd.core.model import (
+    Assigned,
+    AttemptFinished,
+    AttemptRecord,
+    AttemptStarted,
+    Cause,
+    Instant,
+    Report,
+    Revoking,
+    Running,
+    Task,
+    TaskId,
+    WorkerId,
+    WorkerInfo,
+)
+from schedd.core.policies.base import Steal
+from schedd.core.resources import need_of
+from schedd.core.tables import Tables
+from schedd.core.tasks import DISPATCHED
+
+#: A message of a worker about its attempt is cut to this many characters.
+MESSAGE_MAX = 2000
+#: A report has at most so many metrics, with names of at most so many characters.
+METRICS_MAX = 64
+METRIC_NAME_MAX = 128
+
+
+class Attempts:
+    """The handlers of what workers say about attempts."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._t = tables
+
+    def _current(self, worker_id: WorkerId, task_id: TaskId, attempt: int) -> tuple[Task, WorkerInfo] | None:
+        """The row and the worker, if this is the task's current attempt and that worker holds it."""
+        task = self._t.tasks.rows.get(task_id)
+        if task is None or task.attempt != attempt or type(task.state) not in DISPATCHED:
+            return None
+        worker = self._t.resources.workers.get(worker_id)
+        if worker is None or task.state.worker_id != worker_id:  # type: ignore[attr-defined]
+            return None
+        return task, worker
+
+    def _stale(self, worker_id: WorkerId, task_id: TaskId, attempt: int, drop: bool) -> None:
+        self._t.counters.stale += 1
+        if drop:
+            self._t.drop(worker_id, task_id, attempt)
+
+    # --------------------------------------------------------------------------------------------- started, finished
+
+    def on_attempts_started(self, event: ev.AttemptsStarted) -> None:
+        for started in event.attempts:
+            found = self._current(event.worker_id, started.task_id, started.attempt)
+            if found is None:
+                self._stale(event.worker_id, started.task_id, started.attempt, drop=True)
+                continue
+            task, worker = found
+            if isinstance(task.state, Running):
+                continue  # said twice, after a reconnection
+            self._t.end_steal(task, worker)
+            self._match_reservation(task, worker, started)
+            self._start(task, worker, started.started_at_ns)
+
+    def _start(self, task: Task, worker: WorkerInfo, started_at_ns: Instant) -> None:
+        # A worker's clock may be off: a start lies between the dispatch and now.
+        at_ns = getattr(task.state, "at_ns", self._t.now)
+        begun = min(max(started_at_ns, at_ns), self._t.now)
+        self._t.tasks.set_state(task, Running(worker.worker_id, at_ns, begun))
+        self._t.facts.append(fx.AttemptBegan(task.id, task.attempt, begun))
+
+    def _match_reservation(self, task: Task, worker: WorkerInfo, started: AttemptStarted) -> None:
+        """The worker decides what starts, on which devices; our mirror follows it where they differ."""
+        if task.reserved and task.devices == started.devices:
+            return
+        need = need_of(task)
+        self._t.placement_wanted = True
+        if worker.ledger is not None and worker.ledger.knows_devices(need, started.devices):
+            self._t.resources.start_on(task, worker, started.devices)
+        elif not task.reserved:  # it says nonsense of the devices, but it has started
+            self._t.resources.start_on(task, worker, tuple(range(need.gpus)))
+
+    def on_attempts_finished(self, event: ev.AttemptsFinished) -> None:
+        t = self._t
+        for finished in event.attempts:
+            found = self._current(event.worker_id, finished.task_id, finished.attempt)
+            if found is None:
+                self._stale(event.worker_id, finished.task_id, finished.attempt, drop=False)
+                continue
+            task, worker = found
+            record = self._record(task, worker, finished)
+            t.release(task, worker)
+            if record.cause is Cause.OK:
+                worker.finished_count += 1
+            else:
+                worker.failed_count += 1
+            t.learn(task, worker, record)
+            t.conclude(task, record, finished.result)
+
+    def _record(self, task: Task, worker: WorkerInfo, finished: AttemptFinished) -> AttemptRecord:
+        state = task.state
+        now = self._t.now
+        dispatched = getattr(state, "at_ns", now)
+        started = finished.started_at_ns
+        if isinstance(state, Running):
+            started = state.started_at_ns
+        elif started:
+            started = min(max(started, dispatched), now)
+        # The length is the worker's to tell, the end cannot lie behind us.
+        runtime = max(0, finished.finished_at_ns - finished.started_at_ns) if finished.started_at_ns else 0
+        ended = min(started + runtime, now) if started else now
+        return AttemptRecord(
+            task.attempt,
+            worker.worker_id,
+            dispatched,
+            started,
+            ended,
+            finished.cause,
+            finished.exit_code,
+            finished.signal,
+            finished.message[:MESSAGE_MAX],
+            task.devices,
+        )
+
+    def on_attempts_reported(self, event: ev.AttemptsReported) -> None:
+        for report in event.reports:
+            found = self._current(event.worker_id, report.task_id, report.attempt)
+            if found is None:
+                self._stale(event.worker_id, report.task_id, report.attempt, drop=False)
+            elif len(report.metrics) <= METRICS_MAX and all(len(name) <= METRIC_NAME_MAX for name in report.metrics):
+                found[0].report = Report(report.step, report.metrics)
+                self._t.publish(report)
+
+    # ------------------------------------------------------------------------------------------------------- stealing
+
+    def begin_steals(self, steals: list[Steal]) -> None:
+        """Ask victims for what the policy proposed; a proposal that no longer holds is passed over."""
+        t = self._t
+        for steal in steals:
+            task, victim, thief = steal.task, steal.victim, steal.thief
+            if not isinstance(task.state, Assigned) or task.state.worker_id != victim.worker_id or task.reserved:
+                continue
+            if task.cancelling or not thief.accepts_work or victim.worker_id == thief.worker_id:
+                continue
+            t.tasks.set_state(task, Revoking(victim.worker_id, task.state.at_ns, thief.worker_id, thief.seq))
+            victim.outgoing += 1
+            thief.incoming += 1
+            t.resources.touch(victim)
+            t.resources.touch(thief)
+            t.revoke(task, victim.worker_id)
+            t.placement_wanted = True  # a victim that gives its whole backlog away may have room for something else
+
+    def take_back(self, worker: WorkerInfo) -> None:
+        """Ask a worker for its whole backlog, to be queued again."""
+        t = self._t
+        for task in list(worker.task_queue):
+            if isinstance(task.state, Assigned) and not task.cancelling:
+                t.tasks.set_state(task, Revoking(worker.worker_id, task.state.at_ns, WorkerId("")))
+                worker.outgoing += 1
+                t.revoke(task, worker.worker_id)
+        t.resources.touch(worker)
+
+    def on_revokes_answered(self, event: ev.RevokesAnswered) -> None:
+        for task_id, attempt, given_back in event.answers:
+            found = self._current(event.worker_id, task_id, attempt)
+            if found is None or not isinstance(found[0].state, Revoking):
+                self._t.counters.stale += 1
+                continue
+            task, victim = found
+            thief = self._t.resources.by_seq.get(found[0].state.thief_seq)
+            if not given_back:
+                self._t.end_steal(task, victim)  # it has started: the message that says so is on its way
+                self._t.resources.touch(victim)
+                continue
+            self._t.release(task, victim)
+            if thief is not None and not task.cancelling and self._fits(task, thief):
+                self._t.facts.append(fx.AttemptStolen(task.id, victim.worker_id, thief.worker_id, self._t.now))
+                self._t.counters.steals += 1
+                self._t.tasks.set_state(task, self._t.waiting_state(task))
+                self._t.dispatch(task, thief, self._variant(task, thief))
+            else:
+                self._t.requeue(task)
+
+    def _fits(self, task: Task, thief: WorkerInfo) -> bool:
+        return self._t.placer.could_run(task, thief)
+
+    def _variant(self, task: Task, thief: WorkerInfo) -> int:
+        # The thief may have filled up meanwhile; then the task joins its backlog under the first variant it can hold.
+        found = self._t.placer.fit(task, thief, 1 << 30)
+        return found[1] if found is not None else 0
+
+    def on_handed_back(self, worker: WorkerInfo, handed_back: list[tuple[TaskId, int]]) -> None:
+        """A draining worker gives back what it had not started; nobody is blamed."""
+        for task_id, attempt in handed_back:
+            found = self._current(worker.worker_id, task_id, attempt)
+            if found is None:
+                self._stale(worker.worker_id, task_id, attempt, drop=False)
+                continue
+            self._t.release(found[0], worker)
+            self._t.requeue(found[0])

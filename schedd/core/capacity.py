@@ -1,0 +1,181 @@
+"""The arithmetic of one worker's capacity: what a requirement needs, what is reserved, what is free.
+
+The daemon's worker table and the worker's own state machine use this very code, so both sides come to the same
+answer: which devices an attempt gets, and whether the head of a backlog may start. Integers throughout: thousandths
+of a CPU and of a GPU, MiB of memory, thousandths of a custom amount.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from schedd.core.model import TaskRequirements, WorkerResources
+
+WHOLE = 1000  # thousandths
+MB_PER_GB = 1024
+
+
+class Need(Struct, frozen=True):
+    """One requirements variant in integers. `gpus` devices, `share` thousandths of each, `gpu_mb` MiB on each."""
+
+    cpus: int
+    ram_mb: int
+    gpus: int
+    share: int
+    gpu_mb: int
+    gpu_model: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    custom: tuple[tuple[str, int], ...] = ()
+
+
+def compile_needs(requirements: TaskRequirements) -> tuple[Need, ...]:
+    """Compile a requirement and its variants, in order of preference."""
+    return tuple(_compile(r) for r in (requirements, *requirements.variants))
+
+
+def _compile(r: TaskRequirements) -> Need:
+    whole = r.min_gpus >= 1
+    return Need(
+        cpus=round(r.cpus * WHOLE),
+        ram_mb=round(r.ram * MB_PER_GB),
+        gpus=int(r.min_gpus) if whole else (1 if r.min_gpus > 0 else 0),
+        share=WHOLE if whole else round(r.min_gpus * WHOLE),
+        gpu_mb=round(r.min_memory * MB_PER_GB) if r.min_gpus > 0 else 0,
+        gpu_model=r.gpu_model,
+        labels=tuple(sorted(r.labels.items())),
+        custom=tuple(sorted((name, round(value * WHOLE)) for name, value in r.custom.items())),
+    )
+
+
+class DeviceLedger(Struct):
+    """One device: its declared memory, and what of it nobody has reserved."""
+
+    uuid: str
+    model: str
+    memory_mb: int
+    free_share: int = WHOLE
+    free_mb: int = 0
+
+
+class Ledger:
+    """Reservations against the declared capacity of one worker.
+
+    Invariant: free = capacity - the sum of what is reserved, and never negative. `reserve` and `release` are the
+    only ways to change it.
+    """
+
+    __slots__ = ("cpus", "custom", "devices", "free_cpus", "free_custom", "free_ram_mb", "labels", "ram_mb")
+
+    def __init__(self, resources: WorkerResources) -> None:
+        self.cpus = self.free_cpus = round(resources.cpus * WHOLE)
+        self.ram_mb = self.free_ram_mb = round(resources.ram_gb * MB_PER_GB)
+        self.devices = [DeviceLedger(g.uuid, g.model, g.memory_mb, WHOLE, g.memory_mb) for g in resources.devices()]
+        self.labels = resources.labels
+        self.custom = {name: round(value * WHOLE) for name, value in resources.custom.items()}
+        self.free_custom = dict(self.custom)
+
+    def blocker(self, need: Need) -> str:
+        """Say what of `need` this worker could not give even if it were empty; "" where it could."""
+        if need.cpus > self.cpus:
+            return f"needs {need.cpus / WHOLE:g} CPUs, has {self.cpus / WHOLE:g}"
+        if need.ram_mb > self.ram_mb:
+            return f"needs {need.ram_mb / MB_PER_GB:g} GB of RAM, has {self.ram_mb / MB_PER_GB:.1f}"
+        if need.gpus > len(self.devices):
+            return f"needs {_gpus(need)}, has {len(self.devices)}"
+        if need.gpus:
+            fitting = [d for d in self.devices if need.gpu_model in d.model]
+            if need.gpus > len(fitting):
+                return f"needs {_gpus(need)} of model {need.gpu_model!r}, has {len(fitting)}"
+            if need.gpus > sum(1 for d in fitting if d.memory_mb >= need.gpu_mb):
+                most = max(d.memory_mb for d in fitting) / MB_PER_GB
+                return f"needs {need.gpu_mb / MB_PER_GB:g} GB of GPU memory, has {most:g} on its largest"
+        for name, value in need.labels:
+            if self.labels.get(name) != value:
+                return f"needs label {name}={value}, has {name}={self.labels.get(name, '')}"
+        for name, amount in need.custom:
+            if amount > self.custom.get(name, 0):
+                return f"needs {amount / WHOLE:g} {name}, has {self.custom.get(name, 0) / WHOLE:g}"
+        return ""
+
+    def shortage(self, need: Need) -> str:
+        """Say what of `need` is not free now; "" where all is. Supposes that `blocker` is ""."""
+        if need.cpus > self.free_cpus:
+            return f"{self.free_cpus / WHOLE:g} of {self.cpus / WHOLE:g} CPUs free"
+        if need.ram_mb > self.free_ram_mb:
+            return f"{self.free_ram_mb / MB_PER_GB:.1f} of {self.ram_mb / MB_PER_GB:.1f} GB of RAM free"
+        if need.gpus and self._pick(need) is None:
+            free = sum(1 for d in self.devices if d.free_share >= need.share)
+            return f"{free} of {len(self.devices)} GPUs free for it"
+        for name, amount in need.custom:
+            if amount > self.free_custom.get(name, 0):
+                return f"{self.free_custom.get(name, 0) / WHOLE:g} {name} free"
+        return ""
+
+    def can_fit(self, need: Need) -> bool:
+        """Tell whether `need` could be reserved now, labels supposed to match. O(devices)."""
+        if need.cpus > self.free_cpus or need.ram_mb > self.free_ram_mb:
+            return False
+        if need.gpus and self._pick(need) is None:
+            return False
+        return not need.custom or all(self.free_custom.get(n, 0) >= a for n, a in need.custom)
+
+    def reserve(self, need: Need) -> tuple[int, ...] | None:
+        """Take `need` out of what is free.
+
+        Returns the indices of the devices it got (empty where it needs none), or None, with nothing changed, where
+        it does not fit. A share goes to the fullest device that has room, whole devices by lowest index.
+        """
+        if need.cpus > self.free_cpus or need.ram_mb > self.free_ram_mb:
+            return None
+        if need.custom and any(self.free_custom.get(n, 0) < a for n, a in need.custom):
+            return None
+        picked: tuple[int, ...] = ()
+        if need.gpus:
+            found = self._pick(need)
+            if found is None:
+                return None
+            picked = found
+        self._apply(need, picked, -1)
+        return picked
+
+    def knows_devices(self, need: Need, devices: tuple[int, ...]) -> bool:
+        """Whether `need` could be on these devices at all: as many as it asks for, all different, all there."""
+        if len(devices) != need.gpus or len(set(devices)) != need.gpus:
+            return False
+        return all(0 <= index < len(self.devices) for index in devices)
+
+    def reserve_exactly(self, need: Need, devices: tuple[int, ...]) -> None:
+        """Take `need` on these devices, as the worker said that it did; what is free may become negative by it."""
+        self._apply(need, devices, -1)
+
+    def release(self, need: Need, devices: tuple[int, ...]) -> None:
+        """Give back what `reserve` took."""
+        self._apply(need, devices, 1)
+
+    def _apply(self, need: Need, devices: tuple[int, ...], sign: int) -> None:
+        self.free_cpus += sign * need.cpus
+        self.free_ram_mb += sign * need.ram_mb
+        for index in devices:
+            device = self.devices[index]
+            device.free_share += sign * need.share
+            device.free_mb += sign * need.gpu_mb
+        for name, amount in need.custom:
+            self.free_custom[name] = self.free_custom.get(name, 0) + sign * amount
+
+    def _pick(self, need: Need) -> tuple[int, ...] | None:
+        fitting = [
+            (device.free_share, index)
+            for index, device in enumerate(self.devices)
+            if device.free_share >= need.share and device.free_mb >= need.gpu_mb and need.gpu_model in device.model
+        ]
+        if len(fitting) < need.gpus:
+            return None
+        if need.share < WHOLE:
+            return (min(fitting)[1],)
+        return tuple(index for _, index in fitting[: need.gpus])
+
+
+def _gpus(need: Need) -> str:
+    if need.share < WHOLE:
+        return f"{need.share / WHOLE:g} of a GPU"
+    return f"{need.gpus} GPU{'s' if need.gpus > 1 else ''}"

@@ -1,0 +1,194 @@
+"""What may leave the engine: facts, which are recorded before anyone hears of them, and actions, which go outward."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from schedd.core.model import (
+    AttemptRecord,
+    AttemptReport,
+    Cause,
+    Instant,
+    Task,
+    TaskEntry,
+    TaskId,
+    TaskRequirements,
+    TaskSpec,
+    WorkerId,
+    WorkerResources,
+)
+
+# ------------------------------------------------------------------------------------------------------------ facts
+
+
+class Fact(Struct, frozen=True, gc=False):
+    """Something that happened, in the past tense; enough of them rebuild the tables."""
+
+
+class TasksAdmitted(Fact, frozen=True):
+    """These entries became tasks with these ids, in order."""
+
+    at_ns: Instant
+    specs: list[TaskSpec]
+    tasks: list[TaskEntry]
+    ids: list[TaskId]
+
+
+class TaskHeld(Fact, frozen=True, gc=False):
+    task_id: TaskId
+
+
+class TaskReleased(Fact, frozen=True, gc=False):
+    task_id: TaskId
+
+
+class TaskChanged(Fact, frozen=True, gc=False):
+    """The priority or the requirements of a waiting task were set."""
+
+    task_id: TaskId
+    priority: float
+    requirements: TaskRequirements
+
+
+class AttemptDispatched(Fact, frozen=True, gc=False):
+    task_id: TaskId
+    attempt: int
+    worker_id: WorkerId
+    at_ns: Instant
+
+
+class AttemptBegan(Fact, frozen=True, gc=False):
+    task_id: TaskId
+    attempt: int
+    started_at_ns: Instant
+
+
+class AttemptEnded(Fact, frozen=True, gc=False):
+    """An attempt is over. What became of the task: a `TaskFinished` of the same turn, else it waits to be retried."""
+
+    task_id: TaskId
+    record: AttemptRecord
+
+
+class TaskFinished(Fact, frozen=True, gc=False):
+    """A task came to its final state: "succeeded", "failed" or "cancelled". `result` is what the worker sent."""
+
+    task_id: TaskId
+    state: str
+    at_ns: Instant
+    message: str = ""
+    result: bytes | None = None
+
+
+class WorkerEntered(Fact, frozen=True):
+    worker_id: WorkerId
+    incarnation: str
+    resources: WorkerResources
+    at_ns: Instant
+    again: bool = False
+
+
+class WorkerWentSilent(Fact, frozen=True, gc=False):
+    """Not heard of; its tasks stay its own until `lost_at_ns`."""
+
+    worker_id: WorkerId
+    at_ns: Instant
+    lost_at_ns: Instant
+    reason: str
+
+
+class WorkerGone(Fact, frozen=True, gc=False):
+    """Left, or was given up (`lost`); `requeued` of its tasks go elsewhere."""
+
+    worker_id: WorkerId
+    incarnation: str
+    at_ns: Instant
+    lost: bool
+    requeued: int
+    reason: str
+
+
+class WorkerStartedDraining(Fact, frozen=True, gc=False):
+    worker_id: WorkerId
+    at_ns: Instant
+
+
+class AttemptStolen(Fact, frozen=True, gc=False):
+    """A confirmed steal: the attempt given back by `victim_id` goes to `thief_id`."""
+
+    task_id: TaskId
+    victim_id: WorkerId
+    thief_id: WorkerId
+    at_ns: Instant
+
+
+# ---------------------------------------------------------------------------------------------------------- actions
+
+
+class Action(Struct, frozen=True):
+    """Something for the shell to do, in the imperative."""
+
+
+class DispatchAttempts(Action, frozen=True):
+    """Send the current attempts of these rows, in this order. The rows are to be read before the next turn."""
+
+    worker_id: WorkerId
+    tasks: list[Task]
+
+
+class RevokeAttempts(Action, frozen=True):
+    worker_id: WorkerId
+    attempts: list[tuple[TaskId, int]]
+
+
+class StopAttempts(Action, frozen=True):
+    worker_id: WorkerId
+    attempts: list[tuple[TaskId, int]]
+    cause: Cause
+
+
+class DropAttempts(Action, frozen=True):
+    """Tell a worker that these attempts are not its own (any more)."""
+
+    worker_id: WorkerId
+    attempts: list[tuple[TaskId, int]]
+
+
+class DrainWorker(Action, frozen=True):
+    """Tell a worker to hand back its backlog, finish what runs, and leave."""
+
+    worker_id: WorkerId
+
+
+class PublishReports(Action, frozen=True):
+    """Pass progress on to whoever watches."""
+
+    reports: list[AttemptReport]
+
+
+class ReplySubmitted(Action, frozen=True):
+    origin: int
+    ids: list[TaskId]
+    warnings: list[str]
+
+
+class ReplyChanged(Action, frozen=True):
+    """`unchanged`: what was left as it is, with the reason; at most the first hundred of them."""
+
+    origin: int
+    changed: int
+    unchanged: list[tuple[int | str, str]]
+
+
+class ReplyDeclined(Action, frozen=True):
+    origin: int
+    code: str
+    message: str
+    hint: str = ""
+
+
+class Effects(Struct):
+    """What one call of the engine brought about. Facts first: actions may tell others what only facts make true."""
+
+    facts: list[Fact]
+    actions: list[Action]

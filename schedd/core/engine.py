@@ -1,0 +1,219 @@
+"""The engine: the one door through which anything changes.
+
+`handle(events, now)` lets a handler record each event, expires what is due, runs one placement pass over the result,
+and returns facts and actions. It does no I/O, knows no clock and draws no random number but from the generator it was
+given: the daemon, the simulator and the tests run the very same machine.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from schedd.core import events as ev
+from schedd.core.attempts import Attempts
+from schedd.core.effects import Effects
+from schedd.core.explain import Explanation, explain
+from schedd.core.fleet import Fleet
+from schedd.core.model import (
+    Assigned,
+    Delayed,
+    Held,
+    Instant,
+    Queued,
+    Revoking,
+    Running,
+    Task,
+    TaskId,
+    WorkerId,
+    WorkerInfo,
+)
+from schedd.core.policies.base import TaskScheduler
+from schedd.core.requests import Requests
+from schedd.core.resources import ResourceManager
+from schedd.core.tables import Counters, EngineSettings, Tables
+from schedd.core.tasks import DISPATCHED, TaskTable, story
+
+
+class Engine:
+    """Tables of facts, one policy with its beliefs, and the handlers of events."""
+
+    def __init__(
+        self, policy: TaskScheduler, settings: EngineSettings | None = None, rng: random.Random | None = None
+    ) -> None:
+        self._t = t = Tables(settings or EngineSettings(), policy, rng or random.Random(0))
+        self._attempts = attempts = Attempts(t)
+        self._fleet = fleet = Fleet(t, attempts)
+        requests = Requests(t)
+        self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
+            ev.SubmitTasks: requests.on_submit_tasks,
+            ev.CancelTasks: requests.on_cancel_tasks,
+            ev.HoldTasks: requests.on_hold_tasks,
+            ev.ReleaseTasks: requests.on_release_tasks,
+            ev.SetTasks: requests.on_set_tasks,
+            ev.SetPriorities: requests.on_set_priorities,
+            ev.DrainWorkers: fleet.on_drain_workers,
+            ev.WorkerJoined: fleet.on_worker_joined,
+            ev.WorkerDisconnected: fleet.on_worker_disconnected,
+            ev.WorkerLeft: fleet.on_worker_left,
+            ev.WorkerDraining: fleet.on_worker_draining,
+            ev.Heartbeat: fleet.on_heartbeat,
+            ev.AttemptsStarted: attempts.on_attempts_started,
+            ev.AttemptsFinished: attempts.on_attempts_finished,
+            ev.AttemptsReported: attempts.on_attempts_reported,
+            ev.RevokesAnswered: attempts.on_revokes_answered,
+            ev.Wakeup: self._on_wakeup,
+        }
+        self._lag_ns = 0
+
+    # ------------------------------------------------------------------------------------------------------ the door
+
+    def handle(self, events: Sequence[ev.Event], now: Instant) -> Effects:
+        """Take in the events of one turn and return what follows from them.
+
+        now: engine nanoseconds, never before the last call. O(events + tasks placed * log n).
+        Raises InvalidTransition where the engine itself is wrong; nothing that a peer sends leads there.
+        """
+        t = self._t
+        t.now = now
+        self._lag_ns = 0
+        for event in events:
+            worker_id = getattr(event, "worker_id", None)
+            if worker_id is not None:
+                self._note_life(worker_id, event)
+            self._handlers[type(event)](event)
+        due = t.deadlines.next()
+        if due is not None and due <= now:
+            self._expire()
+        if t.placement_wanted:
+            t.placement_wanted = False
+            if t.queue.size and t.resources.workers and t.placer.run(now):
+                t.deadlines.set(("place", 0), now)
+        t.resources.commit()
+        return t.take_effects()
+
+    def next_deadline(self) -> Instant | None:
+        """When the engine must be called with a `Wakeup` at the latest; None: not before the next event."""
+        return self._t.deadlines.next()
+
+    def _note_life(self, worker_id: WorkerId, event: ev.Event) -> None:
+        worker = self._t.resources.workers.get(worker_id)
+        if worker is not None and type(event) not in (ev.WorkerJoined, ev.WorkerDisconnected):
+            worker.last_seen_ns = self._t.now
+            self._fleet.on_seen(worker)
+
+    def _on_wakeup(self, event: ev.Wakeup) -> None:
+        self._lag_ns = max(self._lag_ns, event.lag_ns)
+
+    # --------------------------------------------------------------------------------------------------------- timers
+
+    def _expire(self) -> None:
+        for key in self._t.deadlines.expire(self._t.now):
+            match key:
+                case ("delay", task_id):
+                    self._on_delay_over(TaskId(int(task_id)))
+                case ("lease", worker_id):
+                    self._fleet.on_lease_expired(WorkerId(str(worker_id)), self._lag_ns)
+                case ("lost", worker_id):
+                    self._fleet.on_lost(WorkerId(str(worker_id)), self._lag_ns)
+                case ("place", _):
+                    self._t.placement_wanted = True
+                case ("steal", _):
+                    self._on_steal_timer()
+                case ("refresh", _):
+                    self._on_refresh_timer()
+
+    def _on_delay_over(self, task_id: TaskId) -> None:
+        task = self._t.tasks.get(task_id)
+        if task is not None and isinstance(task.state, Delayed):
+            self._t.settle(task)
+
+    def _on_refresh_timer(self) -> None:
+        t = self._t
+        for worker_id in t.policy.refresh(t.now):
+            worker = t.resources.workers.get(worker_id)
+            if worker is not None:
+                t.resources.touch(worker)
+        t.placement_wanted = True
+
+    def _on_steal_timer(self) -> None:
+        t = self._t
+        if any(worker.task_queue for worker in t.resources):
+            self._attempts.begin_steals(t.policy.rebalance(self, t.now))
+            t.arm_stealing()
+
+    # ------------------------------------------------------------------------------------ what rebalance may look at
+
+    def workers(self) -> Iterable[WorkerInfo]:
+        return self._t.resources
+
+    def could_run(self, task: Task, worker: WorkerInfo) -> bool:
+        return self._t.placer.could_run(task, worker)
+
+    def has_room(self, task: Task, worker: WorkerInfo) -> bool:
+        return self._t.placer.has_room(task, worker)
+
+    # ---------------------------------------------------------------------------------------------------- for reading
+
+    @property
+    def tasks(self) -> TaskTable:
+        """The task table, to read."""
+        return self._t.tasks
+
+    @property
+    def resources(self) -> ResourceManager:
+        """The worker table, to read."""
+        return self._t.resources
+
+    @property
+    def policy(self) -> TaskScheduler:
+        return self._t.policy
+
+    @property
+    def counters(self) -> Counters:
+        return self._t.counters
+
+    def heartbeat_ns(self) -> int:
+        """How long a worker may wait before it sends the next heartbeat."""
+        return self._t.heartbeat_ns()
+
+    def explain(self, task: Task) -> Explanation:
+        """Say why a task is where it is, with numbers."""
+        return explain(self._t, task)
+
+    # ----------------------------------------------------------------------------------------------------- invariants
+
+    def check(self) -> None:
+        """Recompute every derived number and every relation between the tables. O(everything).
+
+        Raises AssertionError; for tests and simulation only.
+        """
+        t = self._t
+        t.tasks.check()
+        t.queue.check()
+        t.resources.check()
+        if not t.placement_wanted and ("place", 0) not in t.deadlines:
+            t.placer.check()
+        incoming: dict[int, int] = {}
+        for task in t.tasks.rows.values():
+            state = task.state
+            assert bool(task.place) == isinstance(state, Queued), story(task)
+            assert (("delay", task.id) in t.deadlines) == isinstance(state, Delayed), story(task)
+            assert not (isinstance(state, Held) and task.place), story(task)
+            if type(state) not in DISPATCHED:
+                assert not task.reserved, story(task)
+                continue
+            assert isinstance(state, Assigned | Running | Revoking)
+            worker = t.resources.workers.get(state.worker_id)
+            assert worker is not None, story(task)
+            assert (task.id in worker.running) == task.reserved, story(task)
+            assert task.reserved or any(other is task for other in worker.task_queue), story(task)
+            assert task.reserved or not isinstance(state, Running), story(task)
+            if isinstance(state, Revoking):
+                incoming[state.thief_seq] = incoming.get(state.thief_seq, 0) + 1
+        for worker in t.resources:
+            for task in (*worker.running.values(), *worker.task_queue):
+                assert t.tasks.get(task.id) is task, story(task)
+                assert getattr(task.state, "worker_id", None) == worker.worker_id, story(task)
+            assert worker.incoming == incoming.get(worker.seq, 0), worker.worker_id

@@ -1,0 +1,240 @@
+"""Workers that come, go, fall silent and return.
+
+A worker is lost in two steps. Silent for longer than its lease, or disconnected, it is *unreachable*: its tasks stay
+its own, it gets nothing new. Silent for longer still it is *lost*: its tasks are queued again, and only those that
+were running are blamed for it. Any message counts as life. While the daemon itself was late it does not judge.
+"""
+
+from __future__ import annotations
+
+from schedd.core import effects as fx
+from schedd.core import events as ev
+from schedd.core.attempts import Attempts
+from schedd.core.model import (
+    SECOND,
+    AttemptRecord,
+    AttemptStarted,
+    Cause,
+    HoldsAttempt,
+    Running,
+    Task,
+    TaskId,
+    WorkerId,
+    WorkerInfo,
+    WorkerStatus,
+)
+from schedd.core.resources import need_of
+from schedd.core.tables import Tables
+
+
+class Fleet:
+    """The handlers of workers as such."""
+
+    def __init__(self, tables: Tables, attempts: Attempts) -> None:
+        self._t = tables
+        self._attempts = attempts
+
+    # --------------------------------------------------------------------------------------------------- come and go
+
+    def on_worker_joined(self, event: ev.WorkerJoined) -> None:
+        t = self._t
+        worker = t.resources.workers.get(event.worker_id)
+        if worker is not None and worker.incarnation != event.incarnation:
+            self._gone(worker, lost=True, reason="the worker was started anew")
+            worker = None
+        again = worker is not None
+        if worker is None:
+            worker = t.resources.add(event.worker_id, event.resources, t.now)
+            worker.incarnation = event.incarnation
+        worker.host, worker.pid = event.host, event.pid
+        worker.last_seen_ns = t.now
+        t.resources.set_status(worker, WorkerStatus.DRAINING if worker.draining else WorkerStatus.IDLE)
+        self._reconcile(worker, event.holds)
+        t.deadlines.cancel(("lost", worker.worker_id))
+        t.deadlines.set(("lease", worker.worker_id), t.now + t.lease_ns())
+        t.facts.append(fx.WorkerEntered(worker.worker_id, event.incarnation, event.resources, t.now, again))
+        t.placement_wanted = True
+
+    def _reconcile(self, worker: WorkerInfo, holds: list[HoldsAttempt]) -> None:
+        """Make the table say of this worker what it says of itself; what it does not hold never reached it.
+
+        What runs there cannot lie in its backlog again: who says so has it no more.
+        """
+        t = self._t
+        before = {task.id: task for task in (*worker.running.values(), *worker.task_queue)}
+        held: dict[TaskId, HoldsAttempt] = {}
+        for hold in holds:
+            task = before.get(hold.task_id)
+            begun = task is not None and isinstance(task.state, Running)
+            if task is not None and task.attempt == hold.attempt and not (begun and hold.phase == "backlog"):
+                held[hold.task_id] = hold
+            else:
+                t.counters.stale += 1
+                t.drop(worker.worker_id, hold.task_id, hold.attempt)
+        for task in before.values():
+            t.release(task, worker)
+        # What has reservations there comes before what waits for some.
+        for task_id, hold in sorted(held.items(), key=lambda item: item[1].phase == "backlog"):
+            self._adopt(before[task_id], worker, hold)
+        for task_id, task in before.items():
+            if task_id not in held:
+                t.requeue(task)
+            elif task.cancelling:
+                t.stop(task, worker.worker_id)  # the first request may have been lost with the connection
+
+    def _adopt(self, task: Task, worker: WorkerInfo, hold: HoldsAttempt) -> None:
+        need, ledger = need_of(task), worker.ledger
+        begun = isinstance(task.state, Running)
+        if hold.phase != "running" and not begun:
+            self._t.resources.attach(task, worker)
+            return
+        known = ledger is not None and ledger.knows_devices(need, hold.devices)
+        self._t.resources.attach_running(task, worker, hold.devices if known else tuple(range(need.gpus)))
+        if hold.phase == "running" and not begun:
+            started = AttemptStarted(task.id, task.attempt, hold.started_at_ns, hold.devices)
+            self._attempts.on_attempts_started(ev.AttemptsStarted(worker.worker_id, [started]))
+
+    def on_worker_disconnected(self, event: ev.WorkerDisconnected) -> None:
+        worker = self._t.resources.workers.get(event.worker_id)
+        if worker is not None:
+            self._silent(worker, "the connection was lost")
+
+    def on_worker_left(self, event: ev.WorkerLeft) -> None:
+        worker = self._t.resources.workers.get(event.worker_id)
+        if worker is not None:
+            self._gone(worker, lost=False, reason=event.reason or "left")
+
+    def on_heartbeat(self, event: ev.Heartbeat) -> None:
+        worker = self._t.resources.workers.get(event.worker_id)
+        if worker is not None:
+            worker.usage = event.usage
+
+    # ----------------------------------------------------------------------------------------------------- draining
+
+    def on_drain_workers(self, event: ev.DrainWorkers) -> None:
+        t = self._t
+        unchanged: list[tuple[int | str, str]] = []
+        changed = 0
+        for worker_id in dict.fromkeys(event.workers):
+            worker = t.resources.workers.get(worker_id)
+            reason = "unknown worker" if worker is None else self._drain(worker, event.undo, event.leave)
+            if reason:
+                unchanged.append((worker_id, reason))
+            else:
+                changed += 1
+        t.actions.append(fx.ReplyChanged(event.origin, changed, unchanged))
+
+    def _drain(self, worker: WorkerInfo, undo: bool, leave: bool) -> str:
+        t = self._t
+        draining = worker.draining
+        if worker.status == WorkerStatus.UNREACHABLE:
+            return "unreachable"
+        if undo:
+            if not draining:
+                return "is not draining"
+            worker.draining = False
+            t.resources.set_status(worker, WorkerStatus.IDLE)
+            t.placement_wanted = True
+            return ""
+        if draining and not leave:
+            return "already draining"
+        worker.draining = True
+        t.resources.set_status(worker, WorkerStatus.DRAINING)
+        t.facts.append(fx.WorkerStartedDraining(worker.worker_id, t.now))
+        if leave:
+            t.actions.append(fx.DrainWorker(worker.worker_id))
+        else:
+            self._attempts.take_back(worker)
+        return ""
+
+    def on_worker_draining(self, event: ev.WorkerDraining) -> None:
+        worker = self._t.resources.workers.get(event.worker_id)
+        if worker is None:
+            return
+        if not worker.draining:
+            worker.draining = True
+            self._t.resources.set_status(worker, WorkerStatus.DRAINING)
+            self._t.facts.append(fx.WorkerStartedDraining(worker.worker_id, self._t.now))
+        self._attempts.on_handed_back(worker, event.handed_back)
+
+    # ----------------------------------------------------------------------------------------------- silence and loss
+
+    def on_lease_expired(self, worker_id: WorkerId, lag_ns: int) -> None:
+        t = self._t
+        worker = t.resources.workers.get(worker_id)
+        if worker is None or worker.status == WorkerStatus.UNREACHABLE:
+            return
+        # What the loop was late with may have been this worker's heartbeat.
+        expires = worker.last_seen_ns + t.lease_ns() + lag_ns
+        if t.now < expires:
+            t.deadlines.set(("lease", worker_id), expires)
+        else:
+            self._silent(worker, f"nothing heard for {(t.now - worker.last_seen_ns) / SECOND:.0f} s")
+
+    def on_seen(self, worker: WorkerInfo) -> None:
+        """A worker that was believed silent has spoken on its old connection."""
+        t = self._t
+        if worker.status == WorkerStatus.UNREACHABLE:
+            t.resources.set_status(worker, WorkerStatus.DRAINING if worker.draining else WorkerStatus.IDLE)
+            t.deadlines.cancel(("lost", worker.worker_id))
+            t.deadlines.set(("lease", worker.worker_id), t.now + t.lease_ns())
+            t.facts.append(
+                fx.WorkerEntered(worker.worker_id, worker.incarnation, worker.resources, t.now, again=True)  # type: ignore[arg-type]
+            )
+            t.placement_wanted = True
+
+    def on_lost(self, worker_id: WorkerId, lag_ns: int) -> None:
+        t = self._t
+        worker = t.resources.workers.get(worker_id)
+        if worker is None:
+            return
+        # While the loop was late the worker could not return.
+        expires = worker.silent_ns + t.settings.lost_after_ns + lag_ns
+        if t.now < expires:
+            t.deadlines.set(("lost", worker_id), expires)
+        else:
+            self._gone(worker, lost=True, reason="silent for too long")
+
+    def _silent(self, worker: WorkerInfo, reason: str) -> None:
+        t = self._t
+        if worker.status == WorkerStatus.UNREACHABLE:
+            return
+        worker.silent_ns = t.now
+        lost_at = t.now + t.settings.lost_after_ns
+        t.resources.set_status(worker, WorkerStatus.UNREACHABLE)
+        t.deadlines.cancel(("lease", worker.worker_id))
+        t.deadlines.set(("lost", worker.worker_id), lost_at)
+        t.facts.append(fx.WorkerWentSilent(worker.worker_id, t.now, lost_at, reason))
+
+    def _gone(self, worker: WorkerInfo, lost: bool, reason: str) -> None:
+        t = self._t
+        t.resources.set_status(worker, WorkerStatus.DEAD)
+        tasks = [*worker.running.values(), *worker.task_queue]
+        for task in tasks:
+            state, devices = task.state, task.devices
+            running = state if isinstance(state, Running) else None
+            t.release(task, worker)
+            if running is None:
+                t.requeue(task)  # it had not started: nobody is blamed
+            else:
+                text = f"worker {worker.worker_id} was lost: {reason}" if lost else f"worker {worker.worker_id} left"
+                started = running.started_at_ns
+                t.conclude(
+                    task,
+                    AttemptRecord(
+                        task.attempt,
+                        worker.worker_id,
+                        running.at_ns,
+                        started,
+                        t.now,
+                        Cause.LOST,
+                        message=text,
+                        devices=devices,
+                    ),
+                    None,
+                )
+        t.resources.remove(worker.worker_id)
+        t.deadlines.cancel(("lease", worker.worker_id))
+        t.deadlines.cancel(("lost", worker.worker_id))
+        requeued = sum(1 for task in tasks if not task.state.is_final)
+        t.facts.append(fx.WorkerGone(worker.worker_id, worker.incarnation, t.now, lost, requeued, reason))

@@ -1,0 +1,559 @@
+"""The placement pass: for each request class an ordered index of the workers that might fit, and the rules of claims.
+
+An index is a heap by (starts later, variant, the policy's score, order of joining). It follows the worker table's log
+of changes from where it last looked, so a class pays for what changed since then and only when it is looked at: a
+placement costs O(log n), whatever the number of tasks that wait or of workers that are full.
+
+A class that does not fit anywhere is set aside until a worker that it could use changes, so that a pass looks only at
+classes that may have a place. It claims one worker (the "gap" rule): classes of lower rank take there only what the
+claim leaves, or what ends before the claim can start (backfill, by the upper estimate of runtimes; Lifka, "The
+ANL/IBM SP scheduling system", 1995).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from itertools import islice
+from weakref import WeakKeyDictionary
+
+from msgspec import Struct
+
+from schedd.core.capacity import Ledger, Need
+from schedd.core.model import SECOND, Instant, Running, Task, WorkerInfo, WorkerStatus
+from schedd.core.policies.base import Fit, TaskScheduler
+from schedd.core.queue import ClassQueue, Rank, RequestClass, TaskQueue
+from schedd.core.resources import ResourceManager, need_of
+from schedd.core.stats import RuntimeTable
+
+#: Blocked classes that may hold a claim at a time: more would keep much of a cluster waiting for what is rare.
+CLAIMS_MAX = 64
+#: Pairs of a class set aside and a changed worker that are looked at one by one; above, all classes are tried.
+WAKE_PAIRS_MAX = 20_000
+#: Tasks placed in one pass; the rest follows in the next turn, so that the loop stays free (20 us each).
+PLACED_PER_PASS_MAX = 1000
+#: Workers looked at when a claim is made, and of these, the freest ones, whose earliest start is worked out.
+CLAIM_SAMPLE_MAX = 64
+CLAIM_CANDIDATES_MAX = 4
+#: Other classes that are compared with one to see whether it could starve.
+STARVE_COMPARED_MAX = 64
+
+
+class PrefetchRule(Struct, frozen=True):
+    """How far a backlog may run ahead of the worker: enough to cover the round trip, and no more.
+
+    depth = ceil(cover_s / predicted runtime) for each slot, 0 above runtime_max_s, at most depth_max.
+    """
+
+    cover_s: float = 0.03
+    runtime_max_s: float = 1.0
+    depth_max: int = 256
+
+    def depth(self, runtime_s: float | None) -> int:
+        if runtime_s is None or runtime_s > self.runtime_max_s or not self.depth_max:
+            return 0
+        if runtime_s * self.depth_max <= self.cover_s:
+            return self.depth_max
+        return math.ceil(self.cover_s / runtime_s)
+
+
+#: (how it would go there, variant, score, order of joining, version); stale unless the worker still has this version.
+Entry = tuple[float, int, float, int, int]
+
+
+class Candidates:
+    """The index of one request class."""
+
+    __slots__ = ("claim_seq", "could_starve", "cursor", "heap", "possible")
+
+    def __init__(self) -> None:
+        self.heap: list[Entry] = []
+        self.cursor = -1
+        #: By seq of a worker: the ledger looked at, and the indices of the variants that it could ever hold.
+        self.possible: dict[int, tuple[Ledger, tuple[int, ...]]] = {}
+        #: The worker that this class claims while it is blocked; 0: none.
+        self.claim_seq = 0
+        #: The version of the set of waiting classes, and whether this one could starve beside them.
+        self.could_starve = (-1, False)
+
+
+class Claim(Struct):
+    """What a class that was set aside wants of a worker, and when it expects to get it.
+
+    It counts while the class is aside. `start_ns` was worked out when the worker had this version.
+    """
+
+    queue: ClassQueue
+    need: Need
+    start_ns: Instant = 0
+    version: int = -1
+
+
+class Placer:
+    """Keeps the indexes between passes and is the `Draft` of each pass."""
+
+    def __init__(
+        self,
+        resources: ResourceManager,
+        runtimes: RuntimeTable,
+        rule: PrefetchRule,
+        dispatch: Callable[[Task, WorkerInfo, int], None],
+    ) -> None:
+        self._resources = resources
+        self._runtimes = runtimes
+        self._rule = rule
+        self._dispatch = dispatch
+        self._indexes: WeakKeyDictionary[RequestClass, Candidates] = WeakKeyDictionary()
+        self._depths: dict[tuple[str, float | None], int] = {}
+        self._claims: dict[int, Claim] = {}
+        #: Classes that were set aside and have not claimed yet: nobody came after them so far.
+        self._unclaimed: list[ClassQueue] = []
+        #: The classes and workers that were there when the claims were last looked over.
+        self._claims_version = (-1, -1)
+        self._found: tuple[Task, WorkerInfo, int] | None = None
+        self._now: Instant = 0
+        self._left = 0
+        self._claim_cursor = 0
+        self._policy: TaskScheduler
+        self._queue: TaskQueue
+        self._current: ClassQueue | None = None
+
+    def use(self, policy: TaskScheduler, queue: TaskQueue) -> None:
+        """Place by this policy from now on."""
+        self._policy, self._queue = policy, queue
+        self._fills_evenly = policy.fills_evenly
+        self._has_backlogs = type(policy).backlog_limit is not TaskScheduler.backlog_limit
+        self._indexes = WeakKeyDictionary()
+        self._claims.clear()
+        self._unclaimed.clear()
+
+    def run(self, now: Instant) -> bool:
+        """One pass, of at most `PLACED_PER_PASS_MAX` tasks; True where it was cut short."""
+        self._now = now
+        self._left = PLACED_PER_PASS_MAX
+        self._depths.clear()
+        self._policy.plan(self, now)
+        self._found = None
+        return self._left <= 0
+
+    # ------------------------------------------------------------------------------------------------- the draft
+
+    def head(self) -> Task | None:
+        if self._left <= 0:
+            return None
+        self._wake()
+        if self._saturated():
+            return None
+        self._current = queue = self._queue.best()
+        return self._queue.head(queue) if queue is not None else None
+
+    def _saturated(self) -> bool:
+        """Whether no waiting task could go anywhere: nothing is free, and no backlog may grow."""
+        return self._wants_cpus() and not self._resources.open
+
+    def _wants_cpus(self) -> bool:
+        """Whether a worker without a free CPU is of no use to anybody: no backlog may grow, and no task needs none."""
+        return not (self._has_backlogs or self._runtimes.short or self._queue.without_cpu)
+
+    def _wake(self) -> None:
+        """Bring back the classes that could use a worker that has changed. O(changed workers * classes aside)."""
+        queue, resources = self._queue, self._resources
+        while True:
+            for returned in queue.take_returned():
+                self._drop_claim(returned)
+            fresh = resources.take_fresh()
+            if fresh and self._wants_cpus():
+                fresh = [worker for worker in fresh if worker.seq in resources.open]
+            if not fresh:
+                return
+            aside = queue.aside()
+            all_of_them = len(aside) * len(fresh) > WAKE_PAIRS_MAX
+            for waiting in aside:
+                if all_of_them or any(self._could_use(waiting, worker) for worker in fresh):
+                    queue.bring_back(waiting)
+
+    def _could_use(self, queue: ClassQueue, worker: WorkerInfo) -> bool:
+        request, ledger, task = queue.request, worker.ledger, self._queue.head(queue)
+        if task is None or ledger is None or not worker.accepts_work:
+            return False
+        if ledger.free_cpus < request.cpus_min and not self._has_backlogs and not self._base_depth(task):
+            return False
+        return self._fit(task, request, worker, self._possible(self._of(request), request, worker), None) is not None
+
+    def head_of(self, request: RequestClass) -> Task | None:
+        queue = self._queue.find(request)
+        if queue is None or queue.blocked:
+            return None
+        self._current = queue
+        return self._queue.head(queue)
+
+    def candidate(self, task: Task) -> WorkerInfo | None:
+        request = task.request
+        if request is None:
+            return None
+        index = self._index(request)
+        heap, by_seq = index.heap, self._resources.by_seq
+        passed: list[Entry] = []
+        chosen: WorkerInfo | None = None
+        while heap:
+            later, variant, _, seq, version = heap[0]
+            worker = by_seq.get(seq)
+            if worker is None or worker.version != version:
+                heappop(heap)
+            elif later and _queued(worker) >= self._depth(task, worker, request.needs[variant]):
+                heappop(heap)  # comes back with the next change of the worker
+            elif self._claims_due():
+                self._make_claims()
+            elif self._claims and not self._leaves_claim(task, worker, request.needs[variant], later):
+                passed.append(heappop(heap))
+            else:
+                chosen = worker
+                self._found = (task, worker, variant)
+                break
+        for entry in passed:
+            heappush(heap, entry)
+        return chosen
+
+    def assign(self, task: Task, worker: WorkerInfo) -> None:
+        found = self._found
+        if found is not None and found[0] is task and found[1] is worker:
+            variant = found[2]
+        else:
+            fitting = self.fit(task, worker)
+            if fitting is None:
+                self.block(task)
+                return
+            variant = fitting[1]
+        self._place(task, worker, variant)
+
+    def offer(self, task: Task, worker: WorkerInfo, depth: int) -> bool:
+        """Place the task on this worker if it starts there now or its backlog is below `depth`."""
+        fitting = self.fit(task, worker, depth)
+        if fitting is None or task.request is None:
+            return False
+        if self._claims_due():
+            self._make_claims()
+        if not self._leaves_claim(task, worker, task.request.needs[fitting[1]], fitting[0]):
+            return False
+        self._place(task, worker, fitting[1])
+        return True
+
+    def block(self, task: Task) -> None:
+        queue, request = self._current, task.request
+        if queue is None or request is None:
+            return
+        self._queue.set_aside(queue)
+        self._unclaimed.append(queue)
+
+    # --------------------------------------------------------------------------------------------- what fits where
+
+    def fit(self, task: Task, worker: WorkerInfo, depth: int | None = None) -> Fit | None:
+        """How the task would go to the worker now: (starts later, variant), or None."""
+        request, ledger = task.request, worker.ledger
+        if request is None or ledger is None or not worker.accepts_work:
+            return None
+        return self._fit(task, request, worker, self._possible(self._of(request), request, worker), depth)
+
+    def could_run(self, task: Task, worker: WorkerInfo) -> bool:
+        """Whether the worker takes work and could run the task if it were empty."""
+        request = task.request
+        if request is None or not worker.accepts_work:
+            return False
+        return bool(self._possible(self._of(request), request, worker))
+
+    def possible(self, request: RequestClass, worker: WorkerInfo) -> bool:
+        """Whether the worker could run such tasks if it were empty."""
+        return bool(self._possible(self._of(request), request, worker))
+
+    def is_claimed(self, task: Task, worker: WorkerInfo) -> bool:
+        """Whether the last pass kept the task off a worker where it fits, because a better-ranked class claims it."""
+        fitting = self.fit(task, worker, 0)
+        if fitting is None or task.request is None:
+            return False
+        return not self._leaves_claim(task, worker, task.request.needs[fitting[1]], fitting[0])
+
+    def has_room(self, task: Task, worker: WorkerInfo) -> bool:
+        """Whether the task could start there now."""
+        found = self.fit(task, worker, 0)
+        return found is not None and not found[0]
+
+    def _fit(
+        self, task: Task, request: RequestClass, worker: WorkerInfo, possible: tuple[int, ...], depth: int | None
+    ) -> Fit | None:
+        ledger = worker.ledger
+        if not possible or ledger is None:
+            return None
+        queued = _queued(worker)
+        if queued <= 0:
+            for variant in possible:
+                if ledger.can_fit(request.needs[variant]):
+                    return (0.0, variant)
+        if depth is None:
+            depth = self._depth(task, worker, request.needs[possible[0]])
+        return (1.0 + self._fills_evenly * queued / worker.slots, possible[0]) if queued < depth else None
+
+    def _depth(self, task: Task, worker: WorkerInfo, need: Need) -> int:
+        depth = self._base_depth(task)
+        if depth:
+            ledger = worker.ledger
+            slots = ledger.cpus // need.cpus if need.cpus and ledger is not None else worker.slots
+            depth = min(depth * max(1, slots), self._rule.depth_max)
+        return max(depth, self._policy.backlog_limit(worker)) if self._has_backlogs else depth
+
+    def _base_depth(self, task: Task) -> int:
+        """Attempts of its kind that a slot needs in its backlog to hide the round trip."""
+        hint_s = task.requirements.estimated_time
+        depth = self._depths.get((task.kind, hint_s))
+        if depth is None:
+            estimate = self._runtimes.predict(task.kind, task.requirements.estimated_time)
+            depth = self._depths[task.kind, hint_s] = self._rule.depth(
+                estimate.mean_s if estimate is not None else None
+            )
+        return depth
+
+    # -------------------------------------------------------------------------------------------------- the index
+
+    def _of(self, request: RequestClass) -> Candidates:
+        index = self._indexes.get(request)
+        if index is None:
+            index = self._indexes[request] = Candidates()
+        return index
+
+    def _index(self, request: RequestClass) -> Candidates:
+        """The index of a class, up to date. O(changes since it was last looked at * log workers)."""
+        index = self._of(request)
+        resources = self._resources
+        resources.commit()
+        end = resources.base + len(resources.changes)
+        if index.cursor < resources.base:
+            self._rebuild(index, request)
+        elif index.cursor < end:
+            self._follow(index, request)
+        index.cursor = end
+        return index
+
+    def _rebuild(self, index: Candidates, request: RequestClass) -> None:
+        index.possible.clear()
+        task = self._sample(request)
+        entries = (self._entry(index, task, request, worker) for worker in self._resources)
+        index.heap = [entry for entry in entries if entry is not None]
+        heapify(index.heap)
+
+    def _follow(self, index: Candidates, request: RequestClass) -> None:
+        resources = self._resources
+        changes, base = resources.changes, resources.base
+        task = self._sample(request)
+        # What a worker must have free, where nothing may wait there, to be looked at closely.
+        cpus = 0 if self._has_backlogs or self._base_depth(task) else request.cpus_min
+        for position in range(index.cursor - base, len(changes)):
+            worker = resources.by_seq.get(changes[position])
+            # Only the newest change of a worker counts.
+            if worker is None or worker.version != base + position + 1:
+                continue
+            if worker.ledger is not None and worker.ledger.free_cpus >= cpus:
+                entry = self._entry(index, task, request, worker)
+                if entry is not None:
+                    heappush(index.heap, entry)
+        if len(index.heap) > 64 + 8 * len(resources):
+            self._rebuild(index, request)
+
+    def _entry(self, index: Candidates, task: Task, request: RequestClass, worker: WorkerInfo) -> Entry | None:
+        status = worker.status
+        if status is not WorkerStatus.IDLE and status is not WorkerStatus.BUSY:
+            return None
+        found = self._fit(task, request, worker, self._possible(index, request, worker), None)
+        if found is None:
+            return None
+        return (found[0], found[1], self._policy.score(task, worker), worker.seq, worker.version)
+
+    def _possible(self, index: Candidates, request: RequestClass, worker: WorkerInfo) -> tuple[int, ...]:
+        ledger = worker.ledger
+        if ledger is None:
+            return ()
+        known = index.possible.get(worker.seq)
+        if known is not None and known[0] is ledger:
+            return known[1]
+        possible = tuple(i for i, need in enumerate(request.needs) if not ledger.blocker(need))
+        index.possible[worker.seq] = (ledger, possible)
+        return possible
+
+    def _sample(self, request: RequestClass) -> Task:
+        """A task that stands for its class: the head of its queue where there is one."""
+        queue = self._queue.find(request)
+        task = self._queue.head(queue) if queue is not None else None
+        return task if task is not None else Task(id=0, kind=request.kind, requirements=request.requirements)  # type: ignore[arg-type]
+
+    def _place(self, task: Task, worker: WorkerInfo, variant: int) -> None:
+        queue = self._current
+        if queue is None:
+            return
+        self._left -= 1
+        popped = self._queue.pop(queue)
+        request = popped.request
+        if request is not None and (index := self._indexes.get(request)) is not None and index.claim_seq == worker.seq:
+            index.claim_seq = 0
+        self._dispatch(popped, worker, variant)
+
+    # ----------------------------------------------------------------------------------------- claims and backfill
+
+    def _claims_due(self) -> bool:
+        version = (self._queue.classes_version, self._resources.members_version)
+        return bool(self._unclaimed) or (bool(self._queue.has_aside) and version != self._claims_version)
+
+    def _make_claims(self) -> None:
+        """Let the classes that are aside claim, best rank first, before anyone else is placed."""
+        version = (self._queue.classes_version, self._resources.members_version)
+        if version != self._claims_version:
+            self._claims_version = version
+            self._unclaimed = self._look_over_claims()
+        for queue in self._unclaimed:
+            if queue.blocked and len(self._claims) < CLAIMS_MAX and self._could_starve(queue.request):
+                self._claim(queue)
+        self._unclaimed = []
+
+    def _look_over_claims(self) -> list[ClassQueue]:
+        """Drop claims on workers that take no work; returns the classes aside that have none, best rank first."""
+        by_seq = self._resources.by_seq
+        for seq in list(self._claims):
+            worker = by_seq.get(seq)
+            if worker is None or not worker.accepts_work:
+                del self._claims[seq]
+        having = {claim.queue.request.number for claim in self._claims.values()}
+        without = [queue for queue in self._queue.aside() if queue.request.number not in having]
+        return sorted(without, key=self._rank_of)
+
+    def _rank_of(self, queue: ClassQueue) -> Rank:
+        head = self._queue.head(queue)
+        return self._queue.rank(head) if head is not None else (math.inf, 0)
+
+    def _drop_claim(self, queue: ClassQueue) -> None:
+        """A class is no longer aside: whoever its claim kept off the worker may look again."""
+        index = self._indexes.get(queue.request)
+        claim = self._claims.get(index.claim_seq) if index is not None else None
+        if index is not None and claim is not None and claim.queue is queue:
+            del self._claims[index.claim_seq]
+            worker = self._resources.by_seq.get(index.claim_seq)
+            if worker is not None:
+                self._resources.touch(worker)
+
+    def _could_starve(self, request: RequestClass) -> bool:
+        """Whether smaller tasks could keep taking what this class needs at one time."""
+        index, version = self._of(request), self._queue.classes_version
+        if index.could_starve[0] != version:
+            need = request.needs[0]
+            others = islice(self._queue.classes_beside(request), STARVE_COMPARED_MAX)
+            index.could_starve = (version, any(not _covers(other.request.needs[0], need) for other in others))
+        return index.could_starve[1]
+
+    def _claim(self, queue: ClassQueue) -> None:
+        request = queue.request
+        index = self._of(request)
+        worker = self._resources.by_seq.get(index.claim_seq)
+        if worker is None or not worker.accepts_work or worker.seq in self._claims:
+            worker = self._choose_claim(index, request)
+        if worker is not None:
+            index.claim_seq = worker.seq
+            self._claims[worker.seq] = Claim(queue, request.needs[self._possible(index, request, worker)[0]])
+
+    def _choose_claim(self, index: Candidates, request: RequestClass) -> WorkerInfo | None:
+        """The worker with the earliest start among a sample that moves on with each call."""
+        order, by_seq = self._resources.order, self._resources.by_seq
+        freest: list[tuple[int, int]] = []
+        for step in range(min(len(order), CLAIM_SAMPLE_MAX)):
+            seq = order[(self._claim_cursor + step) % len(order)]
+            worker = by_seq.get(seq)
+            if worker is None or not worker.accepts_work or seq in self._claims:
+                continue
+            if self._possible(index, request, worker):
+                freest.append((worker.task_count + len(worker.task_queue), seq))
+        self._claim_cursor += CLAIM_SAMPLE_MAX
+        starts = []
+        for _, seq in sorted(freest)[:CLAIM_CANDIDATES_MAX]:
+            need = request.needs[self._possible(index, request, by_seq[seq])[0]]
+            starts.append((self._earliest_start(by_seq[seq], need), seq))
+        return by_seq[min(starts)[1]] if starts else None
+
+    def _earliest_start(self, worker: WorkerInfo, need: Need) -> Instant:
+        """When `need` will fit, by the upper estimates of what runs there; far away where they are unknown."""
+        ledger = self._empty(worker)
+        ends = sorted((self._upper_end(task), task.id) for task in worker.running.values())
+        for task in worker.running.values():
+            ledger.reserve_exactly(need_of(task), task.devices)
+        if ledger.can_fit(need):
+            return self._now
+        for end, task_id in ends:
+            task = worker.running[task_id]
+            ledger.release(need_of(task), task.devices)
+            if ledger.can_fit(need):
+                return end
+        return _FAR
+
+    def _upper_end(self, task: Task) -> Instant:
+        upper = self._upper_runtime(task)
+        state = task.state
+        started = state.started_at_ns if isinstance(state, Running) else self._now
+        return _FAR if upper is None else max(self._now, started + upper)
+
+    def _upper_runtime(self, task: Task) -> int | None:
+        estimate = self._runtimes.predict(task.kind, task.requirements.estimated_time)
+        if estimate is None:
+            return None if task.rules.timeout_s is None else int(task.rules.timeout_s * SECOND)
+        return int(estimate.upper_s * SECOND)
+
+    def _leaves_claim(self, task: Task, worker: WorkerInfo, need: Need, later: float) -> bool:
+        """Whether a task may go to a worker, for all that a class aside of better rank claims there."""
+        claim = self._claims.get(worker.seq)
+        if claim is None or claim.queue.request is task.request:
+            return True
+        if not claim.queue.blocked or self._queue.rank(task) < self._rank_of(claim.queue):
+            return True
+        if later:
+            return False
+        if claim.version != worker.version:
+            claim.start_ns, claim.version = self._earliest_start(worker, claim.need), worker.version
+        start = claim.start_ns
+        upper = self._upper_runtime(task)
+        if upper is not None and start < _FAR and self._now + upper <= start:
+            return True
+        ledger = self._empty(worker)
+        for running in worker.running.values():
+            if self._upper_end(running) > start:
+                ledger.reserve_exactly(need_of(running), running.devices)
+        return ledger.reserve(need) is not None and ledger.can_fit(claim.need)
+
+    def check(self) -> None:
+        """No class may be aside while it could start somewhere that nobody claims. Raises AssertionError.
+
+        What a claim leaves depends on estimates: they may have changed since the pass, which waits for a worker to.
+        """
+        for queue in self._queue.aside():
+            task = self._queue.head(queue)
+            assert task is not None, queue.request.requirements
+            for worker in self._resources:
+                kept_off = not self.has_room(task, worker) or worker.seq in self._claims
+                assert kept_off, (task.id, worker.worker_id)
+
+    @staticmethod
+    def _empty(worker: WorkerInfo) -> Ledger:
+        if worker.resources is None:
+            raise ValueError(f"worker {worker.worker_id!r} has declared nothing")
+        return Ledger(worker.resources)
+
+
+#: Later than any instant that an estimate gives.
+_FAR: Instant = 1 << 62
+
+
+def _queued(worker: WorkerInfo) -> int:
+    return len(worker.task_queue) - worker.outgoing + worker.incoming
+
+
+def _covers(big: Need, small: Need) -> bool:
+    """Whether whatever holds `big` also holds `small`."""
+    if small.cpus > big.cpus or small.ram_mb > big.ram_mb or small.gpus * small.share > big.gpus * big.share:
+        return False
+    if small.gpu_mb > big.gpu_mb and small.gpus:
+        return False
+    amounts = dict(big.custom)
+    return all(amounts.get(name, 0) >= amount for name, amount in small.custom)

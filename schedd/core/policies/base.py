@@ -1,0 +1,224 @@
+"""What a policy is: few hooks, most with a default. All return values; none acts.
+
+`level` and `ageing_rate` order the waiting tasks, `score` orders the workers that fit, `plan` is the whole placement
+pass, `rebalance` proposes steals, `observe` learns. The daemon and a plain list of `WorkerInfo` go through the same
+`score`: the daemon only keeps the workers in ordered indexes by it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+
+from msgspec import Struct
+
+from schedd.core.capacity import Need, compile_needs
+from schedd.core.model import Instant, Task, TaskRequirements, WorkerId, WorkerInfo, WorkerStatus
+
+if TYPE_CHECKING:
+    from schedd.core.queue import RequestClass
+
+#: How a task would go to a worker, lower is better: (0 where it starts now, else 1 + backlog per slot; index of the
+#: requirements variant). Backlogs fill evenly by it, unless the policy says that its score does that.
+Fit = tuple[float, int]
+
+
+def fit(
+    requirements_needs: Sequence[Need],
+    requirements: TaskRequirements,
+    worker: WorkerInfo,
+    depth: int,
+    evenly: bool = True,
+) -> Fit | None:
+    """Tell how a task would go to a worker: at once, into a backlog of at most `depth`, or (None) not at all.
+
+    A row with a ledger is asked what is free; a plain row is taken at its word: `num_gpus` are there, and it is idle
+    or it is not. `evenly`: backlogs are compared by their length per slot, before any score.
+    """
+    if not worker.accepts_work:
+        return None
+    ledger = worker.ledger
+    queued = len(worker.task_queue) - worker.outgoing + worker.incoming
+    if ledger is None:
+        if requirements.min_gpus > worker.num_gpus:
+            return None
+        if worker.status == WorkerStatus.IDLE:
+            return (0.0, 0)
+        return (1.0 + evenly * queued / worker.slots, 0) if queued < depth else None
+    possible = [i for i, need in enumerate(requirements_needs) if not ledger.blocker(need)]
+    if not possible:
+        return None
+    if queued <= 0:
+        for i in possible:
+            if ledger.can_fit(requirements_needs[i]):
+                return (0.0, i)
+    return (1.0 + evenly * queued / worker.slots, possible[0]) if queued < depth else None
+
+
+class Outcome(Struct, frozen=True):
+    """What a policy learns from: one attempt that started and ended by its own doing."""
+
+    task: Task
+    worker: WorkerInfo
+    runtime_s: float
+    success: bool
+
+
+class Steal(Struct, frozen=True):
+    """A proposal: take `task` out of the backlog of `victim` and give it to `thief`."""
+
+    task: Task
+    victim: WorkerInfo
+    thief: WorkerInfo
+
+
+class Draft(Protocol):
+    """The placement pass under way, as `plan` sees it. Each call sees the provisional result of those before."""
+
+    def head(self) -> Task | None:
+        """The best-ranked waiting task whose class was not set aside; None: the pass is over."""
+
+    def candidate(self, task: Task) -> WorkerInfo | None:
+        """The feasible worker with the lowest score for a task at the head of its class."""
+
+    def assign(self, task: Task, worker: WorkerInfo) -> None:
+        """Place the head of a class on its candidate."""
+
+    def block(self, task: Task) -> None:
+        """Set the class of this task aside for the rest of the pass; it keeps its claim."""
+
+    def head_of(self, request: RequestClass) -> Task | None:
+        """The next task of the class whose head was just assigned, whatever its rank among other classes."""
+
+    def offer(self, task: Task, worker: WorkerInfo, depth: int) -> bool:
+        """Place the task from `head_of` on this very worker if it starts now or the backlog is below `depth`."""
+
+
+class ClusterView(Protocol):
+    """The workers, as `rebalance` sees them."""
+
+    def workers(self) -> Iterable[WorkerInfo]:
+        """All workers in the order of joining."""
+
+    def could_run(self, task: Task, worker: WorkerInfo) -> bool:
+        """Whether the worker takes work and could run this task if it were empty."""
+
+    def has_room(self, task: Task, worker: WorkerInfo) -> bool:
+        """Whether the task could start there now."""
+
+
+class TaskScheduler(ABC):
+    """Base of all policies. A policy holds what it believes; the facts stay in the tables of the engine."""
+
+    #: Its value of `[policy] name`.
+    name: ClassVar[str]
+    #: Its table `[policy.NAME]`; fields as the keyword arguments of the constructor.
+    Params: ClassVar[type[Struct]]
+    #: What it wants, in one line for `schedd policies`.
+    summary: ClassVar[str]
+    #: Whether tasks of different kinds must be told apart while they wait.
+    by_kind: ClassVar[bool] = False
+    #: Whether backlogs fill evenly, by their length per slot, whatever `score` says of two busy workers.
+    fills_evenly: ClassVar[bool] = True
+    #: Rank gained for each second of waiting, in units of priority.
+    ageing_rate: float = 0.0
+    #: Seconds between two calls of `refresh`; 0: never.
+    refresh_interval_s: float = 0.0
+
+    @classmethod
+    def from_params(cls, params: Struct) -> Self:
+        """Build from the Struct of its table."""
+        return cls(**{name: getattr(params, name) for name in params.__struct_fields__})
+
+    def level(self, task: Task) -> float:
+        """The importance of a task, higher first; constant while it waits."""
+        return task.priority
+
+    @abstractmethod
+    def score(self, task: Task, worker: WorkerInfo) -> float:
+        """Lower is better. May depend on the kind of the task, the load of the worker and what was learned."""
+
+    def backlog_limit(self, worker: WorkerInfo) -> int:
+        """How many attempts may wait at a worker beyond what hides the round trip."""
+        return 0
+
+    def assign_task(self, task: Task, workers: Sequence[WorkerInfo]) -> WorkerId | None:
+        """Choose among workers by score, those that can start it at once before all others; None: none fits.
+
+        Ties go to the first of the list. O(workers).
+        """
+        needs = compile_needs(task.requirements)
+        best: tuple[float, int, float, int] | None = None
+        for position, worker in enumerate(workers):
+            found = fit(needs, task.requirements, worker, self.backlog_limit(worker), self.fills_evenly)
+            if found is not None:
+                key = (*found, self.score(task, worker), position)
+                best = key if best is None or key < best else best
+        return workers[best[3]].worker_id if best is not None else None
+
+    def plan(self, draft: Draft, now: Instant) -> None:
+        """Place what can be placed, in rank order."""
+        while (task := draft.head()) is not None:
+            worker = draft.candidate(task)
+            if worker is None:
+                draft.block(task)
+            else:
+                draft.assign(task, worker)
+
+    def rebalance(self, view: ClusterView, now: Instant) -> list[Steal]:
+        """Propose moves out of backlogs: each idle worker takes about half of the longest backlog's surplus."""
+        return steal_half(view, 0)
+
+    def observe(self, outcome: Outcome, now: Instant) -> None:  # noqa: B027 (most policies learn nothing)
+        """Learn from an attempt."""
+
+    def refresh(self, now: Instant) -> list[WorkerId]:
+        """Recompute what scores are made of; called every `refresh_interval_s`. Returns whose scores have changed."""
+        return []
+
+
+def movable(worker: WorkerInfo) -> int:
+    """Backlog of a worker that is not being moved already."""
+    return len(worker.task_queue) - worker.outgoing
+
+
+def steal_half(view: ClusterView, threshold: int) -> list[Steal]:
+    """Let each worker without work take from the worker with the longest backlog above `threshold`.
+
+    It takes half of what lies above the threshold and at least one, from the tail: the victim keeps what it will
+    start next, and order within the steal stays. Several thieves see each other's takings. O(workers log workers +
+    tasks looked at).
+    """
+    workers = list(view.workers())
+    victims = [w for w in workers if movable(w) > threshold and w.accepts_work]
+    steals: list[Steal] = []
+    taken: dict[WorkerId, int] = {}
+    for thief in workers:
+        if not thief.accepts_work or thief.task_queue or thief.incoming:
+            continue
+        candidates = sorted(victims, key=lambda v: (taken.get(v.worker_id, 0) - movable(v), v.seq))
+        for victim in candidates:
+            gone = taken.get(victim.worker_id, 0)
+            surplus = movable(victim) - gone - threshold
+            if surplus <= 0:
+                break
+            moves = _take(view, victim, thief, gone, max(1, surplus // 2))
+            if moves:
+                taken[victim.worker_id] = gone + len(moves)
+                steals.extend(moves)
+                break
+    return steals
+
+
+def _take(view: ClusterView, victim: WorkerInfo, thief: WorkerInfo, skip: int, most: int) -> list[Steal]:
+    """Up to `most` tasks from the tail of a backlog, the last `skip` left out; none unless one could start at once."""
+    moves: list[Steal] = []
+    waiting = [t for t in victim.task_queue if t.state.name != "revoking"]
+    for task in reversed(waiting[: len(waiting) - skip] if skip else waiting):
+        if len(moves) == most:
+            break
+        if view.could_run(task, thief) and (moves or view.has_room(task, thief)):
+            moves.append(Steal(task, victim, thief))
+    moves.reverse()
+    return moves

@@ -1,0 +1,345 @@
+"""What clients ask for: submit, cancel, hold, release, set. A request does what it says, or declines with a reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from msgspec import structs
+
+from schedd.core import effects as fx
+from schedd.core import events as ev
+from schedd.core.model import (
+    SECOND,
+    Cancelled,
+    Held,
+    Queued,
+    Selection,
+    Succeeded,
+    Task,
+    TaskEntry,
+    TaskId,
+    TaskRequirements,
+    TaskSpec,
+    WorkerInfo,
+)
+from schedd.core.queue import RequestClass
+from schedd.core.tables import Tables
+from schedd.core.tasks import DISPATCHED, UNDISPATCHED
+
+#: A reply names at most so many tasks that it left unchanged.
+UNCHANGED_NAMED_MAX = 100
+#: One submit has at most so many tasks: 30 ms of the loop's time.
+SUBMIT_TASKS_MAX = 10_000
+#: A delayed start further away than this is a mistake (30 years).
+DELAY_S_MAX = 1e9
+
+
+class Declined(Exception):
+    """A request is declined: code, message, hint."""
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+
+class Requests:
+    """The handlers of client requests."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._t = tables
+
+    # ---------------------------------------------------------------------------------------------------------- submit
+
+    def on_submit_tasks(self, event: ev.SubmitTasks) -> None:
+        try:
+            admitted = self._admit(event)
+        except Declined as no:
+            self._t.actions.append(fx.ReplyDeclined(event.origin, no.code, no.message, no.hint))
+        else:
+            self._t.actions.append(admitted)
+
+    def _admit(self, event: ev.SubmitTasks) -> fx.ReplySubmitted:
+        t = self._t
+        if len(event.tasks) > SUBMIT_TASKS_MAX:
+            text = f"a submit of {len(event.tasks)} tasks is above the bound of {SUBMIT_TASKS_MAX}"
+            raise Declined("too_large", text, "submit them in parts")
+        for spec in event.specs:
+            _check_spec(spec)
+        known = self._check_entries(event)
+        fresh_count = known.count(None)
+        if t.tasks.unfinished_count + fresh_count > t.settings.unfinished_max:
+            raise Declined(
+                "queue_full",
+                f"{t.tasks.unfinished_count} tasks are unfinished and at most {t.settings.unfinished_max} may be",
+                "wait for some to finish, or raise [limits] unfinished_max",
+            )
+        by_kind = t.policy.by_kind
+        classes = [t.classes.intern(spec.requirements, spec.kind, by_kind) for spec in event.specs]
+        warnings = self._warnings(classes) if fresh_count else []
+        if warnings and event.strict:
+            raise Declined("no_worker_fits", warnings[0], "leave out --strict to let the task wait for a worker")
+        ids: list[TaskId] = []
+        fresh: list[TaskEntry] = []
+        for entry, existing in zip(event.tasks, known, strict=True):
+            if existing is not None:
+                ids.append(existing)
+                continue
+            ids.append(self._enter(event.specs[entry.spec], entry, classes[entry.spec], ids))
+            if entry.after and fresh_count < len(known):  # the fact has no entries for such references to count
+                entry = structs.replace(entry, after=[r if r >= 0 else ids[-1 - r] for r in entry.after])
+            fresh.append(entry)
+        for spec in event.specs:
+            if spec.requirements.estimated_time is not None:
+                t.runtimes.hint(spec.kind, spec.requirements.estimated_time)
+        t.counters.submitted += len(fresh)
+        if fresh:
+            fresh_ids = [i for i, existing in zip(ids, known, strict=True) if existing is None]
+            t.facts.append(fx.TasksAdmitted(t.now, event.specs, fresh, fresh_ids))
+        return fx.ReplySubmitted(event.origin, ids, warnings)
+
+    def _check_entries(self, event: ev.SubmitTasks) -> list[TaskId | None]:
+        """Check every entry before the first is entered; returns the tasks that their keys already name.
+
+        What such a task waits for is not judged again: a client that asks once more because the answer was lost gets
+        it, whatever has become of the rest meanwhile.
+        """
+        known: list[TaskId | None] = []
+        keys: set[str] = set()
+        judged: set[int] = set()
+        spec_count = len(event.specs)
+        for position, entry in enumerate(event.tasks):
+            if not 0 <= entry.spec < spec_count:
+                raise Declined("bad_request", f"entry {position} names spec {entry.spec} of {spec_count}")
+            if entry.priority is not None and not math.isfinite(entry.priority):
+                raise Declined("bad_request", f"entry {position} has the priority {entry.priority}")
+            spec = event.specs[entry.spec]
+            if (key := entry.key) is not None:
+                if not key or key in keys:
+                    raise Declined("bad_request", f"key {key!r} is empty or stands twice in one submit")
+                keys.add(key)
+                if (existing := self._same_key(key, spec, entry)) is not None:
+                    known.append(existing)
+                    continue
+            if spec.after and entry.spec not in judged:
+                judged.add(entry.spec)
+                self._check_after(spec.after, known)
+            if entry.after:
+                self._check_after(entry.after, known)
+            known.append(None)
+        return known
+
+    def _check_after(self, after: list[int], known: list[TaskId | None]) -> None:
+        """Check what an entry waits for; `known` has one item for each entry before it."""
+        for ref in after:
+            if ref < 0:
+                if -1 - ref >= len(known):
+                    raise Declined(
+                        "bad_request", f"entry {len(known)} depends on entry {-1 - ref}, which is not before it"
+                    )
+                if (existing := known[-1 - ref]) is None:
+                    continue
+                ref = existing
+            other = self._t.tasks.get(TaskId(ref))
+            if other is None:
+                raise Declined(
+                    "unknown_task", f"there is no task {ref} to wait for", "finished tasks are forgotten in time"
+                )
+            if other.state.is_final and not isinstance(other.state, Succeeded):
+                raise Declined("illegal_state", f"task {ref} {other.state.name}; a task that needs it could never run")
+
+    def _same_key(self, key: str, spec: TaskSpec, entry: TaskEntry) -> TaskId | None:
+        task_id = self._t.tasks.keys.get(key)
+        task = self._t.tasks.get(task_id) if task_id is not None else None
+        if task is None:
+            return None
+        if (task.payload, task.argument) != (spec.payload, entry.argument):
+            raise Declined("key_conflict", f"key {key!r} names task {task.id}, which does something else")
+        return task.id
+
+    def _enter(self, spec: TaskSpec, entry: TaskEntry, request: RequestClass, ids: list[TaskId]) -> TaskId:
+        t = self._t
+        now = t.now
+        task_id = TaskId(t.tasks.next_id)
+        task = Task(
+            id=task_id,
+            kind=spec.kind,
+            priority=spec.priority if entry.priority is None else entry.priority,
+            requirements=spec.requirements,
+            payload=spec.payload,
+            argument=entry.argument,
+            rules=spec.rules,
+            job=spec.job,
+            key=entry.key,
+            submitted_ns=now,
+            request=request,
+        )
+        if spec.delay_s:
+            task.not_before_ns = now + int(spec.delay_s * SECOND)
+        if spec.after or entry.after:
+            refs = [*spec.after, *entry.after]
+            task.after = tuple(dict.fromkeys(TaskId(r) if r >= 0 else ids[-1 - r] for r in refs))
+            t.tasks.depend(task, task.after)
+        task.state = Held(now) if spec.hold else t.waiting_state(task)
+        t.tasks.admit(task, now)
+        t.enter(task)
+        return task_id
+
+    def _warnings(self, classes: list[RequestClass]) -> list[str]:
+        """Say which requirements no worker could ever meet, with the numbers. Each class once."""
+        warnings = []
+        for request in dict.fromkeys(classes):
+            if not any(self._t.placer.possible(request, worker) for worker in self._t.resources):
+                warnings.append(self._no_fit(request))
+        return warnings
+
+    def _no_fit(self, request: RequestClass) -> str:
+        workers = list(self._t.resources)
+        if not workers:
+            return "no worker is connected; the task waits for one"
+        reasons: dict[str, int] = {}
+        for worker in workers:
+            reason = blocker(request, worker)
+            reasons[reason] = reasons.get(reason, 0) + 1
+        listed = "; ".join(f"{reason} ({count} worker{'s' if count > 1 else ''})" for reason, count in reasons.items())
+        return f"no worker fits: {listed}"
+
+    # --------------------------------------------------------------------------------------- cancel, hold, release, set
+
+    def on_cancel_tasks(self, event: ev.CancelTasks) -> None:
+        # From the newest: what waits for another is then cancelled by its own right, and counted.
+        cancel = self._cancel if event.started else self._cancel_undispatched
+        self._each(event.origin, event.selection, cancel, newest_first=True)
+
+    def _cancel_undispatched(self, task: Task) -> str:
+        return "may have started" if type(task.state) in DISPATCHED else self._cancel(task)
+
+    def _cancel(self, task: Task) -> str:
+        t = self._t
+        if type(task.state) in UNDISPATCHED:
+            t.withdraw(task)
+            t.finish(task, Cancelled(t.now), "cancelled")
+            return ""
+        if type(task.state) in DISPATCHED:
+            if task.cancelling:
+                return "is being cancelled"
+            worker = t.worker_of(task)
+            if worker is not None and t.unsend(task, worker):
+                t.release(task, worker)
+                t.finish(task, Cancelled(t.now), "cancelled")
+                return ""
+            task.cancelling = True
+            if worker is not None:
+                t.stop(task, worker.worker_id)
+            return ""
+        return f"already {task.state.name}"
+
+    def on_hold_tasks(self, event: ev.HoldTasks) -> None:
+        self._each(event.origin, event.selection, self._hold)
+
+    def _hold(self, task: Task) -> str:
+        if isinstance(task.state, Held):
+            return "already held"
+        if type(task.state) not in UNDISPATCHED:
+            return f"already {task.state.name}"
+        self._t.withdraw(task)
+        self._t.tasks.set_state(task, Held(self._t.now))
+        self._t.facts.append(fx.TaskHeld(task.id))
+        return ""
+
+    def on_release_tasks(self, event: ev.ReleaseTasks) -> None:
+        self._each(event.origin, event.selection, self._release)
+
+    def _release(self, task: Task) -> str:
+        if not isinstance(task.state, Held):
+            return "is not held"
+        self._t.settle(task)
+        self._t.facts.append(fx.TaskReleased(task.id))
+        return ""
+
+    def on_set_tasks(self, event: ev.SetTasks) -> None:
+        priority, requirements = event.priority, event.requirements
+        if priority is not None and not math.isfinite(priority):
+            self._t.actions.append(fx.ReplyDeclined(event.origin, "bad_request", f"{priority} is no priority"))
+            return
+
+        def change(task: Task) -> str:
+            return self._change(
+                task, task.priority if priority is None else priority, requirements or task.requirements
+            )
+
+        self._each(event.origin, event.selection, change)
+
+    def on_set_priorities(self, event: ev.SetPriorities) -> None:
+        unchanged: list[tuple[int | str, str]] = []
+        changed = 0
+        for task_id, priority in event.priorities:
+            task = self._t.tasks.get(task_id)
+            if task is None:
+                reason = "unknown task"
+            elif not math.isfinite(priority):
+                reason = f"{priority} is no priority"
+            else:
+                reason = self._change(task, priority, task.requirements)
+            if reason:
+                unchanged.append((task_id, reason))
+            else:
+                changed += 1
+        self._t.actions.append(fx.ReplyChanged(event.origin, changed, unchanged[:UNCHANGED_NAMED_MAX]))
+
+    def _change(self, task: Task, priority: float, requirements: TaskRequirements) -> str:
+        t = self._t
+        if type(task.state) not in UNDISPATCHED:
+            return f"already {task.state.name}"
+        queued = isinstance(task.state, Queued)
+        if queued:
+            t.queue.remove(task)  # under its old priority
+        task.priority = priority
+        if requirements is not task.requirements:
+            task.requirements = requirements
+            task.request = t.classes.intern(task.requirements, task.kind, t.policy.by_kind)
+        if queued:
+            t.enter(task)
+        t.facts.append(fx.TaskChanged(task.id, task.priority, task.requirements))
+        return ""
+
+    def _each(
+        self, origin: int, selection: Selection, change: Callable[[Task], str], newest_first: bool = False
+    ) -> None:
+        """Apply a change to each selected task and reply with how many it changed."""
+        t = self._t
+        unchanged: list[tuple[int | str, str]] = [
+            (task_id, "unknown task") for task_id in selection.ids if t.tasks.get(task_id) is None
+        ]
+        changed = 0
+        tasks = list(t.tasks.select(selection))
+        for task in reversed(tasks) if newest_first else tasks:
+            reason = change(task)
+            if not reason:
+                changed += 1
+            elif selection.ids or not task.state.is_final:
+                unchanged.append((task.id, reason))
+        if selection.job and selection.job not in t.tasks.jobs and not selection.ids:
+            t.actions.append(fx.ReplyDeclined(origin, "unknown_job", f"there is no job {selection.job!r}"))
+            return
+        t.actions.append(fx.ReplyChanged(origin, changed, unchanged[:UNCHANGED_NAMED_MAX]))
+
+
+def _check_spec(spec: TaskSpec) -> None:
+    if not math.isfinite(spec.priority):
+        raise Declined("bad_request", f"{spec.priority} is no priority")
+    if not 0 <= spec.delay_s <= DELAY_S_MAX:
+        raise Declined("bad_request", f"a delay of {spec.delay_s} s makes no sense")
+    if any(ref < 0 for ref in spec.after):
+        raise Declined("bad_request", "what all tasks of a spec wait for must be ids")
+
+
+def blocker(request: RequestClass, worker: WorkerInfo) -> str:
+    """What stands between a worker and every variant of a request, even if the worker were empty; "": nothing."""
+    ledger = worker.ledger
+    if ledger is None:
+        return "has declared nothing"
+    reasons = [ledger.blocker(need) for need in request.needs]
+    return "" if "" in reasons else reasons[0]

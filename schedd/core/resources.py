@@ -1,0 +1,309 @@
+"""The worker table: who is there, what is reserved, and the log of changes that ordered indexes are kept by.
+
+Capacity (declared), reserved (promised by us) and usage (measured) stay three separate things: `WorkerInfo.resources`,
+`WorkerInfo.ledger` and `WorkerInfo.usage`. The backlog of a worker is mirrored by one rule that both sides follow: its
+head starts as soon as it fits beside what runs, and nothing overtakes it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from schedd.core.capacity import WHOLE, Ledger, Need, compile_needs
+from schedd.core.model import (
+    Instant,
+    Running,
+    Task,
+    TaskRequirements,
+    WorkerId,
+    WorkerInfo,
+    WorkerResources,
+    WorkerStatus,
+)
+
+
+def need_of(task: Task) -> Need:
+    """The need that the current attempt was placed by."""
+    request = task.request
+    if request is None:
+        raise ValueError(f"task {task.id} has no request class")
+    return request.needs[task.variant if task.variant < len(request.needs) else 0]
+
+
+class ResourceManager:
+    """The table of workers. Every change of what is free goes through here."""
+
+    def __init__(self) -> None:
+        self.workers: dict[WorkerId, WorkerInfo] = {}
+        self.by_seq: dict[int, WorkerInfo] = {}
+        self._next_seq = 1
+        #: Workers changed since the last `commit`, by seq.
+        self._touched: dict[int, WorkerInfo] = {}
+        #: Workers whose change was committed since the last `take_fresh`, by seq.
+        self._fresh: dict[int, WorkerInfo] = {}
+        #: Grows when a worker comes, goes, or begins or ceases to take work.
+        self.members_version = 0
+        #: Seqs of the workers that take work and have a free share of a CPU, as of the last `commit`.
+        self.open: set[int] = set()
+        #: All seqs in the order of joining, those of workers that left not yet swept out.
+        self.order: list[int] = []
+        #: Seqs of changed workers; `base` is the number of the first entry, numbers grow for ever.
+        self.changes: list[int] = []
+        self.base = 0
+
+    def __len__(self) -> int:
+        return len(self.workers)
+
+    def __iter__(self) -> Iterator[WorkerInfo]:
+        return iter(self.workers.values())
+
+    # ------------------------------------------------------------------------------------------------- the table
+
+    def add(self, worker_id: WorkerId, resources: WorkerResources, now: Instant = 0) -> WorkerInfo:
+        """Enter a worker with nothing reserved. Raises ValueError if it is there already."""
+        if worker_id in self.workers:
+            raise ValueError(f"worker {worker_id!r} is already there")
+        ledger = Ledger(resources)
+        worker = WorkerInfo(
+            worker_id,
+            num_gpus=len(ledger.devices),
+            task_queue=deque(),
+            resources=resources,
+            ledger=ledger,
+            seq=self._next_seq,
+            joined_ns=now,
+            last_seen_ns=now,
+        )
+        self._next_seq += 1
+        self.workers[worker_id] = worker
+        self.by_seq[worker.seq] = worker
+        self.order.append(worker.seq)
+        self.members_version += 1
+        self.touch(worker)
+        return worker
+
+    def remove(self, worker_id: WorkerId) -> None:
+        """Take a worker out. Raises KeyError if it is not there."""
+        worker = self.workers.pop(worker_id)
+        del self.by_seq[worker.seq]
+        self.open.discard(worker.seq)
+        self._touched.pop(worker.seq, None)
+        self._fresh.pop(worker.seq, None)
+        self.members_version += 1
+        if len(self.order) > 64 + 2 * len(self.workers):
+            self.order = list(self.by_seq)
+        worker.status = WorkerStatus.DEAD
+
+    def update_resources(self, worker_id: WorkerId | str, values: Mapping[str, Any] | WorkerResources) -> WorkerInfo:
+        """Declare a worker's capacity, entering it if it is new; what is reserved on it stays reserved.
+
+        Raises ValueError for unknown keys and amounts that mean nothing, with nothing changed.
+        """
+        resources = values if isinstance(values, WorkerResources) else WorkerResources.from_dict(values)
+        known = self.workers.get(WorkerId(worker_id))
+        if known is None:
+            return self.add(WorkerId(worker_id), resources)
+        ledger = Ledger(resources)
+        if any(index >= len(ledger.devices) for task in known.running.values() for index in task.devices):
+            raise ValueError(f"a device of {worker_id!r} that is no longer declared is reserved by a running attempt")
+        for task in known.running.values():
+            ledger.reserve_exactly(need_of(task), task.devices)
+        known.resources, known.ledger, known.num_gpus = resources, ledger, len(ledger.devices)
+        self.touch(known)
+        return known
+
+    def find_suitable_worker(self, requirements: TaskRequirements) -> WorkerId | None:
+        """The least loaded worker that could start such a task now; None: there is none. O(workers)."""
+        needs = compile_needs(requirements)
+        best: tuple[float, int] | None = None
+        for worker in self.workers.values():
+            ledger = worker.ledger
+            if ledger is None or not worker.accepts_work or worker.task_queue:
+                continue
+            if any(not ledger.blocker(need) and ledger.can_fit(need) for need in needs):
+                key = (worker.load, worker.seq)
+                best = key if best is None or key < best else best
+        return self.by_seq[best[1]].worker_id if best is not None else None
+
+    def set_status(self, worker: WorkerInfo, status: WorkerStatus) -> None:
+        worker.status = status
+        self.members_version += 1
+        self.touch(worker)
+
+    # --------------------------------------------------------------------------------------------- reservations
+
+    def attach(self, task: Task, worker: WorkerInfo) -> bool:
+        """Give the task a reservation, or else a place in the backlog; True where it may start at once."""
+        ledger = worker.ledger
+        if ledger is not None and not worker.task_queue:
+            devices = ledger.reserve(need_of(task))
+            if devices is not None:
+                self._run(task, worker, devices)
+                self.touch(worker)
+                return True
+        worker.task_queue.append(task)
+        task.reserved = False
+        self.touch(worker)
+        return False
+
+    def attach_running(self, task: Task, worker: WorkerInfo, devices: tuple[int, ...]) -> None:
+        """Enter what a worker says that it runs, on the devices that it says."""
+        if worker.ledger is not None:
+            worker.ledger.reserve_exactly(need_of(task), devices)
+        self._run(task, worker, devices)
+        self.touch(worker)
+
+    def detach(self, task: Task, worker: WorkerInfo) -> None:
+        """Take the task off the worker, wherever it stands there, and let the backlog move up."""
+        queue = worker.task_queue
+        if task.reserved:
+            worker.running.pop(task.id, None)
+            worker.task_count -= 1
+            task.reserved = False
+            devices, task.devices = task.devices, ()
+            ledger = worker.ledger
+            if queue and not devices and self._inherits(queue[0], task, ledger):
+                self._start_head(worker, devices)
+            elif ledger is not None:
+                ledger.release(need_of(task), devices)
+        elif queue[0] is task:
+            del queue[0]
+        else:
+            queue.remove(task)
+        if queue:
+            self._promote(worker)
+        self.touch(worker)
+
+    def start_on(self, task: Task, worker: WorkerInfo, devices: tuple[int, ...]) -> None:
+        """Follow a worker that has started a task on these devices, wherever we had it and whatever we had free.
+
+        What we expected to start beside it goes back to the head of the backlog and is thought through again. A
+        dispatch that crosses an end on its way leads here: the worker then has other devices free than we thought.
+        """
+        need, ledger = need_of(task), worker.ledger
+        for other in reversed([t for t in worker.running.values() if t is not task]):
+            if not isinstance(other.state, Running):
+                self._unstart(other, worker)
+        if not task.reserved:
+            worker.task_queue.remove(task)
+            self._run(task, worker, devices)
+        elif ledger is not None:
+            ledger.release(need, task.devices)
+        task.devices = devices
+        if ledger is not None:
+            ledger.reserve_exactly(need, devices)
+        if worker.task_queue:
+            self._promote(worker)
+        self.touch(worker)
+
+    def _unstart(self, task: Task, worker: WorkerInfo) -> None:
+        """Undo `_start_head`."""
+        if worker.ledger is not None:
+            worker.ledger.release(need_of(task), task.devices)
+        del worker.running[task.id]
+        worker.task_count -= 1
+        worker.outgoing += task.state.name == "revoking"
+        task.reserved, task.devices = False, ()
+        worker.task_queue.insert(0, task)
+
+    @staticmethod
+    def _inherits(head: Task, ended: Task, ledger: Ledger | None) -> bool:
+        """Whether what an ended task gives back is just what the head of the backlog then takes.
+
+        Not with devices, which the head may get others of; nor while more is reserved than there is.
+        """
+        if head.request is not ended.request or head.variant != ended.variant or ledger is None:
+            return False
+        return ledger.free_cpus >= 0 and ledger.free_ram_mb >= 0 and not ledger.custom
+
+    def _run(self, task: Task, worker: WorkerInfo, devices: tuple[int, ...]) -> None:
+        task.devices = devices
+        task.reserved = True
+        worker.task_count += 1
+        worker.running[task.id] = task
+
+    def _promote(self, worker: WorkerInfo) -> None:
+        queue, ledger = worker.task_queue, worker.ledger
+        while queue and ledger is not None:
+            devices = ledger.reserve(need_of(queue[0]))
+            if devices is None:
+                return
+            self._start_head(worker, devices)
+
+    def _start_head(self, worker: WorkerInfo, devices: tuple[int, ...]) -> None:
+        head = worker.task_queue[0]
+        del worker.task_queue[0]
+        if head.state.name == "revoking":
+            worker.outgoing -= 1
+        self._run(head, worker, devices)
+
+    # -------------------------------------------------------------------------------------------------- changes
+
+    def touch(self, worker: WorkerInfo) -> None:
+        """Note that what is free on a worker may have changed; counts from the next `commit` on. O(1)."""
+        self._touched[worker.seq] = worker
+
+    def commit(self) -> None:
+        """Bring status, version and the log of changes up to date: once for all that a turn did to a worker."""
+        touched = self._touched
+        if not touched:
+            return
+        changes = self.changes
+        for worker in touched.values():
+            if worker.status is WorkerStatus.IDLE or worker.status is WorkerStatus.BUSY:
+                worker.status = WorkerStatus.IDLE if self._has_free(worker) else WorkerStatus.BUSY
+            if worker.accepts_work and worker.ledger is not None and worker.ledger.free_cpus > 0:
+                self.open.add(worker.seq)
+            else:
+                self.open.discard(worker.seq)
+            changes.append(worker.seq)
+            worker.version = self.base + len(changes)
+        self._fresh.update(touched)
+        touched.clear()
+        if len(changes) > 4096 + 4 * len(self.workers):
+            # Whoever is behind builds anew, which is cheaper than to follow that many changes.
+            self.base += len(changes)
+            changes.clear()
+
+    def take_fresh(self) -> list[WorkerInfo]:
+        """The workers that changed since the last call, after a `commit`."""
+        self.commit()
+        if not self._fresh:
+            return []
+        fresh = list(self._fresh.values())
+        self._fresh.clear()
+        return fresh
+
+    @staticmethod
+    def _has_free(worker: WorkerInfo) -> bool:
+        ledger = worker.ledger
+        if ledger is None:
+            return True
+        if ledger.devices:
+            return any(device.free_share for device in ledger.devices)
+        return ledger.free_cpus >= min(WHOLE, ledger.cpus)
+
+    def check(self) -> None:
+        """Recompute every derived number. Raises AssertionError."""
+        for worker in self.workers.values():
+            assert worker.resources is not None
+            fresh = Ledger(worker.resources)
+            for task in worker.running.values():
+                assert task.reserved, task.id
+                fresh.reserve_exactly(need_of(task), task.devices)
+            ledger = worker.ledger
+            assert ledger is not None
+            assert (fresh.free_cpus, fresh.free_ram_mb) == (ledger.free_cpus, ledger.free_ram_mb), worker.worker_id
+            assert fresh.devices == ledger.devices, worker.worker_id
+            assert {n: a for n, a in fresh.free_custom.items() if a} == {
+                n: a for n, a in ledger.free_custom.items() if a
+            }
+            assert worker.task_count == len(worker.running), worker.worker_id
+            assert not any(task.reserved for task in worker.task_queue), worker.worker_id
+            revoking = sum(1 for task in worker.task_queue if task.state.name == "revoking")
+            assert worker.outgoing == revoking, (worker.worker_id, worker.outgoing, revoking)
+            assert not worker.task_queue or not ledger.can_fit(need_of(worker.task_queue[0])), worker.worker_id
+            if not self._touched and worker.accepts_work:
+                assert (worker.status == WorkerStatus.IDLE) == self._has_free(worker), (worker.worker_id, worker.status)

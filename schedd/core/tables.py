@@ -1,0 +1,340 @@
+"""The tables of the engine and the moves that several handlers share. Nothing outside `core` sees this module."""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+from msgspec import Struct, field
+
+from schedd.core import effects as fx
+from schedd.core.model import (
+    SECOND,
+    Assigned,
+    AttemptRecord,
+    AttemptReport,
+    Cancelled,
+    Cause,
+    Delayed,
+    Failed,
+    Instant,
+    Queued,
+    Revoking,
+    State,
+    Succeeded,
+    Task,
+    TaskId,
+    Waiting,
+    WorkerId,
+    WorkerInfo,
+)
+from schedd.core.placement import Placer, PrefetchRule
+from schedd.core.policies.base import Outcome, TaskScheduler
+from schedd.core.queue import RequestClasses, TaskQueue
+from schedd.core.resources import ResourceManager
+from schedd.core.stats import RuntimeTable
+from schedd.core.tasks import TaskTable
+from schedd.core.timers import Deadlines
+
+#: Records of ended attempts kept with a task; a task that retries for ever must not grow for ever.
+ATTEMPTS_KEPT_MAX = 20
+#: Workers beyond this number send heartbeats less often, so that the daemon hears at most this many an interval.
+HEARTBEATS_PER_INTERVAL_MAX = 500
+
+DeadlineKey = tuple[Literal["delay", "lease", "lost", "steal", "refresh", "place"], int | str]
+
+
+class EngineSettings(Struct, frozen=True):
+    """What of the configuration the engine needs; durations in nanoseconds."""
+
+    prefetch: PrefetchRule = PrefetchRule()
+    heartbeat_ns: int = 5 * SECOND
+    lease_ns: int = 20 * SECOND
+    lost_after_ns: int = 40 * SECOND
+    stealing: bool = False
+    steal_interval_ns: int = SECOND // 2
+    unfinished_max: int = 5_000_000
+    finished_keep_count: int = 100_000
+    results_keep_bytes: int = 512 * 1024 * 1024
+
+
+class Counters(Struct):
+    """Totals since the start."""
+
+    submitted: int = 0
+    finished: int = 0
+    placements: int = 0
+    steals: int = 0
+    stale: int = 0
+    by_cause: dict[str, int] = field(default_factory=dict)
+
+
+class Tables:
+    """All that the engine knows, the effects of the turn under way, and the shared moves."""
+
+    def __init__(self, settings: EngineSettings, policy: TaskScheduler, rng: random.Random) -> None:
+        self.settings = settings
+        self.rng = rng
+        self.tasks = TaskTable(settings.finished_keep_count, settings.results_keep_bytes)
+        self.resources = ResourceManager()
+        self.classes = RequestClasses()
+        self.runtimes = RuntimeTable(settings.prefetch.runtime_max_s)
+        self.deadlines: Deadlines[DeadlineKey] = Deadlines()
+        self.counters = Counters()
+        self.placer = Placer(self.resources, self.runtimes, settings.prefetch, self.dispatch)
+        self.now: Instant = 0
+        #: Set by whatever may let a task start; the placement pass at the end of the turn clears it.
+        self.placement_wanted = False
+        self.facts: list[fx.Fact] = []
+        self.actions: list[fx.Action] = []
+        self._dispatches: dict[WorkerId, list[Task]] = {}
+        self._stops: dict[WorkerId, list[tuple[TaskId, int]]] = {}
+        self._drops: dict[WorkerId, list[tuple[TaskId, int]]] = {}
+        self._revokes: dict[WorkerId, list[tuple[TaskId, int]]] = {}
+        self._reports: list[AttemptReport] = []
+        self.policy = policy
+        self._policy_learns = type(policy).observe is not TaskScheduler.observe
+        self.queue = TaskQueue(policy.ageing_rate, policy.level)
+        self.placer.use(policy, self.queue)
+
+    # ------------------------------------------------------------------------------------------------------ effects
+
+    def stop(self, task: Task, worker_id: WorkerId) -> None:
+        self._stops.setdefault(worker_id, []).append((task.id, task.attempt))
+
+    def drop(self, worker_id: WorkerId, task_id: TaskId, attempt: int) -> None:
+        self._drops.setdefault(worker_id, []).append((task_id, attempt))
+
+    def revoke(self, task: Task, worker_id: WorkerId) -> None:
+        self._revokes.setdefault(worker_id, []).append((task.id, task.attempt))
+
+    def publish(self, report: AttemptReport) -> None:
+        self._reports.append(report)
+
+    def take_effects(self) -> fx.Effects:
+        """Hand over what the turn brought about. A worker is told to drop and stop before it gets anything new."""
+        actions = self.actions
+        for worker_id, attempts in self._drops.items():
+            actions.append(fx.DropAttempts(worker_id, attempts))
+        for worker_id, attempts in self._stops.items():
+            actions.append(fx.StopAttempts(worker_id, attempts, Cause.CANCELLED))
+        for worker_id, attempts in self._revokes.items():
+            actions.append(fx.RevokeAttempts(worker_id, attempts))
+        for worker_id, tasks in self._dispatches.items():
+            actions.append(fx.DispatchAttempts(worker_id, tasks))
+        if self._reports:
+            actions.append(fx.PublishReports(self._reports))
+            self._reports = []
+        effects = fx.Effects(self.facts, actions)
+        self.facts, self.actions = [], []
+        for outbox in (self._drops, self._stops, self._revokes):
+            outbox.clear()
+        self._dispatches = {}
+        return effects
+
+    # ------------------------------------------------------------------------------------------- waiting and queueing
+
+    def waiting_state(self, task: Task) -> State:
+        """Where a task that is not held stands before its dispatch."""
+        if task.id in self.tasks.missing:
+            return Waiting(self.now)
+        if task.not_before_ns > self.now:
+            return Delayed(task.not_before_ns)
+        return Queued(self.now)
+
+    def settle(self, task: Task) -> None:
+        """Move a waiting task to where it now belongs."""
+        state = self.waiting_state(task)
+        if type(state) is not type(task.state):
+            self.tasks.set_state(task, state)
+        self.enter(task)
+
+    def enter(self, task: Task) -> None:
+        """Do what the state of a task asks for: a place in the queue, or a deadline."""
+        state = task.state
+        if isinstance(state, Queued):
+            self.queue.push(task)
+            self.placement_wanted = True
+        elif isinstance(state, Delayed):
+            self.deadlines.set(("delay", task.id), state.until_ns)
+
+    def withdraw(self, task: Task) -> None:
+        """Undo `enter`; whoever stood behind the task may have its place now."""
+        self.placement_wanted = True
+        if task.place:
+            self.queue.remove(task)
+        elif isinstance(task.state, Delayed):
+            self.deadlines.cancel(("delay", task.id))
+
+    # -------------------------------------------------------------------------------------------------------- attempts
+
+    def dispatch(self, task: Task, worker: WorkerInfo, variant: int) -> None:
+        """Begin a new attempt on a worker: reserve, or join its backlog."""
+        task.attempt += 1
+        task.variant = variant
+        task.cancelling = False
+        started = self.resources.attach(task, worker)
+        self.tasks.set_state(task, Assigned(worker.worker_id, self.now))
+        self.facts.append(fx.AttemptDispatched(task.id, task.attempt, worker.worker_id, self.now))
+        self.counters.placements += 1
+        sent = self._dispatches.get(worker.worker_id)
+        if sent is None:
+            sent = self._dispatches[worker.worker_id] = []
+        sent.append(task)
+        if not started and self.settings.stealing:
+            self.arm_stealing()
+
+    def unsend(self, task: Task, worker: WorkerInfo) -> bool:
+        """Leave out of the effects what this very turn has dispatched; False where the worker may know of it."""
+        sent = self._dispatches.get(worker.worker_id)
+        if sent is None or task not in sent:
+            return False
+        sent.remove(task)
+        if not sent:
+            del self._dispatches[worker.worker_id]
+        return True
+
+    def arm_stealing(self) -> None:
+        if ("steal", 0) not in self.deadlines:
+            self.deadlines.set(("steal", 0), self.now + self.settings.steal_interval_ns)
+
+    def release(self, task: Task, worker: WorkerInfo) -> None:
+        """Take a dispatched task off its worker, a steal under way included."""
+        if self._dispatches:
+            self.unsend(task, worker)
+        self.end_steal(task, worker)
+        self.resources.detach(task, worker)
+        self.placement_wanted = True
+
+    def end_steal(self, task: Task, victim: WorkerInfo) -> None:
+        """Stop counting a move in flight, on both sides."""
+        state = task.state
+        if not isinstance(state, Revoking):
+            return
+        if not task.reserved:
+            victim.outgoing -= 1
+        thief = self.resources.by_seq.get(state.thief_seq)
+        if thief is not None:
+            thief.incoming -= 1
+            self.resources.touch(thief)
+            self.placement_wanted = True
+        self.tasks.set_state(task, Assigned(victim.worker_id, self.now))
+
+    def conclude(self, task: Task, record: AttemptRecord, result: bytes | None) -> None:
+        """An attempt has ended and is off its worker: decide what becomes of the task."""
+        self.note_attempt(task, record)
+        cause = record.cause
+        if cause is Cause.OK:
+            self.finish(task, Succeeded(self.now), "", result)
+        elif cause is Cause.CANCELLED or task.cancelling:
+            self.finish(task, Cancelled(self.now), record.message, result)
+        elif cause is Cause.PREEMPTED:
+            self.requeue(task)
+        elif cause in (Cause.LOST, Cause.REJECTED):
+            task.lost_count += 1
+            if task.lost_count > task.rules.lost_limit:
+                text = f"{record.message or cause} ({task.lost_count} attempts ended like this, the limit is reached)"
+                self.finish(task, Failed(self.now), text, None)
+            elif cause is Cause.REJECTED:
+                self.retry(task, task.lost_count)
+            else:
+                self.requeue(task)
+        else:
+            task.failed_count += 1
+            if task.failed_count > task.rules.retries:
+                self.finish(task, Failed(self.now), record.message, result)
+            else:
+                self.retry(task, task.failed_count)
+
+    def note_attempt(self, task: Task, record: AttemptRecord) -> None:
+        """Record the end of an attempt in the history of its task, and in the totals."""
+        task.attempts = (*task.attempts[-(ATTEMPTS_KEPT_MAX - 1) :], record) if task.attempts else (record,)
+        self.facts.append(fx.AttemptEnded(task.id, record))
+        causes = self.counters.by_cause
+        causes[record.cause] = causes.get(record.cause, 0) + 1
+
+    def requeue(self, task: Task) -> None:
+        """Put a dispatched task that is off its worker back in its place in the queue; a cancelled one ends here."""
+        if task.cancelling:
+            self.finish(task, Cancelled(self.now), "cancelled", None)
+        else:
+            self.tasks.set_state(task, Queued(self.now))
+            self.enter(task)
+
+    def retry(self, task: Task, failures: int) -> None:
+        """Delay the next attempt by a random part of an exponentially growing span.
+
+        Full jitter: uniform between 0 and min(cap, base * 2^(failures - 1)) (Brooker, "Exponential Backoff And
+        Jitter", 2015).
+        """
+        rules = task.rules
+        span = min(rules.retry_delay_max_s, rules.retry_delay_s * 2.0 ** min(failures - 1, 60))
+        delay_ns = int(self.rng.uniform(0, span) * SECOND)
+        self.tasks.set_state(task, Delayed(self.now + delay_ns))
+        self.enter(task)
+
+    def learn(self, task: Task, worker: WorkerInfo, record: AttemptRecord) -> None:
+        """Let estimates and policy learn from an attempt that ran to its own end."""
+        if not record.started_at_ns or record.cause not in (Cause.OK, Cause.ERROR, Cause.TIMEOUT):
+            return
+        runtime_s = max(0, record.finished_at_ns - record.started_at_ns) / SECOND
+        success = record.cause is Cause.OK
+        self.runtimes.observe(task.kind, runtime_s, success)
+        if not self._policy_learns:
+            return
+        self.policy.observe(Outcome(task, worker, runtime_s, success), self.now)
+        interval_s = self.policy.refresh_interval_s
+        if interval_s and ("refresh", 0) not in self.deadlines:
+            self.deadlines.set(("refresh", 0), self.now + int(interval_s * SECOND))
+
+    # ------------------------------------------------------------------------------------------------------------ ends
+
+    def finish(
+        self, task: Task, state: Succeeded | Failed | Cancelled, message: str = "", result: bytes | None = None
+    ) -> None:
+        """Bring a task to its final state, and those that waited for it to where they now belong."""
+        waiting = self._end(task, state, message, result)
+        if not waiting:
+            return
+        pending = [(task, waiting)]
+        while pending:
+            ended, waiting = pending.pop()
+            succeeded = isinstance(ended.state, Succeeded)
+            for other_id in waiting:
+                other = self.tasks.get(other_id)
+                if other is None or other.state.is_final:
+                    continue
+                if succeeded:
+                    if self.tasks.satisfied(other_id, ended.id) and isinstance(other.state, Waiting):
+                        self.settle(other)
+                    continue
+                self.withdraw(other)
+                reason = f"needs task {ended.id}, which {'failed' if ended.state.name == 'failed' else 'was cancelled'}"
+                other.attempts = (_never_ran(other, self.now, reason),)
+                pending.append((other, self._end(other, Cancelled(self.now), reason, None)))
+
+    def _end(
+        self, task: Task, state: Succeeded | Failed | Cancelled, message: str, result: bytes | None
+    ) -> list[TaskId]:
+        waiting = self.tasks.finish(task, state, result)
+        self.counters.finished += 1
+        self.facts.append(fx.TaskFinished(task.id, state.name, self.now, message, result))
+        return waiting
+
+    def worker_of(self, task: Task) -> WorkerInfo | None:
+        """The worker that holds the current attempt."""
+        worker_id = getattr(task.state, "worker_id", None)
+        return self.resources.workers.get(worker_id) if worker_id is not None else None
+
+    def heartbeat_ns(self) -> int:
+        """How long a worker may wait before it sends the next heartbeat, by the number of workers."""
+        return self.settings.heartbeat_ns * max(1, len(self.resources) // HEARTBEATS_PER_INTERVAL_MAX)
+
+    def lease_ns(self) -> int:
+        """How long a silent worker is believed alive: never less than three heartbeats."""
+        return max(self.settings.lease_ns, 3 * self.heartbeat_ns())
+
+
+def _never_ran(task: Task, now: Instant, reason: str) -> AttemptRecord:
+    """Stand in for the attempt of a task that ended before its first, so that the reason stays with it."""
+    return AttemptRecord(task.attempt, WorkerId(""), 0, 0, now, Cause.CANCELLED, message=reason)

@@ -1,0 +1,248 @@
+"""The task table: rows, the table of legal transitions, and the one setter of state.
+
+A task is admitted into one of four waiting states: `held` by its user, `waiting` for other tasks, `delayed` until an
+instant, or `queued`. The placement pass makes it `assigned` to a worker, the worker's word makes it `running`. While
+it is assigned a steal may ask it back (`revoking`). A lost or given-back attempt returns it to `queued`, a failed one
+that may be repeated to `delayed`. `succeeded`, `failed` and `cancelled` are final: nothing leaves them, which is why
+a result is recorded once. Cancelling what waits is immediate; cancelling what was dispatched only marks the row, and
+the worker's report of the end makes it so.
+
+The worker may report a start and an end together, so `assigned` also leads straight to the final states.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from msgspec import Struct
+
+from schedd.core.model import (
+    Assigned,
+    Cancelled,
+    Delayed,
+    Failed,
+    Held,
+    Instant,
+    Queued,
+    Revoking,
+    Running,
+    Selection,
+    State,
+    Succeeded,
+    Task,
+    TaskId,
+    Waiting,
+)
+from schedd.errors import InvalidTransition
+
+FINAL: frozenset[type[State]] = frozenset({Succeeded, Failed, Cancelled})
+UNDISPATCHED: frozenset[type[State]] = frozenset({Held, Waiting, Delayed, Queued})
+DISPATCHED: frozenset[type[State]] = frozenset({Assigned, Running, Revoking})
+
+_END: frozenset[type[State]] = FINAL | {Queued, Delayed}
+TRANSITIONS: dict[type[State], frozenset[type[State]]] = {
+    Held: frozenset({Waiting, Delayed, Queued, Cancelled}),
+    Waiting: frozenset({Held, Delayed, Queued, Cancelled}),
+    Delayed: frozenset({Held, Queued, Cancelled}),
+    Queued: frozenset({Held, Assigned, Cancelled}),
+    Assigned: _END | {Running, Revoking},
+    Running: _END,
+    Revoking: _END | {Assigned, Running},
+    Succeeded: frozenset(),
+    Failed: frozenset(),
+    Cancelled: frozenset(),
+}
+
+#: In place of a result that was given up to stay within the bound of memory. No worker sends an empty result.
+RESULT_DROPPED = b""
+
+STATE_NAMES = tuple(state.__name__.lower() for state in TRANSITIONS)
+
+
+class Job(Struct, eq=False):
+    """The tasks that share a job's name; `counts` by state, `members` in the order of submission."""
+
+    name: str
+    counts: dict[type[State], int]
+    members: dict[TaskId, None]
+    submitted_ns: Instant
+    finished_ns: Instant = 0
+
+
+class TaskTable:
+    """All tasks that are remembered: the unfinished ones, and the newest `finished_keep_count` of the others."""
+
+    def __init__(self, finished_keep_count: int = 100_000, results_keep_bytes: int = 512 * 1024 * 1024) -> None:
+        self.rows: dict[TaskId, Task] = {}
+        self.keys: dict[str, TaskId] = {}
+        self.jobs: dict[str, Job] = {}
+        #: Which tasks must still succeed before this one may start; no entry: none.
+        self.missing: dict[TaskId, set[TaskId]] = {}
+        #: Which tasks wait for this one, in the order of submission.
+        self.dependents: dict[TaskId, list[TaskId]] = {}
+        self.counts: dict[type[State], int] = dict.fromkeys(TRANSITIONS, 0)
+        self.next_id = 1
+        self.results_bytes = 0
+        self._first_id = 1
+        self._keep_count = finished_keep_count
+        self._keep_bytes = results_keep_bytes
+        self._finished: deque[TaskId] = deque()
+        #: Finished tasks whose result is kept, oldest first.
+        self._with_result: deque[TaskId] = deque()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def unfinished_count(self) -> int:
+        return len(self.rows) - len(self._finished)
+
+    def get(self, task_id: TaskId) -> Task | None:
+        return self.rows.get(task_id)
+
+    def admit(self, task: Task, now: Instant) -> None:
+        """Enter a row under the next id, which it must have."""
+        if task.id != self.next_id:
+            raise InvalidTransition(f"task {task.id} was admitted out of order: the next id is {self.next_id}")
+        self.next_id += 1
+        self.rows[task.id] = task
+        if task.key is not None:
+            self.keys[task.key] = task.id
+        self.counts[type(task.state)] += 1
+        if task.job:
+            job = self.jobs.get(task.job)
+            if job is None:
+                job = self.jobs[task.job] = Job(task.job, dict.fromkeys(TRANSITIONS, 0), {}, now)
+            job.members[task.id] = None
+            job.counts[type(task.state)] += 1
+            job.finished_ns = 0
+
+    def depend(self, task: Task, on: Iterable[TaskId]) -> None:
+        """Let a row wait for those of `on` that have not succeeded."""
+        missing = {i for i in on if not isinstance(self.rows[i].state, Succeeded)}
+        if missing:
+            self.missing[task.id] = missing
+            for other in sorted(missing):
+                self.dependents.setdefault(other, []).append(task.id)
+
+    def set_state(self, task: Task, state: State) -> None:
+        """Move a row to another state. Raises InvalidTransition, with nothing changed, where the table has no way."""
+        old, new = type(task.state), type(state)
+        if new not in TRANSITIONS[old]:
+            raise InvalidTransition(f"{old.__name__} -> {new.__name__} is no transition; {story(task)}")
+        task.state = state
+        self.counts[old] -= 1
+        self.counts[new] += 1
+        if task.job:
+            counts = self.jobs[task.job].counts
+            counts[old] -= 1
+            counts[new] += 1
+
+    def finish(self, task: Task, state: Succeeded | Failed | Cancelled, result: bytes | None = None) -> list[TaskId]:
+        """Move a row to a final state, forget the oldest beyond the bounds, and return who waited for it."""
+        self.set_state(task, state)
+        task.result = result
+        if result:
+            self.results_bytes += len(result)
+            self._with_result.append(task.id)
+        if task.job:
+            job = self.jobs[task.job]
+            job.finished_ns = max(job.finished_ns, state.at_ns)
+        self.missing.pop(task.id, None)
+        self._finished.append(task.id)
+        waiting = self.dependents.pop(task.id, [])
+        self._trim()
+        return waiting
+
+    def satisfied(self, task_id: TaskId, by: TaskId) -> bool:
+        """Note that `by` succeeded; True when nothing else is missing for the task."""
+        missing = self.missing.get(task_id)
+        if missing is None:
+            return False
+        missing.discard(by)
+        if missing:
+            return False
+        del self.missing[task_id]
+        return True
+
+    def select(self, selection: Selection, after_id: int = 0) -> Iterator[Task]:
+        """Yield the rows that are meant, by id, from the first above `after_id`; unknown ids are passed over."""
+        names = frozenset(selection.states)
+        for task in self._candidates(selection, after_id):
+            if selection.unfinished and type(task.state) in FINAL:
+                continue
+            if names and task.state.name not in names:
+                continue
+            if selection.ids and selection.job is not None and task.job != selection.job:
+                continue
+            yield task
+
+    def _candidates(self, selection: Selection, after_id: int) -> Iterator[Task]:
+        ids: Iterable[int]
+        if selection.ids:
+            ids = sorted(set(selection.ids))
+        elif selection.job is not None and selection.job:
+            job = self.jobs.get(selection.job)
+            ids = list(job.members) if job is not None else ()
+        else:
+            ids = range(max(self._first_id, after_id + 1), self.next_id)
+        only_jobless = selection.job == ""
+        for task_id in ids:
+            task = self.rows.get(TaskId(task_id))
+            if task is not None and task_id > after_id and not (only_jobless and task.job):
+                yield task
+
+    def _trim(self) -> None:
+        while self.results_bytes > self._keep_bytes and self._with_result:
+            oldest = self.rows.get(self._with_result.popleft())
+            if oldest is not None and oldest.result:
+                self.results_bytes -= len(oldest.result)
+                oldest.result = RESULT_DROPPED
+        while len(self._finished) > self._keep_count:
+            self._forget(self._finished.popleft())
+
+    def _forget(self, task_id: TaskId) -> None:
+        task = self.rows.pop(task_id)
+        self.counts[type(task.state)] -= 1
+        if task.result:
+            self.results_bytes -= len(task.result)
+        if task.key is not None and self.keys.get(task.key) == task_id:
+            del self.keys[task.key]
+        if task.job:
+            job = self.jobs[task.job]
+            del job.members[task_id]
+            job.counts[type(task.state)] -= 1
+            if not job.members:
+                del self.jobs[task.job]
+        while self._first_id < self.next_id and TaskId(self._first_id) not in self.rows:
+            self._first_id += 1
+        # Ids whose rows are gone must not pile up in here while their results stay within the bound.
+        while self._with_result and self._with_result[0] not in self.rows:
+            self._with_result.popleft()
+
+    def check(self) -> None:
+        """Recompute every derived number. Raises AssertionError."""
+        counts: dict[type[State], int] = dict.fromkeys(TRANSITIONS, 0)
+        jobs: dict[str, dict[type[State], int]] = {}
+        for task in self.rows.values():
+            counts[type(task.state)] += 1
+            if task.job:
+                jobs.setdefault(task.job, dict.fromkeys(TRANSITIONS, 0))[type(task.state)] += 1
+        assert counts == self.counts, (counts, self.counts)
+        assert jobs == {name: job.counts for name, job in self.jobs.items()}
+        assert len(self._finished) == sum(counts[state] for state in FINAL)
+        assert self.results_bytes == sum(len(t.result) for t in self.rows.values() if t.result)
+        for task_id, missing in self.missing.items():
+            assert missing, task_id
+            assert type(self.rows[task_id].state) in (Held, Waiting), story(self.rows[task_id])
+            for other in missing:
+                assert task_id in self.dependents[other], (task_id, other)
+        for task in self.rows.values():
+            assert (type(task.state) is not Waiting) or task.id in self.missing, story(task)
+
+
+def story(task: Task) -> str:
+    """What is known of a row, for an error that should not have happened."""
+    ended = ", ".join(f"#{a.attempt} on {a.worker_id}: {a.cause}" for a in task.attempts)
+    return f"task {task.id} is {task.state!r}, attempt {task.attempt}, ended attempts: {ended or 'none'}"

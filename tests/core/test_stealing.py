@@ -1,0 +1,269 @@
+# mypy: disable-error-code="arg-type, list-item"
+"""The protocol of a steal: asked back, given back or refused, and all that may come between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from schedd.core import effects as fx
+from schedd.core import events as ev
+from schedd.core.model import SECOND, Cause, Instant, Task, TaskRequirements, WorkerInfo
+from schedd.core.policies.base import ClusterView, Steal
+from schedd.core.policies.fifo import FIFOScheduler
+from schedd.core.policies.work_stealing import WorkStealingScheduler
+
+from .builders import START, World, answered, dispatches, finished, holds, of, started
+
+
+def crowded(count: int = 5, **wants: float) -> World:
+    """w1 runs task 1 and has the others in its backlog; w2 is idle, and the timer has not yet fired."""
+    world = World(WorkStealingScheduler(steal_threshold=0), stealing=True, steal_interval_ns=SECOND)
+    world.join("w1", cpus=2)
+    world.submit(count, **{"cpus": 2, **wants})
+    world.handle(started("w1", 1, 1, START))
+    world.join("w2", cpus=2)
+    return world
+
+
+def revokes(effects: fx.Effects) -> dict[str, list[tuple[int, int]]]:
+    return {action.worker_id: action.attempts for action in of(effects.actions, fx.RevokeAttempts)}
+
+
+def counts(world: World) -> list[tuple[int, int, int]]:
+    """(backlog, leaving, coming) of each worker."""
+    return [(len(w.task_queue), w.outgoing, w.incoming) for w in world.engine.resources]
+
+
+def test_steal_confirmed() -> None:
+    world = crowded()
+    effects = world.wake_in(1)
+    assert not effects.facts
+    assert effects.actions == [fx.RevokeAttempts("w1", [(4, 1), (5, 1)])]  # half of four, from the tail, in order
+    assert world.states(2, 3, 4, 5) == ["assigned", "assigned", "revoking", "revoking"]
+    assert counts(world) == [(4, 2, 0), (0, 0, 2)]
+    assert world.engine.explain(world.task(4)).summary == "moving from w1 to w2"
+    effects = world.handle(answered("w1", (4, 1, True), (5, 1, True)))
+    assert effects.facts == [
+        fx.AttemptStolen(4, "w1", "w2", world.now),
+        fx.AttemptDispatched(4, 2, "w2", world.now),
+        fx.AttemptStolen(5, "w1", "w2", world.now),
+        fx.AttemptDispatched(5, 2, "w2", world.now),
+    ]
+    assert dispatches(effects) == {"w2": [(4, 2), (5, 2)]}
+    assert counts(world) == [(2, 0, 0), (1, 0, 0)]
+    assert world.engine.counters.steals == 2
+
+
+def test_steal_refused() -> None:
+    world = crowded(2)
+    assert revokes(world.wake_in(1)) == {"w1": [(2, 1)]}
+    effects = world.handle(answered("w1", (2, 1, False)))
+    assert (effects.facts, effects.actions) == ([], [])
+    assert world.states(2) == ["assigned"]
+    assert counts(world) == [(1, 0, 0), (0, 0, 0)]
+
+
+def test_steal_refused_frees_the_thief() -> None:
+    """The thief was kept free for what now does not come: something else may start there at once."""
+    world = crowded(2)
+    world.wake_in(1)
+    world.submit(cpus=2)
+    world.engine._t.policy.backlog_per_slot = 0  # type: ignore[attr-defined]
+    world.submit(cpus=2, priority=9)
+    world.handle(answered("w1", (2, 1, False)))
+    assert any(world.worker("w2").running), [t.state for t in world.engine.tasks.rows.values()]
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_steal_crosses_the_start(early: bool) -> None:
+    world = crowded(2)
+    world.wake_in(1)
+    told = [finished("w1", 1, 1, Cause.OK, START, world.now), started("w1", 2, 1, world.now)]
+    refusal = answered("w1", (2, 1, False))
+    effects = world.handle(*([refusal, *told] if early else [*told, refusal]))
+    assert world.states(1, 2) == ["succeeded", "running"]
+    assert counts(world) == [(0, 0, 0), (0, 0, 0)]
+    assert world.engine.counters.stale == (0 if early else 1)
+    assert not revokes(effects)
+
+
+def test_steal_crosses_the_end() -> None:
+    world = crowded(2)
+    world.wake_in(1)
+    world.handle(
+        finished("w1", 1, 1, Cause.OK, START, world.now),
+        finished("w1", 2, 1, Cause.OK, world.now, world.now),
+        answered("w1", (2, 1, False)),
+    )
+    assert world.states(1, 2) == ["succeeded", "succeeded"]
+    assert counts(world) == [(0, 0, 0), (0, 0, 0)]
+
+
+def test_steal_of_what_seemed_about_to_start() -> None:
+    """The end of task 1 made task 2 the head in our copy; the victim had given it back before."""
+    world = crowded(2)
+    world.wake_in(1)
+    world.handle(finished("w1", 1, 1, Cause.OK, START, world.now))
+    assert world.task(2).reserved
+    assert counts(world) == [(0, 0, 0), (0, 0, 1)]
+    effects = world.handle(answered("w1", (2, 1, True)))
+    assert dispatches(effects) == {"w2": [(2, 2)]}
+    assert world.worker("w1").task_count == 0
+
+
+def test_steal_victim_lost() -> None:
+    world = crowded(2)
+    world.wake_in(1)
+    effects = world.handle(ev.WorkerLeft("w1"))
+    assert dispatches(effects) == {"w2": [(1, 2), (2, 2)]}
+    assert counts(world) == [(1, 0, 0)]
+    assert world.handle(answered("w1", (2, 1, True))).facts == []
+    assert world.engine.counters.stale == 1
+
+
+def test_steal_victim_returns() -> None:
+    world = crowded(2)
+    world.wake_in(1)
+    world.handle(ev.WorkerDisconnected("w1"))
+    world.join("w1", cpus=2, holds=[holds(1, 1, "running", START), holds(2, 1, "backlog")])
+    assert world.states(2) == ["assigned"]
+    assert counts(world) == [(1, 0, 0), (0, 0, 0)]
+    assert revokes(world.wake_in(1)) == {"w1": [(2, 1)]}
+
+
+def test_steal_thief_lost() -> None:
+    world = crowded(2)
+    world.wake_in(1)
+    world.handle(ev.WorkerLeft("w2"))
+    effects = world.handle(answered("w1", (2, 1, True)))
+    assert not of(effects.facts, fx.AttemptStolen)
+    assert dispatches(effects) == {"w1": [(2, 2)]}
+
+
+@pytest.mark.parametrize("given_back", [False, True])
+def test_steal_thief_started_anew(given_back: bool) -> None:
+    """The steal was for a process that is gone; its successor is not charged with it."""
+    world = crowded(4)
+    world.wake_in(1)
+    world.join("w2", run="b", cpus=2)
+    assert counts(world)[1] == (0, 0, 0)
+    world.handle(answered("w1", *((i, 1, given_back) for i in (2, 3, 4) if world.states(i) == ["revoking"])))
+    assert all(incoming == outgoing == 0 for _, outgoing, incoming in counts(world))
+
+
+@pytest.mark.parametrize("what", ["unreachable", "draining"])
+def test_steal_thief_no_longer_takes_work(what: str) -> None:
+    world = crowded(2)
+    world.wake_in(1)
+    world.handle(ev.WorkerDisconnected("w2") if what == "unreachable" else ev.DrainWorkers(1, ["w2"]))
+    effects = world.handle(answered("w1", (2, 1, True)))
+    assert not of(effects.facts, fx.AttemptStolen)
+    assert dispatches(effects) == {"w1": [(2, 2)]}
+
+
+def test_steal_of_what_is_cancelled_meanwhile() -> None:
+    world = crowded(2)
+    world.wake_in(1)
+    effects = world.cancel(2)
+    assert of(effects.actions, fx.StopAttempts) == [fx.StopAttempts("w1", [(2, 1)], Cause.CANCELLED)]
+    effects = world.handle(answered("w1", (2, 1, True)))
+    assert effects.facts == [fx.TaskFinished(2, "cancelled", world.now, "cancelled", None)]
+    assert not effects.actions
+    assert counts(world) == [(0, 0, 0), (0, 0, 0)]
+
+
+def test_steal_answer_twice() -> None:
+    world = crowded(2)
+    world.wake_in(1)
+    effects = world.handle(answered("w1", (2, 1, True), (2, 1, True)))
+    assert dispatches(effects) == {"w2": [(2, 2)]}
+    assert world.engine.counters.stale == 1
+
+
+def test_steal_thief_filled_up_meanwhile() -> None:
+    world = crowded(2)
+    world.wake_in(1)
+    world.submit(cpus=2)
+    world.handle(answered("w1", (2, 1, True)))
+    assert world.where(2) == ["w2"]
+    assert sum(w.task_count + len(w.task_queue) for w in world.engine.resources) == 3
+
+
+def test_steal_by_another_variant() -> None:
+    """The victim was to run it on a GPU; the thief has none and runs it by the second variant."""
+    world = World(WorkStealingScheduler(steal_threshold=0), stealing=True, steal_interval_ns=SECOND)
+    world.join("w1", cpus=2, num_gpus=1)
+    world.submit(2, min_gpus=1, variants=(TaskRequirements(cpus=2),))
+    world.join("w2", cpus=2)
+    assert revokes(world.wake_in(1)) == {"w1": [(2, 1)]}
+    world.handle(answered("w1", (2, 1, True)))
+    assert (world.task(2).variant, world.task(2).devices, world.where(2)) == (1, (), ["w2"])
+
+
+def test_thief_takes_only_what_it_could_run() -> None:
+    world = World(WorkStealingScheduler(steal_threshold=0), stealing=True, steal_interval_ns=SECOND)
+    world.join("w1", cpus=4)
+    world.submit(3, cpus=4)
+    world.join("w2", cpus=2)
+    effects = world.wake_in(1)
+    assert not revokes(effects)
+    assert world.engine.next_deadline() == world.now + SECOND  # it will look again
+
+
+def test_timer_rests_without_backlogs() -> None:
+    world = crowded(2)
+    world.wake_in(1)
+    world.handle(answered("w1", (2, 1, True)))
+    world.wake_in(1)
+    assert ("steal", 0) not in world.engine._t.deadlines
+
+
+def test_stealing_switched_off() -> None:
+    world = World("work_stealing")
+    world.join("w1")
+    world.submit(9)
+    world.join("w2")
+    assert ("steal", 0) not in world.engine._t.deadlines
+
+
+def test_two_thieves_share() -> None:
+    world = crowded(9)
+    world.join("w3", cpus=2)
+    asked = revokes(world.wake_in(1))["w1"]
+    assert len(asked) == len(set(asked)) == 4 + 2
+    assert [w.incoming for w in world.engine.resources] == [0, 4, 2]
+
+
+class Wild(FIFOScheduler):
+    """Proposes what makes no sense."""
+
+    steals: Sequence[tuple[int, str, str]] = ()
+
+    def backlog_limit(self, worker: WorkerInfo) -> int:
+        return 5
+
+    def rebalance(self, view: ClusterView, now: Instant) -> list[Steal]:
+        rows = {str(worker.worker_id): worker for worker in view.workers()}
+        tasks: dict[int, Task] = {t.id: t for w in rows.values() for t in (*w.running.values(), *w.task_queue)}
+        return [Steal(tasks[i], rows[victim], rows[thief]) for i, victim, thief in self.steals]
+
+
+@pytest.mark.parametrize(
+    "steal",
+    [(1, "w1", "w2"), (3, "w1", "w1"), (3, "w2", "w1"), (3, "w1", "w3"), (4, "w1", "w2")],
+    ids=["running", "to itself", "from another", "to the unreachable", "cancelling"],
+)
+def test_proposals_that_do_not_hold(steal: tuple[int, str, str]) -> None:
+    policy = Wild()
+    world = World(policy, stealing=True, steal_interval_ns=SECOND)
+    world.join("w1")
+    world.join("w3", cpus=9)
+    world.handle(ev.WorkerDisconnected("w3"))
+    world.submit(4)
+    world.join("w2")
+    world.start(1)
+    world.cancel(4)
+    policy.steals = [steal, (2, "w1", "w2"), (2, "w1", "w2")]
+    assert revokes(world.wake_in(1)) == {"w1": [(2, 1)]}

@@ -1,0 +1,283 @@
+"""What each policy is for."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import pytest
+from core.builders import World, joined
+
+from schedd.core.model import Cause, Task, TaskId, TaskRequirements, WorkerId, WorkerInfo, WorkerResources
+from schedd.core.policies import adaptive
+from schedd.core.policies.adaptive import AdaptiveScheduler
+from schedd.core.policies.batch import BatchScheduler
+from schedd.core.policies.fifo import FIFOScheduler
+from schedd.core.policies.load_balancing import LoadBalancingScheduler
+from schedd.core.policies.priority import PriorityScheduler
+from schedd.core.policies.work_stealing import WorkStealingScheduler
+
+
+def row(name: str, **values: Any) -> WorkerInfo:
+    return WorkerInfo(WorkerId(name), **values)
+
+
+def task(number: int = 1, kind: str = "", **wants: Any) -> Task:
+    return Task(id=TaskId(number), kind=kind, requirements=TaskRequirements(**wants))
+
+
+# --------------------------------------------------------------------------------------------------------------- fifo
+
+
+def test_fifo_takes_the_first_idle_worker() -> None:
+    workers = [row("w1", status="busy"), row("w2", task_count=9), row("w3")]
+    assert FIFOScheduler().assign_task(task(), workers) == "w2"
+
+
+# ----------------------------------------------------------------------------------------------------------- priority
+
+
+def test_priority_takes_the_one_with_fewest_tasks() -> None:
+    workers = [row("w1", num_gpus=8, task_count=3), row("w2", num_gpus=1, task_count=2), row("w3", status="busy")]
+    assert PriorityScheduler().assign_task(task(min_gpus=1), workers) == "w2"
+
+
+def test_priority_as_a_queue() -> None:
+    """Higher first, ties in the order of adding; tasks are never compared."""
+    scheduler = PriorityScheduler()
+    tasks = [task(n) for n in range(5)]
+    for one, priority in zip(tasks, (1, 5, 1, 5, -2), strict=True):
+        scheduler.enqueue(one, priority)
+    assert (len(scheduler), bool(scheduler)) == (5, True)
+    assert [scheduler.dequeue() for _ in range(5)] == [tasks[1], tasks[3], tasks[0], tasks[2], tasks[4]]
+    assert scheduler.dequeue() is None
+    assert bool(scheduler)
+
+
+def test_priority_of_the_task_itself() -> None:
+    scheduler = PriorityScheduler()
+    low, high = Task(id=TaskId(1), priority=1), Task(id=TaskId(2), priority=2)
+    scheduler.enqueue(low)
+    scheduler.enqueue(high)
+    assert scheduler.dequeue() is high
+
+
+def test_priority_that_is_no_number() -> None:
+    scheduler = PriorityScheduler()
+    with pytest.raises(ValueError, match="must be a number"):
+        scheduler.enqueue(task(), float("nan"))
+    assert len(scheduler) == 0
+
+
+# ------------------------------------------------------------------------------------------------------ load balancing
+
+
+def test_load_balancing_takes_the_least_loaded() -> None:
+    workers = [row("w1", num_gpus=2, task_count=0), row("w2", num_gpus=2, task_count=3)]
+    assert LoadBalancingScheduler().assign_task(task(), workers) == "w1"
+
+
+def test_load_counts_per_gpu() -> None:
+    workers = [row("small", num_gpus=1, task_count=1), row("big", num_gpus=8, task_count=4)]
+    assert LoadBalancingScheduler().assign_task(task(), workers) == "big"
+
+
+def test_load_counts_the_backlog() -> None:
+    workers = [row("w1", num_gpus=2, task_queue=deque([task(8)])), row("w2", num_gpus=2, task_count=1)]
+    assert LoadBalancingScheduler().assign_task(task(), workers) == "w2"
+
+
+def test_load_balancing_without_backlogs() -> None:
+    assert LoadBalancingScheduler(backlog_per_slot=0).assign_task(task(), [row("w1", status="busy")]) is None
+    assert LoadBalancingScheduler().assign_task(task(), [row("w1", status="busy")]) == "w1"
+
+
+def test_load_balancing_fills_by_size() -> None:
+    world = World("load_balancing")
+    world.handle(joined("small", cpus=2), joined("big", cpus=6))
+    world.submit(8)
+    assert (world.worker("small").task_count, world.worker("big").task_count) == (2, 6)
+
+
+# ------------------------------------------------------------------------------------------------------- work stealing
+
+
+def busy(name: str, numbers: range, **values: Any) -> WorkerInfo:
+    return row(name, status="busy", task_queue=deque(task(n, min_gpus=n % 2) for n in numbers), **values)
+
+
+def test_steal_from_the_longest_backlog() -> None:
+    thief = row("idle", num_gpus=1)
+    short, long = busy("short", range(3)), busy("long", range(4))
+    stolen = WorkStealingScheduler(steal_threshold=2).steal_task(thief, [thief, short, long])
+    assert stolen is not None
+    assert stolen.id == 3  # from the tail
+    assert [t.id for t in long.task_queue] == [0, 1, 2]
+    assert len(short.task_queue) == 3
+
+
+def test_steal_only_above_the_threshold() -> None:
+    thief = row("idle", num_gpus=1)
+    victim = busy("w", range(2))
+    assert WorkStealingScheduler(steal_threshold=2).steal_task(thief, [thief, victim]) is None
+    assert len(victim.task_queue) == 2
+
+
+def test_steal_only_what_the_thief_could_run() -> None:
+    thief = row("idle")
+    victim = busy("w", range(4))
+    stolen = WorkStealingScheduler(steal_threshold=0).steal_task(thief, [thief, victim])
+    assert stolen is not None
+    assert stolen.id == 2  # 3 wants a GPU
+    nothing = busy("w", range(1, 2))
+    assert WorkStealingScheduler(steal_threshold=0).steal_task(thief, [nothing]) is None
+
+
+def test_steal_from_nobody() -> None:
+    thief = busy("idle", range(9))
+    assert WorkStealingScheduler(steal_threshold=0).steal_task(thief, [thief]) is None
+
+
+def test_work_is_pushed_into_backlogs_evenly() -> None:
+    world = World(WorkStealingScheduler(backlog_per_slot=4))
+    world.handle(joined("w1", cpus=1), joined("w2", cpus=2))
+    world.submit(30)
+    assert [len(world.worker(name).task_queue) for name in ("w1", "w2")] == [4, 8]
+
+
+# ------------------------------------------------------------------------------------------------------------ adaptive
+
+
+def test_adaptive_prefers_the_faster() -> None:
+    policy = AdaptiveScheduler()
+    workers = [row("slow"), row("fast")]
+    for worker, duration in (("slow", 10.0), ("fast", 1.0)):
+        policy.record_completion(WorkerId(worker), task(kind="k"), duration, success=True)
+    policy.refresh(0)
+    assert policy.assign_task(task(kind="k"), workers) == "fast"
+
+
+def test_adaptive_prefers_the_more_successful() -> None:
+    policy = AdaptiveScheduler()
+    for worker, success in (("bad", False), ("good", True)):
+        for _ in range(5):
+            policy.record_completion(WorkerId(worker), task(kind="k"), 1.0, success)
+    policy.refresh(0)
+    assert policy.assign_task(task(kind="k"), [row("bad"), row("good")]) == "good"
+    seen = policy.stats("k", WorkerId("bad"))
+    assert seen is not None
+    assert (seen.total_tasks, seen.success_rate) == (5, 0.0)
+    assert policy.stats("other", WorkerId("bad")) is None
+
+
+def test_adaptive_tells_kinds_apart() -> None:
+    policy = AdaptiveScheduler()
+    for kind, worker, duration in (("a", "w1", 1), ("a", "w2", 9), ("b", "w1", 9), ("b", "w2", 1)):
+        policy.record_completion(WorkerId(worker), task(kind=kind), duration, success=True)
+    workers = [row("w1"), row("w2")]
+    assert policy.assign_task(task(kind="a"), workers) == "w1"
+    assert policy.assign_task(task(kind="b"), workers) == "w2"
+
+
+def test_adaptive_changes_its_mind_at_the_refresh() -> None:
+    policy = AdaptiveScheduler(learning_rate=1.0)
+    for worker, duration in (("w1", 1.0), ("w2", 2.0), ("w1", 50.0)):
+        policy.record_completion(WorkerId(worker), task(kind="k"), duration, success=True)
+    workers = [row("w1"), row("w2")]
+    assert policy.assign_task(task(kind="k"), workers) == "w1"
+    policy.refresh(0)
+    assert policy.assign_task(task(kind="k"), workers) == "w2"
+
+
+def test_adaptive_refuses_impossible_durations() -> None:
+    with pytest.raises(ValueError, match="duration"):
+        AdaptiveScheduler().record_completion(WorkerId("w"), task(), float("nan"), success=True)
+
+
+def test_adaptive_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptive, "PAIRS_MAX", 2)
+    policy = AdaptiveScheduler()
+    for kind in ("a", "b", "a", "c"):
+        policy.record_completion(WorkerId("w"), task(kind=kind), 1.0, success=True)
+    policy.refresh(0)
+    assert policy.stats("b", WorkerId("w")) is None
+    assert policy.stats("a", WorkerId("w")) is not None
+    assert set(policy._best) == {"a", "c"}
+
+
+def test_adaptive_learns_in_the_engine() -> None:
+    world = World("adaptive")
+    world.handle(joined("slow"), joined("fast"))
+    for _ in range(6):
+        (i,) = world.submit(kind="k")
+        world.start(i)
+        world.wait(5 if world.where(i) == ["slow"] else 1)
+        world.finish(i)
+    (last,) = world.submit(kind="k")
+    assert world.where(last) == ["fast"]
+    assert world.engine.next_deadline() is not None
+    policy = world.engine.policy
+    assert isinstance(policy, AdaptiveScheduler)
+    world.start(last)
+    world.finish(last)
+    assert policy._dirty
+    world.wake_in(2)
+    assert not policy._dirty
+    assert ("refresh", 0) not in world.engine._t.deadlines
+
+
+# --------------------------------------------------------------------------------------------------------------- batch
+
+
+def test_schedule_batch() -> None:
+    tasks = [task(n, kind="ab"[n % 2], min_gpus=1) for n in range(6)]
+    workers = [row("small", num_gpus=1), row("none"), row("big", num_gpus=4)]
+    batches = BatchScheduler(batch_size=3).schedule_batch(tasks, workers)
+    assert {name: [t.id for t in batch] for name, batch in batches.items()} == {"big": [0, 2, 4], "small": [1, 3, 5]}
+    assert list(batches) == ["big", "small"]
+
+
+def test_schedule_batch_of_another_size() -> None:
+    tasks = [task(n, kind="a") for n in range(4)]
+    workers = [row("w1", resources=WorkerResources(cpus=1)), row("w2", resources=WorkerResources(cpus=2))]
+    batches = BatchScheduler().schedule_batch(tasks, workers, batch_size=1)
+    assert {name: [t.id for t in batch] for name, batch in batches.items()} == {"w2": [0], "w1": [1]}
+
+
+def test_schedule_batch_of_nothing() -> None:
+    assert BatchScheduler().schedule_batch([], [row("w")]) == {}
+    with pytest.raises(ValueError, match="at least one"):
+        BatchScheduler().schedule_batch([task()], [row("w")], batch_size=0)
+
+
+def test_batches_in_the_engine() -> None:
+    """A worker gets tasks of one kind together; the biggest worker first."""
+    world = World(BatchScheduler(batch_size=3))
+    world.handle(joined("small", cpus=1), joined("big", cpus=2))
+    for n in range(8):
+        world.submit(kind="ab"[n % 2], hold=True)
+    world.release(*range(1, 9))
+    kinds = {
+        worker.worker_id: [t.kind for t in (*worker.running.values(), *worker.task_queue)]
+        for worker in world.engine.resources
+    }
+    assert kinds == {"big": ["a", "a", "a"], "small": ["b", "b", "b"]}
+
+
+def test_batch_does_not_pull_up_lower_priorities() -> None:
+    world = World(BatchScheduler(batch_size=4))
+    for priority in (5, 5, 1, 3):
+        world.submit(priority=priority, kind="a")
+    world.join(cpus=2)
+    assert world.states(1, 2, 3, 4) == ["assigned", "assigned", "queued", "assigned"]
+    assert [t.id for t in world.worker().task_queue] == [4]
+
+
+def test_batch_runs_side_by_side_on_one_device() -> None:
+    world = World(BatchScheduler(batch_size=4))
+    world.join(cpus=8, num_gpus=1, gpu_memory_gb=10)
+    world.submit(4, min_gpus=0.25, min_memory=3)
+    assert (world.worker().task_count, len(world.worker().task_queue)) == (3, 1)
+    world.start(1)
+    world.finish(1, cause=Cause.OK)
+    assert world.worker().task_count == 3
