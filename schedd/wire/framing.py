@@ -1,0 +1,73 @@
+"""Length-prefixed frames: four bytes, big-endian, then a MessagePack array of messages.
+
+One frame carries all the messages that its sender had for the peer in one turn, so that the fixed costs are paid once
+a turn and not once a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from schedd.errors import LocalProtocolError, RemoteProtocolError
+
+#: A frame holds one turn's messages: a thousand small tasks are about 300 KiB, one large result 32 MiB.
+FRAME_BYTES_MAX = 64 * 1024 * 1024
+#: Before the handshake is done a peer may send one small message and no more.
+HELLO_BYTES_MAX = 256 * 1024
+PREFIX_BYTES = 4
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_frame(messages: Sequence[Any]) -> bytes:
+    """Encode messages into one frame. Raises LocalProtocolError above the bound or for what cannot be encoded."""
+    buffer = bytearray(PREFIX_BYTES)
+    try:
+        _encoder.encode_into(messages, buffer, PREFIX_BYTES)
+    except (UnicodeEncodeError, OverflowError, TypeError) as error:
+        raise LocalProtocolError(f"a message cannot be encoded: {error}") from error
+    size = len(buffer) - PREFIX_BYTES
+    if size > FRAME_BYTES_MAX:
+        raise LocalProtocolError(f"a frame of {size} bytes is above the bound of {FRAME_BYTES_MAX}")
+    buffer[:PREFIX_BYTES] = size.to_bytes(PREFIX_BYTES, "big")
+    return bytes(buffer)
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames. Holds at most one incomplete frame."""
+
+    def __init__(self, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
+        self.frame_bytes_max = frame_bytes_max
+        self._buffer = bytearray()
+        self._wanted = PREFIX_BYTES
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Add what arrived and return the bodies of the frames that it completes, in order; often empty.
+
+        Raises RemoteProtocolError as soon as a prefix announces a frame above the bound.
+        """
+        buffer = self._buffer
+        buffer += data
+        frames: list[bytes] = []
+        if len(buffer) < self._wanted:
+            return frames
+        start, end = 0, len(buffer)
+        while end - start >= PREFIX_BYTES:
+            size = int.from_bytes(buffer[start : start + PREFIX_BYTES], "big")
+            if size > self.frame_bytes_max:
+                raise RemoteProtocolError(
+                    f"a frame of {size} bytes was announced, the bound is {self.frame_bytes_max}",
+                    "does this port belong to another service?",
+                )
+            if end - start - PREFIX_BYTES < size:
+                self._wanted = PREFIX_BYTES + size
+                break
+            frames.append(bytes(buffer[start + PREFIX_BYTES : start + PREFIX_BYTES + size]))
+            start += PREFIX_BYTES + size
+        else:
+            self._wanted = PREFIX_BYTES
+        del buffer[:start]
+        return frames

@@ -1,0 +1,647 @@
+"""Every message of the protocol, and one decoder per direction.
+
+A connection starts with a frame that is one `Hello` from the peer, answered by `Welcome` or `Refused`. After that each
+frame is a list of messages. Messages are arrays on the wire (`array_like`): their fields are append-only, new ones with
+defaults. Requests of a client carry a `request` number that the answer repeats. Times on the wire are nanoseconds
+since the epoch, or seconds where the name says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from schedd.core.model import AttemptFinished as AttemptFinished
+from schedd.core.model import AttemptRecord as AttemptRecord
+from schedd.core.model import AttemptReport as AttemptReport
+from schedd.core.model import AttemptStarted as AttemptStarted
+from schedd.core.model import Blocker as Blocker
+from schedd.core.model import Cause, HostUsage, Payload, TaskId, TaskRequirements, TaskRules, WorkerId, WorkerResources
+from schedd.core.model import HoldsAttempt as HoldsAttempt
+from schedd.core.model import Selection as Selection
+from schedd.core.model import TaskEntry as TaskEntry
+from schedd.core.model import TaskSpec as TaskSpec
+from schedd.core.model import WorkerVerdict as WorkerVerdict
+from schedd.errors import RemoteProtocolError
+
+#: Grows with each incompatible change. Both sides must have the same number.
+PROTOCOL = 1
+
+# Codes of `Refused` and `RequestFailed`.
+BAD_VERSION = "bad_version"
+BAD_REQUEST = "bad_request"
+NAME_TAKEN = "name_taken"
+UNKNOWN_TASK = "unknown_task"
+UNKNOWN_WORKER = "unknown_worker"
+UNKNOWN_JOB = "unknown_job"
+NO_WORKER_FITS = "no_worker_fits"
+KEY_CONFLICT = "key_conflict"
+ILLEGAL_STATE = "illegal_state"
+QUEUE_FULL = "queue_full"
+TOO_LARGE = "too_large"
+SHUTTING_DOWN = "shutting_down"
+WORKER_AWAY = "worker_away"
+
+
+# ------------------------------------------------------------------------------------------------------- handshake
+
+
+class WorkerHello(Struct, frozen=True, tag="worker"):
+    """A worker introduces itself. `incarnation` differs for each start of the worker process."""
+
+    name: WorkerId
+    incarnation: str
+    resources: WorkerResources
+    host: str = ""
+    pid: int = 0
+    holds: list[HoldsAttempt] = field(default_factory=list)
+
+
+class ClientHello(Struct, frozen=True, tag="client"):
+    """A client introduces itself; the words are for the log."""
+
+    program: str = ""
+    user: str = ""
+    host: str = ""
+    pid: int = 0
+
+
+class Hello(Struct, frozen=True):
+    """The first message of a peer. A map on the wire, so that any version can read any other's."""
+
+    protocol: int
+    version: str
+    peer: WorkerHello | ClientHello
+
+
+class Welcome(Struct, frozen=True, tag=True, array_like=True):
+    """The daemon takes the connection. `epoch` changes with each start of the daemon."""
+
+    protocol: int
+    version: str
+    epoch: str
+    policy: str = ""
+    heartbeat_interval_s: float = 5.0
+    frame_bytes_max: int = 0
+
+
+class Refused(Struct, frozen=True, tag=True, array_like=True):
+    """The daemon does not go on with this connection and closes it: a failed handshake or broken protocol."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+# ------------------------------------------------------------------------------------------------ daemon to worker
+
+
+class WireSpec(Struct, frozen=True, array_like=True):
+    """What several attempts of one frame have in common."""
+
+    payload: Payload
+    requirements: TaskRequirements
+    rules: TaskRules
+    kind: str
+    job: str
+
+
+class WireAttempt(Struct, frozen=True, array_like=True):
+    """One attempt to run: `spec` is an index into the frame's specs, `variant` into the requirements' variants."""
+
+    task_id: TaskId
+    attempt: int
+    spec: int
+    argument: bytes
+    variant: int = 0
+
+
+class Dispatch(Struct, frozen=True, tag=True, array_like=True):
+    """Run these, in this order, each as soon as it fits beside what runs; keep the rest in the backlog."""
+
+    specs: list[WireSpec]
+    attempts: list[WireAttempt]
+
+
+class RevokeAttempts(Struct, frozen=True, tag=True, array_like=True):
+    """Give back these (task, attempt) if they have not started; answered by `RevokeAnswers`."""
+
+    attempts: list[tuple[TaskId, int]]
+
+
+class StopAttempts(Struct, frozen=True, tag=True, array_like=True):
+    """End these (task, attempt), started or not: terminate, grace, kill. Reported as finished with `cause`."""
+
+    attempts: list[tuple[TaskId, int]]
+    cause: Cause = Cause.CANCELLED
+
+
+class DropAttempts(Struct, frozen=True, tag=True, array_like=True):
+    """These attempts are no longer this worker's: kill them at once and report nothing more about them."""
+
+    attempts: list[tuple[TaskId, int]]
+
+
+class AckFinished(Struct, frozen=True, tag=True, array_like=True):
+    """Every `AttemptsFinished` up to this sequence number is recorded; the worker may forget them."""
+
+    seq: int
+
+
+class HeartbeatReply(Struct, frozen=True, tag=True, array_like=True):
+    """The daemon is alive; send the next heartbeat after `interval_s`."""
+
+    interval_s: float
+
+
+class FetchLog(Struct, frozen=True, tag=True, array_like=True):
+    """Send a piece of an attempt's output. `offset` below 0 counts from the end."""
+
+    request: int
+    task_id: TaskId
+    attempt: int
+    stream: str
+    offset: int
+    limit: int
+
+
+class DrainWorker(Struct, frozen=True, tag=True, array_like=True):
+    """Accept nothing new, hand back the backlog, finish what runs, then leave; `leave` False: stay connected."""
+
+    leave: bool = True
+
+
+# ------------------------------------------------------------------------------------------------ worker to daemon
+
+
+class Heartbeat(Struct, frozen=True, tag=True, array_like=True):
+    """The worker lives; `usage` is what it measured last."""
+
+    usage: HostUsage
+
+
+class AttemptsStarted(Struct, frozen=True, tag=True, array_like=True):
+    """These began. An attempt that ends in the same frame is not listed; its end says when it began."""
+
+    attempts: list[AttemptStarted]
+
+
+class AttemptsFinished(Struct, frozen=True, tag=True, array_like=True):
+    """These ended. Sent again after a reconnection until `AckFinished` covers `seq`."""
+
+    seq: int
+    attempts: list[AttemptFinished]
+
+
+class AttemptReports(Struct, frozen=True, tag=True, array_like=True):
+    """Progress from inside running attempts."""
+
+    reports: list[AttemptReport]
+
+
+class RevokeAnswers(Struct, frozen=True, tag=True, array_like=True):
+    """(task, attempt, given back) for each attempt asked for; False: it had started, or is not here."""
+
+    answers: list[tuple[TaskId, int, bool]]
+
+
+class LogPiece(Struct, frozen=True, tag=True, array_like=True):
+    """Answers `FetchLog`: `data` starts at `offset` of a file of `size` bytes so far; `done`: the attempt has ended."""
+
+    request: int
+    data: bytes
+    offset: int
+    size: int
+    done: bool
+    error: str = ""
+
+
+class WorkerDraining(Struct, frozen=True, tag=True, array_like=True):
+    """The worker was told to stop by its own user: `handed_back` (task, attempt) had not started."""
+
+    handed_back: list[tuple[TaskId, int]]
+
+
+class WorkerGoodbye(Struct, frozen=True, tag=True, array_like=True):
+    """The worker leaves for good and holds nothing any more."""
+
+    reason: str = ""
+
+
+# ------------------------------------------------------------------------------------------------ client to daemon
+
+
+class Submit(Struct, frozen=True, tag=True, array_like=True):
+    """Admit these tasks, all or none; answered by `Submitted`. `watch`: push `TaskDone` and reports to this client."""
+
+    request: int
+    specs: list[TaskSpec]
+    tasks: list[TaskEntry]
+    watch: bool = False
+    strict: bool = False
+
+
+class ListTasks(Struct, frozen=True, tag=True, array_like=True):
+    """Answered by `TaskList`, ordered by id, from the first id above `after_id`, at most `limit`."""
+
+    request: int
+    selection: Selection
+    limit: int = 1000
+    after_id: int = 0
+    detail: bool = False
+
+
+class ListJobs(Struct, frozen=True, tag=True, array_like=True):
+    """Answered by `JobList`. Tasks without a job are counted under ""."""
+
+    request: int
+
+
+class ListWorkers(Struct, frozen=True, tag=True, array_like=True):
+    """Answered by `WorkerList`."""
+
+    request: int
+
+
+class GetStats(Struct, frozen=True, tag=True, array_like=True):
+    """Answered by `Stats`."""
+
+    request: int
+
+
+class ExplainTask(Struct, frozen=True, tag=True, array_like=True):
+    """Answered by `Explanation`."""
+
+    request: int
+    task_id: TaskId
+
+
+class WatchTasks(Struct, frozen=True, tag=True, array_like=True):
+    """Push `TaskDone` for each of these (at once for those already final), and reports if asked.
+
+    Answered by `Watching` with how many there are in all; `results`: with the result bytes.
+    """
+
+    request: int
+    selection: Selection
+    results: bool = False
+    reports: bool = False
+
+
+class CancelTasks(Struct, frozen=True, tag=True, array_like=True):
+    """Cancel; what runs is terminated. Answered by `Changed`.
+
+    `started` False: leave alone what runs, or may run by now on its worker, and list it in `unchanged`.
+    """
+
+    request: int
+    selection: Selection
+    started: bool = True
+
+
+class HoldTasks(Struct, frozen=True, tag=True, array_like=True):
+    """Keep back what has not been dispatched. Answered by `Changed`."""
+
+    request: int
+    selection: Selection
+
+
+class ReleaseTasks(Struct, frozen=True, tag=True, array_like=True):
+    """Let go what is held. Answered by `Changed`."""
+
+    request: int
+    selection: Selection
+
+
+class SetTasks(Struct, frozen=True, tag=True, array_like=True):
+    """Change tasks that have not been dispatched; None leaves a value as it is. Answered by `Changed`."""
+
+    request: int
+    selection: Selection
+    priority: float | None = None
+    requirements: TaskRequirements | None = None
+
+
+class SetPriorities(Struct, frozen=True, tag=True, array_like=True):
+    """Change the priority of many tasks, each to its own. Answered by `Changed`."""
+
+    request: int
+    priorities: list[tuple[TaskId, float]]
+
+
+class DrainWorkers(Struct, frozen=True, tag=True, array_like=True):
+    """Drain these workers (`undo`: take work again, where they are still there). Answered by `Changed`."""
+
+    request: int
+    workers: list[WorkerId]
+    undo: bool = False
+    leave: bool = True
+
+
+class ReadLog(Struct, frozen=True, tag=True, array_like=True):
+    """Read a piece of a task's output from the worker that has it. Answered by `LogData`.
+
+    `attempt` 0: the newest. `offset` below 0 counts from the end.
+    """
+
+    request: int
+    task_id: TaskId
+    attempt: int = 0
+    stream: str = "stdout"
+    offset: int = 0
+    limit: int = 65536
+
+
+# ------------------------------------------------------------------------------------------------ daemon to client
+
+
+class Submitted(Struct, frozen=True, tag=True, array_like=True):
+    """Ids of the tasks, in the order of the entries; `warnings` for instance that no worker fits now."""
+
+    request: int
+    ids: list[TaskId]
+    warnings: list[str] = field(default_factory=list)
+
+
+class RequestFailed(Struct, frozen=True, tag=True, array_like=True):
+    """The daemon declined a request; nothing was changed by it."""
+
+    request: int
+    code: str
+    message: str
+    hint: str = ""
+
+
+class TaskDone(Struct, frozen=True, array_like=True):
+    """A watched task is final. `result` as in `AttemptFinished`, None where it was not asked for or is not kept."""
+
+    task_id: TaskId
+    state: str
+    cause: str
+    result: bytes | None = None
+    message: str = ""
+    exit_code: int | None = None
+    worker: str = ""
+    attempt: int = 0
+    kept: bool = True
+
+
+class TasksDone(Struct, frozen=True, tag=True, array_like=True):
+    tasks: list[TaskDone]
+
+
+class TaskReports(Struct, frozen=True, tag=True, array_like=True):
+    """Progress of watched tasks, as it comes."""
+
+    reports: list[AttemptReport]
+
+
+class Watching(Struct, frozen=True, tag=True, array_like=True):
+    request: int
+    total: int
+    finished: int
+
+
+class TaskView(Struct, frozen=True):
+    """A task as clients see it. Times: seconds since the epoch, None where not yet."""
+
+    id: TaskId
+    key: str | None
+    job: str
+    kind: str
+    state: str
+    cause: str | None
+    priority: float
+    attempt: int
+    worker: str | None
+    exit_code: int | None
+    submitted_at: float
+    started_at: float | None
+    finished_at: float | None
+    message: str = ""
+    report: dict[str, Any] | None = None
+
+
+class TaskDetail(Struct, frozen=True):
+    """What `show` adds to a view. `attempts` are those that have ended."""
+
+    payload: Payload | None
+    argument: bytes
+    requirements: TaskRequirements
+    rules: TaskRules
+    after: list[TaskId]
+    missing: list[TaskId]
+    attempts: list[AttemptRecord]
+    devices: list[str]
+    not_before: float | None
+    result: bytes | None
+
+
+class TaskList(Struct, frozen=True, tag=True, array_like=True):
+    """`details` is as long as `tasks` where it was asked for, else empty. `more`: ask again from the last id."""
+
+    request: int
+    tasks: list[TaskView]
+    details: list[TaskDetail] = field(default_factory=list)
+    more: bool = False
+
+
+class JobView(Struct, frozen=True):
+    """A job with its tasks counted by state name; times as in `TaskView`."""
+
+    name: str
+    total: int
+    states: dict[str, int]
+    priority_max: float
+    submitted_at: float
+    finished_at: float | None
+
+
+class JobList(Struct, frozen=True, tag=True, array_like=True):
+    request: int
+    jobs: list[JobView]
+
+
+class WorkerView(Struct, frozen=True):
+    """A worker: capacity, what is reserved, and what was measured, kept apart."""
+
+    name: WorkerId
+    status: str
+    host: str
+    pid: int
+    resources: WorkerResources
+    reserved_cpus: float
+    reserved_ram_gb: float
+    reserved_gpus: float
+    running: int
+    backlog: int
+    load: float
+    finished: int
+    failed: int
+    joined_at: float
+    last_seen_s: float
+    usage: HostUsage | None = None
+    running_tasks: list[TaskId] = field(default_factory=list)
+
+
+class WorkerList(Struct, frozen=True, tag=True, array_like=True):
+    request: int
+    workers: list[WorkerView]
+
+
+class Stats(Struct, frozen=True, tag=True, array_like=True):
+    """The daemon at a glance. `states` counts tasks by state name; totals are since the start of the daemon."""
+
+    request: int
+    version: str
+    policy: str
+    uptime_s: float
+    address: str
+    states: dict[str, int]
+    workers: dict[str, int]
+    submitted_total: int
+    finished_total: int
+    attempts_by_cause: dict[str, int]
+    steals_total: int
+    stale_total: int
+    placements_total: int
+    loop_lag_s: float
+    connections: int
+
+
+class Explanation(Struct, frozen=True, tag=True, array_like=True):
+    """Why a task is where it is: all blockers at once. `ahead`: queued tasks with a better rank."""
+
+    request: int
+    task_id: TaskId
+    state: str
+    summary: str
+    blockers: list[Blocker]
+    workers: list[WorkerVerdict]
+    ahead: int | None = None
+
+
+class Changed(Struct, frozen=True, tag=True, array_like=True):
+    """How many tasks (or workers) a request changed, and which were left as they were, with the reason."""
+
+    request: int
+    changed: int
+    unchanged: list[tuple[int | str, str]] = field(default_factory=list)
+
+
+class LogData(Struct, frozen=True, tag=True, array_like=True):
+    """A piece of output; fields as in `LogPiece`."""
+
+    request: int
+    data: bytes
+    offset: int
+    size: int
+    done: bool
+    attempt: int = 0
+
+
+# -------------------------------------------------------------------------------------------------------- decoders
+
+ClientRequest = (
+    Submit
+    | ListTasks
+    | ListJobs
+    | ListWorkers
+    | GetStats
+    | ExplainTask
+    | WatchTasks
+    | CancelTasks
+    | HoldTasks
+    | ReleaseTasks
+    | SetTasks
+    | SetPriorities
+    | DrainWorkers
+    | ReadLog
+)
+FromWorker = (
+    Heartbeat
+    | AttemptsStarted
+    | AttemptsFinished
+    | AttemptReports
+    | RevokeAnswers
+    | LogPiece
+    | WorkerDraining
+    | WorkerGoodbye
+)
+ToWorker = (
+    Welcome
+    | Refused
+    | Dispatch
+    | RevokeAttempts
+    | StopAttempts
+    | DropAttempts
+    | AckFinished
+    | HeartbeatReply
+    | FetchLog
+    | DrainWorker
+)
+ToClient = (
+    Welcome
+    | Refused
+    | Submitted
+    | RequestFailed
+    | TasksDone
+    | TaskReports
+    | Watching
+    | TaskList
+    | JobList
+    | WorkerList
+    | Stats
+    | Explanation
+    | Changed
+    | LogData
+)
+
+_hello_decoder = msgspec.msgpack.Decoder(Hello)
+_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
+    "from_client": msgspec.msgpack.Decoder(list[ClientRequest]),
+    "from_worker": msgspec.msgpack.Decoder(list[FromWorker]),
+    "to_client": msgspec.msgpack.Decoder(list[ToClient]),
+    "to_worker": msgspec.msgpack.Decoder(list[ToWorker]),
+}
+
+
+def decode_hello(body: bytes) -> Hello:
+    """Decode the first frame of a peer. Raises RemoteProtocolError."""
+    try:
+        return _hello_decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise RemoteProtocolError(f"the first frame is not a greeting of schedd: {error}") from error
+
+
+def _decode(direction: str, body: bytes) -> Any:
+    try:
+        return _decoders[direction].decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise RemoteProtocolError(f"a frame cannot be decoded: {error}") from error
+
+
+def decode_from_client(body: bytes) -> list[ClientRequest]:
+    """Decode a frame of requests. Raises RemoteProtocolError."""
+    requests: list[ClientRequest] = _decode("from_client", body)
+    return requests
+
+
+def decode_from_worker(body: bytes) -> list[FromWorker]:
+    """Decode a frame of a worker. Raises RemoteProtocolError."""
+    messages: list[FromWorker] = _decode("from_worker", body)
+    return messages
+
+
+def decode_to_client(body: bytes) -> list[ToClient]:
+    """Decode a frame of the daemon for a client. Raises RemoteProtocolError."""
+    messages: list[ToClient] = _decode("to_client", body)
+    return messages
+
+
+def decode_to_worker(body: bytes) -> list[ToWorker]:
+    """Decode a frame of the daemon for a worker. Raises RemoteProtocolError."""
+    messages: list[ToWorker] = _decode("to_worker", body)
+    return messages

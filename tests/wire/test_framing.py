@@ -1,0 +1,119 @@
+"""Frames out of a stream of bytes, however it is cut."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schedd.errors import LocalProtocolError, RemoteProtocolError
+from schedd.wire.framing import FRAME_BYTES_MAX, PREFIX_BYTES, FrameReader, encode_frame
+
+bodies = st.lists(st.binary(max_size=300), max_size=8)
+
+
+def stream_of(frames: list[bytes]) -> bytes:
+    return b"".join(len(body).to_bytes(PREFIX_BYTES, "big") + body for body in frames)
+
+
+def pieces_of(data: bytes, cuts: list[int]) -> list[bytes]:
+    places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[a:b] for a, b in itertools.pairwise(places)]
+
+
+@given(bodies, st.lists(st.integers(0, 10_000), max_size=20))
+def test_any_cut_gives_the_same_frames(frames: list[bytes], cuts: list[int]) -> None:
+    reader = FrameReader()
+    got = [body for piece in pieces_of(stream_of(frames), cuts) for body in reader.feed(piece)]
+    assert got == frames
+
+
+@given(bodies)
+def test_one_byte_at_a_time(frames: list[bytes]) -> None:
+    reader = FrameReader()
+    got = [body for byte in stream_of(frames) for body in reader.feed(bytes([byte]))]
+    assert got == frames
+
+
+def test_cut_at_every_byte() -> None:
+    frames = [b"", b"a", bytes(300), b"end"]
+    data = stream_of(frames)
+    for cut in range(len(data) + 1):
+        reader = FrameReader()
+        assert reader.feed(data[:cut]) + reader.feed(data[cut:]) == frames
+
+
+@given(bodies, st.binary(min_size=1, max_size=3))
+def test_frames_come_as_soon_as_they_are_whole(frames: list[bytes], rest: bytes) -> None:
+    """A part of the next prefix does not hold back the frames before it."""
+    reader = FrameReader()
+    assert reader.feed(stream_of(frames) + rest) == frames
+
+
+def test_nothing_comes_of_nothing() -> None:
+    reader = FrameReader()
+    assert reader.feed(b"") == []
+    assert reader.feed(b"\0\0\0") == []
+    assert reader.feed(b"") == []
+    assert reader.feed(b"\0") == [b""]
+
+
+@pytest.mark.parametrize("beyond", [1, 1000, 2**32 - 1 - 16])
+def test_announcement_above_the_bound_fails_before_the_body_comes(beyond: int) -> None:
+    reader = FrameReader(16)
+    with pytest.raises(RemoteProtocolError, match="16"):
+        reader.feed((16 + beyond).to_bytes(4, "big"))
+
+
+def test_frame_of_exactly_the_bound() -> None:
+    assert FrameReader(16).feed(stream_of([bytes(16)])) == [bytes(16)]
+
+
+def test_frame_before_a_bad_announcement_in_one_piece() -> None:
+    with pytest.raises(RemoteProtocolError):
+        FrameReader(16).feed(stream_of([b"good"]) + b"\xff\xff\xff\xff")
+
+
+def test_bound_can_be_raised_between_frames() -> None:
+    reader = FrameReader(16)
+    assert reader.feed(stream_of([b"small"])) == [b"small"]
+    reader.frame_bytes_max = 1000
+    assert reader.feed(stream_of([bytes(1000)])) == [bytes(1000)]
+
+
+@given(st.lists(st.integers() | st.text() | st.binary() | st.floats(allow_nan=False), max_size=20))
+def test_what_is_encoded_is_one_frame(values: list[object]) -> None:
+    values = [v for v in values if not isinstance(v, int) or -(2**63) <= v < 2**64]
+    try:
+        frame = encode_frame(values)
+    except LocalProtocolError:
+        return  # a lone surrogate
+    [body] = FrameReader().feed(frame)
+    assert msgspec.msgpack.decode(body) == values
+
+
+@pytest.mark.parametrize("value", ["\ud800", 2**64, -(2**63) - 1, object()])
+def test_what_cannot_be_encoded_is_our_own_mistake(value: object) -> None:
+    with pytest.raises(LocalProtocolError):
+        encode_frame([value])
+
+
+def test_frame_above_the_bound_is_not_encoded() -> None:
+    with pytest.raises(LocalProtocolError, match="bound"):
+        encode_frame([bytes(FRAME_BYTES_MAX)])
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=5))
+def test_random_bytes_never_do_more_than_raise(data: bytes, cuts: list[int]) -> None:
+    reader = FrameReader(100)
+    total = 0
+    try:
+        for piece in pieces_of(data, cuts):
+            total += sum(len(body) + PREFIX_BYTES for body in reader.feed(piece))
+    except RemoteProtocolError:
+        return
+    assert total <= len(data)
