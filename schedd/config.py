@@ -1,0 +1,204 @@
+"""Settings: one TOML file, parsed into frozen Structs, checked as a whole. The only reader of settings.
+
+Each table of `config.toml` is a Struct here, each key a field with its default; an unknown key, a wrong type or a
+relation that cannot hold raises ConfigError with the file, the key and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from schedd.address import DEFAULT_ADDRESS, parse_address
+from schedd.core.policies import POLICIES
+from schedd.core.policies.adaptive import AdaptiveParams
+from schedd.core.policies.base import TaskScheduler
+from schedd.core.policies.batch import BatchParams
+from schedd.core.policies.fifo import FIFOParams
+from schedd.core.policies.load_balancing import LoadBalancingParams
+from schedd.core.policies.priority import PriorityParams
+from schedd.core.policies.work_stealing import WorkStealingParams
+from schedd.errors import ConfigError
+
+Positive = Annotated[float, Meta(gt=0, le=1e9)]
+NotNegative = Annotated[float, Meta(ge=0, le=1e9)]
+Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+AtLeastOne = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+
+
+class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Table [worker]: how `schedd worker` offers its machine. Command-line options win over these."""
+
+    connect: str = ""
+    name: str = ""
+    cpus: Annotated[float, Meta(gt=0, le=1e5)] | None = None
+    ram_gb: NotNegative | None = None
+    gpus: Literal["auto", "none"] = "auto"
+    labels: dict[str, str] = field(default_factory=dict)
+    custom: dict[str, NotNegative] = field(default_factory=dict)
+    state_dir: str = ""
+    reconnect_delay_s: Positive = 0.2
+    reconnect_delay_max_s: Positive = 15.0
+    give_up_after_s: NotNegative = 0.0
+    drain_timeout_s: NotNegative = 0.0
+    child_idle_s: Positive = 300.0
+    result_mb_max: Positive = 32.0
+    logs_keep_count: AtLeastOne = 2000
+
+
+class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Table [server]: where the daemon listens, and what it bears of its peers."""
+
+    listen: str = DEFAULT_ADDRESS
+    socket: str = ""
+    insecure: bool = False
+    connections_max: AtLeastOne = 10_000
+    handshake_timeout_s: Positive = 10.0
+    outbox_mb_max: Positive = 256.0
+    stop_timeout_s: Positive = 10.0
+
+
+class PolicySettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Table [policy]: which one decides, and a table of parameters for each."""
+
+    name: str = "priority"
+    fifo: FIFOParams = FIFOParams()
+    priority: PriorityParams = PriorityParams()
+    load_balancing: LoadBalancingParams = LoadBalancingParams()
+    work_stealing: WorkStealingParams = WorkStealingParams()
+    adaptive: AdaptiveParams = AdaptiveParams()
+    batch: BatchParams = BatchParams()
+
+    def build(self) -> TaskScheduler:
+        """Make the policy that `name` says, with its table."""
+        return POLICIES[self.name].from_params(getattr(self, self.name))
+
+
+class StealingSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Table [stealing]: moving work between backlogs. `work_stealing` steals whatever `enabled` says."""
+
+    enabled: bool = False
+    interval_s: Positive = 0.5
+
+
+class PrefetchSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Table [prefetch]: how far the backlog of a worker may run ahead to hide the round trip."""
+
+    cover_s: NotNegative = 0.03
+    runtime_max_s: NotNegative = 1.0
+    depth_max: Annotated[int, Meta(ge=0, le=100_000)] = 256
+
+
+class HeartbeatSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Table [heartbeat]: when a silent worker is unreachable, and when it is lost."""
+
+    interval_s: Positive = 5.0
+    lease_s: Positive = 20.0
+    lost_after_s: Positive = 40.0
+
+
+class LimitsSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Table [limits]: bounds of the daemon's memory."""
+
+    unfinished_max: AtLeastOne = 5_000_000
+    finished_keep_count: AtLeastOne = 100_000
+    results_keep_mb: NotNegative = 512.0
+
+
+class LogSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Table [log]."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    server: ServerSettings = ServerSettings()
+    policy: PolicySettings = PolicySettings()
+    stealing: StealingSettings = StealingSettings()
+    prefetch: PrefetchSettings = PrefetchSettings()
+    heartbeat: HeartbeatSettings = HeartbeatSettings()
+    limits: LimitsSettings = LimitsSettings()
+    log: LogSettings = LogSettings()
+    worker: WorkerSettings = WorkerSettings()
+
+
+def load_settings(path: str | Path | None) -> Settings:
+    """Read and check a file; None: all defaults. Raises ConfigError."""
+    if path is None:
+        return Settings()
+    try:
+        text = Path(path).read_bytes().decode()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", "name an existing file with --config") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+    return parse_settings(text, str(path))
+
+
+def parse_settings(text: str, source: str = "config.toml") -> Settings:
+    """Parse and check the text of a file; `source` is its name in errors. Raises ConfigError."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    _refuse_unknown(table, Settings, source, ())
+    try:
+        settings = msgspec.convert(table, Settings)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {_say(str(error))}") from error
+    _check_relations(settings, source)
+    return settings
+
+
+def _refuse_unknown(table: dict[str, Any], kind: type[Struct], source: str, path: tuple[str, ...]) -> None:
+    known = {f.name: f.type for f in msgspec.structs.fields(kind)}
+    for key, value in table.items():
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, 1, 0.5)
+            where = f"[{'.'.join(path)}]" if path else "the file"
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known) or 'none'}"
+            raise ConfigError(f"{source}: {'.'.join((*path, key))} is not a key of {where}", hint)
+        inner = known[key]
+        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, Struct):
+            _refuse_unknown(value, inner, source, (*path, key))
+
+
+def _say(error: str) -> str:
+    """Turn "Expected `int`, got `str` - at `$.a.b`" into "a.b: expected int, got str"."""
+    message, _, path = error.partition(" - at `$.")
+    message = message.replace("`", "")
+    return f"{path.rstrip('`')}: {message[:1].lower()}{message[1:]}" if path else message
+
+
+def _check_relations(settings: Settings, source: str) -> None:
+    if settings.policy.name not in POLICIES:
+        nearest = difflib.get_close_matches(settings.policy.name, POLICIES, 1, 0.4)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"policies: {', '.join(POLICIES)}"
+        raise ConfigError(f"{source}: policy.name: there is no policy {settings.policy.name!r}", hint)
+    beat = settings.heartbeat
+    if beat.lease_s < 3 * beat.interval_s:
+        raise ConfigError(
+            f"{source}: heartbeat.lease_s = {beat.lease_s:g} is less than three times interval_s = {beat.interval_s:g}",
+            "one lost heartbeat must not make a worker unreachable",
+        )
+    for key, text in (("server.listen", settings.server.listen), ("worker.connect", settings.worker.connect)):
+        if not text:
+            continue
+        try:
+            address = parse_address(text)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {key}: {error.message}", error.hint) from error
+        if key == "server.listen" and not address.is_loopback and not settings.server.insecure:
+            raise ConfigError(
+                f"{source}: server.listen = {text!r} is open to other machines, without authentication",
+                "listen on 127.0.0.1, or set server.insecure = true if the network is your own",
+            )
+    if settings.worker.reconnect_delay_max_s < settings.worker.reconnect_delay_s:
+        raise ConfigError(f"{source}: worker.reconnect_delay_max_s is less than worker.reconnect_delay_s")
