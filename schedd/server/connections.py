@@ -1,0 +1,269 @@
+"""Connections: accept, handshake, frames in, one write a turn out, and bounds on all of it.
+
+A peer is nobody until its `Hello` was read: until then it may send one small frame, in bounded time. What goes to a
+peer is collected and written once at the end of a turn. What a peer does not read stays here as it is, unencoded; a
+client that does not read is not read either, so it slows itself and not the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from schedd.core.model import TaskId, WorkerId
+from schedd.errors import LocalProtocolError, RemoteProtocolError
+from schedd.log import Log
+from schedd.server.watching import Watch
+from schedd.wire import messages as m
+from schedd.wire.framing import HELLO_BYTES_MAX, FrameReader, encode_frame
+
+log = Log("schedd.server")
+
+#: Unsent bytes from which on a client is no longer read.
+PAUSE_BYTES = 1024 * 1024
+#: Messages of one frame; a single one may have megabytes.
+MESSAGES_PER_FRAME_MAX = 16
+#: Messages that wait for a peer that does not read: a worker that only talks is cut off above it.
+OUTBOX_MESSAGES_MAX = 100_000
+#: Ends told to a client in one message, and bytes of results in one frame.
+DONE_PER_FRAME_MAX = 5000
+RESULT_BYTES_PER_FRAME_MAX = 8 * 1024 * 1024
+
+
+class Hub(Protocol):
+    """What a connection needs of the daemon."""
+
+    outbox_bytes_max: int
+    handshake_timeout_s: float
+
+    def opened(self, peer: Peer) -> bool:
+        """Count a new connection; False: there are too many."""
+
+    def greeted(self, peer: Peer, hello: m.Hello) -> None:
+        """Decide on a greeting: `welcome` or `refuse` the peer."""
+
+    def received(self, peer: Peer, body: bytes) -> None:
+        """Take in a frame of a peer that was welcomed. Raises RemoteProtocolError."""
+
+    def closed(self, peer: Peer) -> None:
+        """Forget a connection."""
+
+    def has_output(self, peer: Peer) -> None:
+        """Have `peer.flush` called at the end of this turn."""
+
+    def task_done(self, task_id: TaskId, with_result: bool) -> m.TaskDone | None:
+        """What to tell a watcher of a final task; None where it is forgotten."""
+
+
+class Peer(asyncio.Protocol):
+    """One connection, whoever is at its other end."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._reader = FrameReader(HELLO_BYTES_MAX)
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._outbox: deque[Any] = deque()
+        self._done: list[tuple[TaskId, bool]] = []
+        self._put_off: list[Callable[[], None]] = []
+        self._dirty = False
+        self._paused = False
+        self._closing = False
+        self._welcomed = False
+        #: Set by the hub with the welcome: a worker's id, or None for a client.
+        self.worker_id: WorkerId | None = None
+        self.incarnation = ""
+        self.name = "?"
+        #: The watches of a client.
+        self.watches: list[Watch] = []
+        self.submit_watch: Watch | None = None
+
+    # ------------------------------------------------------------------------------------------ from the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        stream = self._transport = cast(asyncio.Transport, transport)
+        stream.set_write_buffer_limits(PAUSE_BYTES)
+        peername = stream.get_extra_info("peername")
+        self.name = f"{peername[0]}:{peername[1]}" if isinstance(peername, tuple) else "unix"
+        if not self._hub.opened(self):
+            self.refuse("too_many_connections", "the daemon has as many connections as it may have")
+            return
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._hub.handshake_timeout_s, self._handshake_late)
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        try:
+            for body in self._reader.feed(data):
+                if self._welcomed:
+                    self._hub.received(self, body)
+                else:
+                    self._hub.greeted(self, m.decode_hello(body))
+                if self._closing:
+                    return
+        except RemoteProtocolError as error:
+            log.warning("protocol_error", peer=self.name, worker=self.worker_id, error=error.message)
+            self.refuse(m.BAD_REQUEST, error.message, error.hint)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+        if self.worker_id is None and self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self.worker_id is None and self._transport is not None and not self._closing:
+            self._transport.resume_reading()
+        questions, self._put_off = self._put_off, []
+        for question in questions:
+            question()
+        if self._outbox or self._done:
+            self._mark()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._outbox.clear()
+        self._done.clear()
+        self._put_off.clear()
+        self._hub.closed(self)
+
+    # -------------------------------------------------------------------------------------------------- from the hub
+
+    def welcome(self, message: m.Welcome) -> None:
+        """Go on with this peer: frames of messages from now on."""
+        self._welcomed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._reader.frame_bytes_max = message.frame_bytes_max
+        self.send(message)
+
+    @property
+    def is_paused(self) -> bool:
+        """The peer does not read what it was sent."""
+        return self._paused
+
+    @property
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def put_off(self, question: Callable[[], None]) -> None:
+        """Ask again once the peer reads."""
+        self._put_off.append(question)
+
+    def send(self, message: Any) -> None:
+        """Write a message with the rest of this turn."""
+        self._outbox.append(message)
+        if not self._dirty:
+            self._mark()
+
+    def send_done(self, task_id: TaskId, with_result: bool) -> None:
+        """Tell of a final task with the rest of this turn, or as soon as the peer reads again."""
+        self._done.append((task_id, with_result))
+        if not self._dirty:
+            self._mark()
+
+    def flush(self) -> None:
+        """Write what this turn has for the peer, as much as it takes."""
+        self._dirty = False
+        transport = self._transport
+        if transport is None or self._closing:
+            return
+        self._write(transport, PAUSE_BYTES)
+        if not self._paused:
+            if self._outbox or self._done:
+                self._mark()
+        elif len(self._outbox) > OUTBOX_MESSAGES_MAX:
+            log.warning("peer_too_slow", peer=self.name, worker=self.worker_id, unsent=len(self._outbox))
+            self.abort()
+
+    def _write(self, transport: asyncio.Transport, unsent_max: int) -> None:
+        """Write what there is, in one write, until so many bytes are unsent; the rest stays here as it is."""
+        frames: list[bytes] = []
+        size = transport.get_write_buffer_size()
+        outbox = self._outbox
+        try:
+            while (outbox or self._done) and size <= unsent_max:
+                if outbox:
+                    part = [outbox.popleft() for _ in range(min(len(outbox), MESSAGES_PER_FRAME_MAX))]
+                else:
+                    part = [self._next_done()]
+                for frame in _frames(part):
+                    frames.append(frame)
+                    size += len(frame)
+        except LocalProtocolError as error:
+            log.error("message_too_large", peer=self.name, worker=self.worker_id, error=error.message)
+            self.abort()
+            return
+        if len(frames) == 1:
+            transport.write(frames[0])
+        elif frames:
+            transport.writelines(frames)
+
+    def refuse(self, code: str, message: str, hint: str = "") -> None:
+        """Say why, and close the connection once that is written."""
+        if self._transport is None or self._closing:
+            return
+        if self._paused:
+            self._outbox.clear()
+        self._outbox.append(m.Refused(code, message, hint))
+        self.close()
+
+    def close(self) -> None:
+        """Write what is there and close."""
+        self._done.clear()
+        if self._transport is not None and not self._closing:
+            self._write(self._transport, self._hub.outbox_bytes_max)
+            self._transport.close()
+        self._closing = True
+
+    def abort(self) -> None:
+        """Close at once; what was not written is lost."""
+        self._closing = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _mark(self) -> None:
+        self._dirty = True
+        self._hub.has_output(self)
+
+    def _next_done(self) -> m.TasksDone:
+        told: list[m.TaskDone] = []
+        size = 0
+        for position, (task_id, with_result) in enumerate(self._done):
+            done = self._hub.task_done(task_id, with_result)
+            if done is None:
+                continue
+            size += len(done.result or b"")
+            if told and (len(told) == DONE_PER_FRAME_MAX or size > RESULT_BYTES_PER_FRAME_MAX):
+                del self._done[:position]
+                break
+            told.append(done)
+        else:
+            self._done = []
+        return m.TasksDone(told)
+
+    def _handshake_late(self) -> None:
+        self.refuse("too_late", f"no greeting within {self._hub.handshake_timeout_s:g} s")
+
+
+def _frames(messages: list[Any]) -> list[bytes]:
+    """Encode messages into as few frames as the bound allows; an answer that is above it says so instead.
+
+    Raises LocalProtocolError for any other message above the bound.
+    """
+    try:
+        return [encode_frame(messages)]
+    except LocalProtocolError as error:
+        if len(messages) > 1:
+            half = len(messages) // 2
+            return [*_frames(messages[:half]), *_frames(messages[half:])]
+        request = getattr(messages[0], "request", None)
+        if request is None:
+            raise
+        failed = m.RequestFailed(request, m.TOO_LARGE, error.message, "ask for less at a time")
+        return [encode_frame([failed])]

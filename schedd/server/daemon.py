@@ -1,0 +1,231 @@
+"""The life of the daemon: start, serve, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import random
+import resource
+import signal
+import socket
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import uvloop
+
+import schedd
+from schedd.address import Address, parse_address
+from schedd.config import Settings
+from schedd.core.engine import Engine
+from schedd.core.model import SECOND
+from schedd.core.placement import PrefetchRule
+from schedd.core.tables import EngineSettings
+from schedd.errors import ConfigError, ScheddError
+from schedd.log import Log, set_up
+from schedd.server.clock import Clock
+from schedd.server.connections import Peer
+from schedd.server.service import Service
+from schedd.server.systemd import notify
+
+log = Log("schedd.server")
+
+#: Connections that wait to be accepted; a whole cluster comes back at once after a restart.
+BACKLOG = 4096
+#: Open files beside the connections: sockets that listen, the loop's own, logs.
+FILES_OF_OUR_OWN = 64
+
+
+class ListenError(ScheddError):
+    """The address cannot be listened on."""
+
+
+def engine_settings(settings: Settings) -> EngineSettings:
+    """What of the configuration the engine needs, in its units."""
+    beat, limits, prefetch = settings.heartbeat, settings.limits, settings.prefetch
+    return EngineSettings(
+        prefetch=PrefetchRule(prefetch.cover_s, prefetch.runtime_max_s, prefetch.depth_max),
+        heartbeat_ns=int(beat.interval_s * SECOND),
+        lease_ns=int(beat.lease_s * SECOND),
+        lost_after_ns=int(beat.lost_after_s * SECOND),
+        stealing=settings.stealing.enabled or settings.policy.name == "work_stealing",
+        steal_interval_ns=int(settings.stealing.interval_s * SECOND),
+        unfinished_max=limits.unfinished_max,
+        finished_keep_count=limits.finished_keep_count,
+        results_keep_bytes=int(limits.results_keep_mb * 1024 * 1024),
+    )
+
+
+def serve(settings: Settings, *, address_file: str | None = None) -> int:
+    """Run the daemon until a signal stops it; returns the exit status: 0 after an orderly stop, 1 after a failure."""
+    set_up(settings.log.level)
+    _raise_file_limit(settings.server.connections_max)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(Daemon(settings, address_file).run())
+    except (ListenError, ConfigError) as error:
+        log.error("cannot_start", error=error.message, hint=error.hint)
+        return 1
+
+
+def _raise_file_limit(connections_max: int) -> None:
+    """Take all the open files that we may have: each connection is one, and the usual soft limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    if soft != resource.RLIM_INFINITY and soft < connections_max + FILES_OF_OUR_OWN:
+        log.warning(
+            "few_open_files", limit=soft, connections_max=connections_max, hint="raise LimitNOFILE= or ulimit -n"
+        )
+
+
+class Daemon:
+    """One daemon. `run` returns the exit status."""
+
+    def __init__(self, settings: Settings, address_file: str | None = None) -> None:
+        self._settings = settings
+        self._address_file = Path(address_file) if address_file else None
+        self._crash: BaseException | None = None
+        self._done = anyio.Event()
+        self._servers: list[asyncio.AbstractServer] = []
+        self._made: list[Path] = []
+
+    async def run(self) -> int:
+        clock = Clock()
+        settings = self._settings
+        engine = Engine(settings.policy.build(), engine_settings(settings), random.Random())
+        service = Service(engine, clock, settings, uuid.uuid4().hex, self._crashed)
+        try:
+            # Signals first: whoever learns that we listen may want us to stop.
+            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                await self._listen(service)
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self._stop_on_signal, service, signals)
+                    await self._done.wait()
+                    group.cancel_scope.cancel()
+        finally:
+            service.loop.stop()
+            for server in self._servers:
+                server.close()
+            self._clean_up()
+        if self._crash is not None:
+            log.error("engine_failed", error=repr(self._crash))
+            raise self._crash
+        log.info("stopped", unfinished=engine.tasks.unfinished_count)
+        return 0
+
+    async def _listen(self, service: Service) -> None:
+        settings = self._settings.server
+        address = parse_address(settings.listen)
+        loop = asyncio.get_running_loop()
+        bound = self._bind(address)
+        self._servers.append(await loop.create_server(lambda: Peer(service), sock=bound, backlog=BACKLOG))
+        if not address.path:
+            address = Address(*bound.getsockname()[:2])
+        service.address = address
+        if settings.socket:
+            local = _local(settings.socket)
+            unix = self._bind(local)
+            self._servers.append(await loop.create_server(lambda: Peer(service), sock=unix, backlog=BACKLOG))
+            log.info("listening", address=local)
+        if not address.is_loopback:
+            log.warning("open_to_the_network", address=address, authentication="none", reason="server.insecure = true")
+        if self._address_file is not None:
+            _write_whole(self._address_file, f"{address}\n")
+            self._made.append(self._address_file)
+        log.info("listening", address=address, policy=self._settings.policy.name, version=schedd.__version__)
+        notify("READY=1", f"STATUS=listening on {address}, policy {self._settings.policy.name}")
+
+    async def _stop_on_signal(self, service: Service, signals: AsyncIterator[signal.Signals]) -> None:
+        async for number in signals:
+            if service.stopping:
+                log.warning("stop_forced", signal=number.name)
+                break
+            service.stopping = True
+            log.info("stopping", signal=number.name, unfinished=service.engine.tasks.unfinished_count)
+            notify("STOPPING=1")
+            asyncio.get_running_loop().call_soon(self._begin_stop, service)
+        self._done.set()
+
+    def _begin_stop(self, service: Service) -> None:
+        """Close what listens and every connection; done when the last has got what was written for it."""
+        for server in self._servers:
+            server.close()
+        service.close_all()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.server.stop_timeout_s
+
+        def look() -> None:
+            if not service.connection_count or loop.time() > deadline:
+                self._done.set()
+            else:
+                loop.call_later(0.02, look)
+
+        look()
+
+    def _crashed(self, error: BaseException) -> None:
+        self._crash = error
+        self._done.set()
+
+    def _bind(self, address: Address) -> socket.socket:
+        bound = _bind(address)
+        if address.path:
+            self._made.append(Path(address.path))
+        return bound
+
+    def _clean_up(self) -> None:
+        """Remove what we made; a file that we found belongs to another daemon."""
+        for path in self._made:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _local(path: str) -> Address:
+    return parse_address(f"unix:{Path(path).expanduser()}")
+
+
+def _bind(address: Address) -> socket.socket:
+    """A bound socket. Raises ListenError; a Unix socket that nobody answers on is taken over."""
+    try:
+        if address.path:
+            return _bind_unix(address.path)
+        info = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        bound = socket.socket(info[0], info[1], info[2])
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(info[4])
+        except OSError:
+            bound.close()
+            raise
+        return bound
+    except OSError as error:
+        hint = ""
+        if error.errno == errno.EADDRINUSE:
+            hint = "is a daemon running there already? see `schedd stats`, or choose another with --listen"
+        raise ListenError(f"cannot listen on {address}: {error.strerror or error}", hint) from error
+
+
+def _bind_unix(path: str) -> socket.socket:
+    Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            Path(path).unlink(missing_ok=True)
+        else:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound.bind(path)
+    return bound
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file so that whoever waits for it never reads a part."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)

@@ -1,0 +1,126 @@
+"""The turn: gather the events of one pass of the event loop, call the engine once, hand on what follows.
+
+The only caller of `Engine.handle`. Reads come first: all sockets that were ready in this pass have put their events
+into the inbox before the turn runs, so a turn's cost is shared by everything that happened together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+from schedd.core.effects import Effects
+from schedd.core.engine import Engine
+from schedd.core.events import Event, Wakeup
+from schedd.core.model import SECOND, Instant
+from schedd.log import Log
+from schedd.server.clock import Clock
+
+log = Log("schedd.server")
+
+#: Reads of the tables may hold up a turn for so long; the rest is left to the next one.
+READS_PER_TURN_S = 0.02
+
+
+class EngineLoop:
+    """Drives one engine on the running event loop.
+
+    `outward` gets the effects of each turn, `flush` runs at its very end. An exception from the engine is a bug of
+    ours: `crashed` is told, and no further turn runs.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        clock: Clock,
+        outward: Callable[[Effects], None],
+        flush: Callable[[], None],
+        crashed: Callable[[BaseException], None],
+    ) -> None:
+        self.engine = engine
+        self.clock = clock
+        self.lag_ns = 0
+        self.turns = 0
+        self._outward = outward
+        self._flush = flush
+        self._crashed = crashed
+        self._loop = asyncio.get_running_loop()
+        self._inbox: list[Event] = []
+        self._queries: deque[Callable[[], None]] = deque()
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: Instant | None = None
+        self._stopped = False
+
+    def post(self, event: Event) -> None:
+        """Put an event into the turn to come."""
+        self._inbox.append(event)
+        if not self._scheduled:
+            self.wake()
+
+    def ask(self, query: Callable[[], None]) -> None:
+        """Run a read of the tables after the turn to come, so that it sees what was asked before it."""
+        self._queries.append(query)
+        if not self._scheduled:
+            self.wake()
+
+    def wake(self) -> None:
+        """Have a turn in this pass of the event loop."""
+        if not self._scheduled and not self._stopped:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def stop(self) -> None:
+        """Run no further turn."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        if self._stopped:
+            return
+        try:
+            events, self._inbox = self._inbox, []
+            if events:
+                self.turns += 1
+                self._outward(self.engine.handle(events, self.clock.now_ns()))
+            if self._queries:
+                self._run_queries()
+            self._flush()
+            self._arm()
+        except Exception as error:
+            self.stop()
+            self._crashed(error)
+
+    def _run_queries(self) -> None:
+        deadline = time.monotonic() + READS_PER_TURN_S
+        while self._queries:
+            self._queries.popleft()()
+            if time.monotonic() > deadline:
+                break
+        if self._queries:
+            self.wake()
+
+    def _arm(self) -> None:
+        due = self.engine.next_deadline()
+        if due == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_at = due
+        if due is not None:
+            delay_s = max(0.0, (due - self.clock.now_ns()) / SECOND)
+            self._timer = self._loop.call_later(delay_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        due, self._timer_at, self._timer = self._timer_at, None, None
+        now = self.clock.now_ns()
+        if due is not None and now < due:  # timers of the loop have a coarser clock
+            self._arm()
+            return
+        self.lag_ns = now - due if due is not None else 0
+        self.post(Wakeup(self.lag_ns))

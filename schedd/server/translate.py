@@ -1,0 +1,274 @@
+"""Between messages and the core: requests to events, actions to messages, rows to views. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from schedd.core import effects as fx
+from schedd.core import events as ev
+from schedd.core.capacity import MB_PER_GB, WHOLE
+from schedd.core.engine import Engine
+from schedd.core.model import (
+    SECOND,
+    Call,
+    Command,
+    Instant,
+    Payload,
+    Running,
+    Task,
+    TaskId,
+    WorkerId,
+    WorkerInfo,
+)
+from schedd.core.tasks import FINAL, RESULT_DROPPED, TRANSITIONS, Job
+from schedd.wire import messages as m
+
+#: The highest priority of a job is looked for among so many of its tasks: a listing must not cost a large job's time.
+PRIORITIES_COMPARED_MAX = 1000
+#: A view names at most so many of a worker's running tasks.
+RUNNING_NAMED_MAX = 32
+#: A dispatch goes on in another message above this many bytes of payloads and arguments.
+DISPATCH_BYTES_MAX = 8 * 1024 * 1024
+
+
+# ------------------------------------------------------------------------------------------------- messages to events
+
+
+def request_event(request: m.ClientRequest, origin: int) -> ev.Event | None:
+    """The event of a request that wants a change; None for one that only reads."""
+    match request:
+        case m.Submit():
+            return ev.SubmitTasks(origin, request.specs, request.tasks, request.strict)
+        case m.CancelTasks():
+            return ev.CancelTasks(origin, request.selection, request.started)
+        case m.HoldTasks():
+            return ev.HoldTasks(origin, request.selection)
+        case m.ReleaseTasks():
+            return ev.ReleaseTasks(origin, request.selection)
+        case m.SetTasks():
+            return ev.SetTasks(origin, request.selection, request.priority, request.requirements)
+        case m.SetPriorities():
+            return ev.SetPriorities(origin, request.priorities)
+        case m.DrainWorkers():
+            return ev.DrainWorkers(origin, request.workers, request.undo, request.leave)
+        case _:
+            return None
+
+
+def joined_event(hello: m.WorkerHello) -> ev.WorkerJoined:
+    """The event of a worker's greeting."""
+    return ev.WorkerJoined(hello.name, hello.incarnation, hello.resources, hello.holds, hello.host, hello.pid)
+
+
+def worker_event(worker_id: WorkerId, message: m.FromWorker) -> ev.Event | None:
+    """The event of a worker's message; None for one that the shell answers by itself."""
+    match message:
+        case m.AttemptsFinished():
+            return ev.AttemptsFinished(worker_id, message.attempts)
+        case m.AttemptsStarted():
+            return ev.AttemptsStarted(worker_id, message.attempts)
+        case m.AttemptReports():
+            return ev.AttemptsReported(worker_id, message.reports)
+        case m.RevokeAnswers():
+            return ev.RevokesAnswered(worker_id, message.answers)
+        case m.Heartbeat():
+            return ev.Heartbeat(worker_id, message.usage)
+        case m.WorkerDraining():
+            return ev.WorkerDraining(worker_id, message.handed_back)
+        case m.WorkerGoodbye():
+            return ev.WorkerLeft(worker_id, message.reason[:200])
+        case _:
+            return None
+
+
+# ------------------------------------------------------------------------------------------------- actions to messages
+
+
+def dispatch_messages(tasks: list[Task]) -> list[m.Dispatch]:
+    """Write the current attempts of rows, in as many messages as frames can hold.
+
+    What attempts of one message have in common is written once.
+    """
+    messages: list[m.Dispatch] = []
+    specs: list[m.WireSpec] = []
+    attempts: list[m.WireAttempt] = []
+    index_of: dict[tuple[int, int, int, str, str], int] = {}
+    size = 0
+    for task in tasks:
+        key = (id(task.payload), id(task.requirements), id(task.rules), task.kind, task.job)
+        index = index_of.get(key)
+        size += len(task.argument) + (_payload_bytes(task.payload) if index is None else 0)
+        if size > DISPATCH_BYTES_MAX and attempts:
+            messages.append(m.Dispatch(specs, attempts))
+            specs, attempts, index_of, index = [], [], {}, None
+            size = len(task.argument) + _payload_bytes(task.payload)
+        if index is None:
+            index = index_of[key] = len(specs)
+            payload = task.payload
+            if payload is None:
+                raise ValueError(f"task {task.id} has no payload")
+            specs.append(m.WireSpec(payload, task.requirements, task.rules, task.kind, task.job))
+        attempts.append(m.WireAttempt(task.id, task.attempt, index, task.argument, task.variant))
+    messages.append(m.Dispatch(specs, attempts))
+    return messages
+
+
+def _payload_bytes(payload: Payload | None) -> int:
+    """About how long a payload is on the wire; never much shorter than it is."""
+    match payload:
+        case Call():
+            return len(payload.function) + 4 * len(payload.path)
+        case Command():
+            words = sum(map(len, payload.argv)) + sum(len(k) + len(v) for k, v in payload.env.items())
+            return len(payload.stdin) + 4 * words + 16 * (len(payload.argv) + len(payload.env))
+        case None:
+            return 0
+
+
+def worker_messages(action: fx.Action) -> Sequence[Any]:
+    """The messages of an action for a worker."""
+    match action:
+        case fx.DispatchAttempts():
+            return dispatch_messages(action.tasks)
+        case fx.StopAttempts():
+            return (m.StopAttempts(action.attempts, action.cause),)
+        case fx.RevokeAttempts():
+            return (m.RevokeAttempts(action.attempts),)
+        case fx.DropAttempts():
+            return (m.DropAttempts(action.attempts),)
+        case fx.DrainWorker():
+            return (m.DrainWorker(),)
+        case _:
+            raise TypeError(f"{type(action).__name__} is not for a worker")
+
+
+# --------------------------------------------------------------------------------------------------------------- views
+
+
+def _seconds(instant: Instant) -> float | None:
+    return instant / SECOND if instant else None
+
+
+def task_done(task: Task, with_result: bool) -> m.TaskDone:
+    """What a watcher hears of a final task."""
+    last = task.attempts[-1] if task.attempts else None
+    dropped = task.result is not None and task.result == RESULT_DROPPED
+    return m.TaskDone(
+        task.id,
+        task.state.name,
+        _cause(task) or "",
+        task.result if with_result and not dropped else None,
+        last.message if last is not None else "",
+        last.exit_code if last is not None else None,
+        last.worker_id if last is not None else "",
+        task.attempt,
+        not dropped,
+    )
+
+
+def _cause(task: Task) -> str | None:
+    """Why the last attempt ended; for a task that was cancelled before its first, that."""
+    if task.attempts:
+        return str(task.attempts[-1].cause)
+    return "cancelled" if task.state.name == "cancelled" else None
+
+
+def task_view(task: Task) -> m.TaskView:
+    """What listings show of a task."""
+    last = task.attempts[-1] if task.attempts else None
+    state = task.state
+    final = type(state) in FINAL
+    started = state.started_at_ns if isinstance(state, Running) else (last.started_at_ns if final and last else 0)
+    return m.TaskView(
+        id=task.id,
+        key=task.key,
+        job=task.job,
+        kind=task.kind,
+        state=state.name,
+        cause=_cause(task),
+        priority=task.priority,
+        attempt=task.attempt,
+        worker=task.worker_id or None,
+        exit_code=last.exit_code if last is not None else None,
+        submitted_at=task.submitted_ns / SECOND,
+        started_at=_seconds(started),
+        finished_at=_seconds(getattr(state, "at_ns", 0)) if final else None,
+        message=last.message if last is not None else "",
+        report={"step": task.report.step, **task.report.metrics} if task.report is not None else None,
+    )
+
+
+def task_detail(engine: Engine, task: Task) -> m.TaskDetail:
+    """What `show` adds."""
+    worker = engine.resources.workers.get(task.worker_id) if task.worker_id else None
+    devices = []
+    if worker is not None and worker.ledger is not None and task.reserved:
+        devices = [worker.ledger.devices[i].uuid for i in task.devices]
+    return m.TaskDetail(
+        payload=task.payload,
+        argument=task.argument,
+        requirements=task.requirements,
+        rules=task.rules,
+        after=list(task.after),
+        missing=sorted(engine.tasks.missing.get(task.id, ())),
+        attempts=list(task.attempts),
+        devices=devices,
+        not_before=_seconds(task.not_before_ns),
+        result=task.result or None,
+    )
+
+
+def job_view(engine: Engine, job: Job) -> m.JobView:
+    """What `jobs` shows of a job."""
+    states = {kind.__name__.lower(): count for kind, count in job.counts.items() if count}
+    done = sum(job.counts[kind] for kind in FINAL) == len(job.members)
+    rows = (engine.tasks.rows[task_id] for task_id in islice(job.members, PRIORITIES_COMPARED_MAX))
+    return m.JobView(
+        name=job.name,
+        total=len(job.members),
+        states=states,
+        priority_max=max(row.priority for row in rows),
+        submitted_at=job.submitted_ns / SECOND,
+        finished_at=_seconds(job.finished_ns) if done else None,
+    )
+
+
+def worker_view(worker: WorkerInfo, now: Instant) -> m.WorkerView:
+    """What `workers` shows of a worker."""
+    ledger, resources = worker.ledger, worker.resources
+    if ledger is None or resources is None:
+        raise ValueError(f"worker {worker.worker_id!r} has declared nothing")
+    return m.WorkerView(
+        name=worker.worker_id,
+        status=str(worker.status),
+        host=worker.host,
+        pid=worker.pid,
+        resources=resources,
+        reserved_cpus=(ledger.cpus - ledger.free_cpus) / WHOLE,
+        reserved_ram_gb=(ledger.ram_mb - ledger.free_ram_mb) / MB_PER_GB,
+        reserved_gpus=sum(WHOLE - device.free_share for device in ledger.devices) / WHOLE,
+        running=worker.task_count,
+        backlog=len(worker.task_queue),
+        load=worker.load,
+        finished=worker.finished_count,
+        failed=worker.failed_count,
+        joined_at=worker.joined_ns / SECOND,
+        last_seen_s=(now - worker.last_seen_ns) / SECOND,
+        usage=worker.usage,
+        running_tasks=[TaskId(i) for i in list(worker.running)[:RUNNING_NAMED_MAX]],
+    )
+
+
+def state_counts(engine: Engine) -> dict[str, int]:
+    """Tasks by the name of their state."""
+    return {kind.__name__.lower(): engine.tasks.counts[kind] for kind in TRANSITIONS}
+
+
+def worker_counts(engine: Engine) -> dict[str, int]:
+    """Workers by the name of their status."""
+    counts: dict[str, int] = {}
+    for worker in engine.resources:
+        counts[str(worker.status)] = counts.get(str(worker.status), 0) + 1
+    return counts

@@ -1,0 +1,1 @@
+"""The daemon behind real sockets."""

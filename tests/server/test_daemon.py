@@ -1,0 +1,230 @@
+"""The life of the daemon: where it listens, what it tells the service manager, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import Cluster, wait_until
+
+from schedd.core.model import WorkerResources
+from schedd.wire import messages as m
+
+from .peers import RawClient, RawPeer, RawWorker
+
+
+def run_server(*arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "schedd.server", *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+
+
+def test_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ran = run_server("--listen", f"127.0.0.1:{port}", "--address-file", str(tmp_path / "address"))
+    assert ran.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in ran.stderr
+    assert "hint=" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("listen", ["no.such.host.invalid:0", "192.0.2.1:7077"])
+def test_address_that_is_not_ours(tmp_path: Path, listen: str) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f'[server]\nlisten = "{listen}"\ninsecure = true\n')
+    ran = run_server("--config", str(config))
+    assert ran.returncode == 1
+    assert "cannot_start" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_port_of_a_daemon_that_has_just_ended(cluster: Cluster) -> None:
+    cluster.start_daemon()
+    address = cluster.address
+    with RawClient(address):
+        cluster.daemon.kill()
+    cluster.start_daemon(listen=address)
+    assert cluster.address == address
+
+
+def test_address_file_is_whole_and_goes_with_the_daemon(cluster: Cluster) -> None:
+    daemon = cluster.start_daemon(wait=False)
+    path = cluster.folder / "address-1"
+    wait_until(path.exists)
+    text = path.read_text()
+    assert text.startswith("127.0.0.1:")
+    assert text.endswith("\n")
+    with RawPeer(text.strip()) as peer:
+        peer.greet()
+    assert daemon.stop() == 0
+    assert [p.name for p in cluster.folder.iterdir() if "address" in p.name] == []
+
+
+def test_unix_socket_beside_the_port(cluster: Cluster) -> None:
+    path = cluster.folder / "run" / "schedd.sock"
+    cluster.start_daemon(f'[server]\nsocket = "{path}"\n')
+    wait_until(path.exists)
+    with RawClient(f"unix:{path}") as local, RawClient(cluster.address) as remote:
+        assert local.ask(m.GetStats).connections == 2
+        [task_id] = local.submit(hold=True)
+        assert remote.state_of(task_id) == "held"
+        with RawWorker(f"unix:{path}", "w1", resources=WorkerResources(cpus=2)):
+            assert remote.worker("w1") is not None
+    assert cluster.daemon.stop() == 0
+    assert not path.exists()
+
+
+def test_unix_socket_alone(cluster: Cluster) -> None:
+    path = cluster.folder / "alone.sock"
+    cluster.start_daemon(listen=f"unix:{path}")
+    assert cluster.address == f"unix:{path}"
+    with RawClient(cluster.address) as client:
+        assert client.ask(m.GetStats).address == f"unix:{path}"
+    assert cluster.daemon.stop() == 0
+    assert not path.exists()
+
+
+def test_unix_socket_left_by_a_killed_daemon_is_taken_over(cluster: Cluster) -> None:
+    path = cluster.folder / "left.sock"
+    cluster.start_daemon(listen=f"unix:{path}").kill()
+    assert path.exists()
+    cluster.start_daemon(listen=f"unix:{path}")
+    with RawClient(cluster.address) as client:
+        assert client.ask(m.GetStats)
+
+
+def test_unix_socket_of_a_living_daemon_is_left_alone(cluster: Cluster) -> None:
+    path = cluster.folder / "living.sock"
+    cluster.start_daemon(listen=f"unix:{path}")
+    ran = run_server("--listen", f"unix:{path}")
+    assert ran.returncode == 1
+    assert "cannot listen" in ran.stderr
+    with RawClient(cluster.address) as client:
+        assert client.ask(m.GetStats)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_it_in_order(cluster: Cluster, number: signal.Signals) -> None:
+    daemon = cluster.start_daemon()
+    with RawClient(cluster.address) as client, RawWorker(cluster.address, "w1") as worker:
+        client.submit(watch=True)
+        worker.attempts()
+        daemon.signal(number)
+        assert client.expect_refusal().code == m.SHUTTING_DOWN
+        assert worker.expect_refusal().code == m.SHUTTING_DOWN
+        assert daemon.wait() == 0
+    assert "stopping" in daemon.log()
+    assert "unfinished=1" in daemon.log()
+    assert "Traceback" not in daemon.log()
+
+
+def test_what_was_answered_before_the_end_arrives(cluster: Cluster) -> None:
+    daemon = cluster.start_daemon()
+    with RawClient(cluster.address) as client:
+        ids = client.submit(5000, hold=True)
+        number = client.number()
+        client.send(m.ListTasks(number, m.Selection(), 5000, 0, True))
+        daemon.signal(signal.SIGTERM)
+        while client.fill():
+            pass
+        assert isinstance(client.inbox[-1], m.Refused)
+        for answer in client.inbox:  # there is one if it came before the signal
+            assert not isinstance(answer, m.TaskList) or len(answer.tasks) == len(ids)
+        assert daemon.wait() == 0
+
+
+def test_second_signal_does_not_wait_for_a_peer_that_does_not_read(cluster: Cluster) -> None:
+    daemon = cluster.start_daemon("[server]\nstop_timeout_s = 600.0\n")
+    with RawClient(cluster.address) as sleeper:
+        sleeper.submit(5000, hold=True, argument=bytes(1000))
+        sleeper.send(*[m.ListTasks(n, m.Selection(), 5000, 0, True) for n in range(20)])
+        with RawClient(cluster.address) as client:
+            client.ask(m.GetStats)
+        daemon.signal(signal.SIGTERM)
+        wait_until(lambda: "stopping" in daemon.log())
+        time.sleep(0.1)  # nothing to wait for: it must go on waiting
+        assert daemon.is_alive
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+    assert "stop_forced" in daemon.log()
+
+
+def test_peer_that_does_not_read_holds_up_the_end_for_a_bounded_time(cluster: Cluster) -> None:
+    daemon = cluster.start_daemon("[server]\nstop_timeout_s = 0.3\n")
+    with RawClient(cluster.address) as sleeper:
+        sleeper.submit(5000, hold=True, argument=bytes(1000))
+        sleeper.send(*[m.ListTasks(n, m.Selection(), 5000, 0, True) for n in range(20)])
+        with RawClient(cluster.address) as client:
+            client.ask(m.GetStats)
+        started = time.monotonic()
+        assert daemon.stop() == 0
+        assert time.monotonic() - started < 5
+
+
+def test_service_manager_is_told(cluster: Cluster) -> None:
+    path = cluster.folder / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(20)
+        daemon = cluster.start_daemon(env={"NOTIFY_SOCKET": str(path)})
+        ready = manager.recv(4096).decode().splitlines()
+        assert ready[0] == "READY=1"
+        assert cluster.address in ready[1]
+        assert ready[1].startswith("STATUS=")
+        assert daemon.stop() == 0
+        assert manager.recv(4096) == b"STOPPING=1"
+
+
+def test_service_manager_that_is_gone_or_abstract(cluster: Cluster) -> None:
+    cluster.start_daemon(env={"NOTIFY_SOCKET": str(cluster.folder / "nobody")})
+    name = f"schedd-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"\0{name}")
+        manager.settimeout(20)
+        cluster.start_daemon(env={"NOTIFY_SOCKET": f"@{name}"})
+        assert manager.recv(4096).startswith(b"READY=1")
+
+
+def test_config_that_cannot_be_used(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("[policy]\nname = 'fifi'\n")
+    ran = run_server("--config", str(config))
+    assert ran.returncode != 0
+    assert "fifi" in ran.stderr
+
+
+def test_few_open_files(cluster: Cluster) -> None:
+    """More connections than files: those that fit are served, the others wait."""
+    script = "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); "
+    script += "runpy.run_module('schedd.server', run_name='__main__', alter_sys=True)"
+    daemon = cluster.start_daemon(program=["-c", script])
+    assert "few_open_files" in daemon.log()
+    with RawClient(cluster.address) as client:
+        peers = [RawPeer(cluster.address) for _ in range(100)]
+        for _ in range(20):
+            assert 1 < client.ask(m.GetStats).connections <= 64
+        for peer in peers:
+            peer.socket.close()
+        wait_until(lambda: client.ask(m.GetStats).connections == 1)
+        with RawClient(cluster.address) as late:
+            assert late.ask(m.GetStats).connections == 2
+    assert daemon.stop() == 0
+
+
+def test_soft_limit_of_open_files_is_raised(cluster: Cluster) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    script = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (64, {hard})); "
+    script += "runpy.run_module('schedd.server', run_name='__main__', alter_sys=True)"
+    daemon = cluster.start_daemon(program=["-c", script])
+    limits = Path(f"/proc/{daemon.pid}/limits").read_text().splitlines()
+    assert next(line for line in limits if line.startswith("Max open files")).split()[3] == str(hard)
