@@ -1,0 +1,224 @@
+"""Stays connected to the daemon: connects, greets, beats, and connects again, until there is no point in it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+
+from schedd.address import Address
+from schedd.config import WorkerSettings
+from schedd.core.model import WorkerId
+from schedd.log import Log
+from schedd.wire.messages import (
+    BAD_VERSION,
+    NAME_TAKEN,
+    FromWorker,
+    Heartbeat,
+    HeartbeatReply,
+    Hello,
+    Refused,
+    ToWorker,
+    Welcome,
+)
+from schedd.worker.connection import Connection
+from schedd.worker.probe import Probe
+
+EXIT_REFUSED = 3
+EXIT_UNREACHABLE = 4
+
+CONNECT_TIMEOUT_S = 10.0
+#: A daemon that says nothing for this many heartbeats (and at least so long) is taken for gone.
+SILENT_HEARTBEATS = 4
+SILENT_S_MIN = 10.0
+#: The name may still belong to our own last connection, which the daemon has not yet given up.
+NAME_TAKEN_S = 60.0
+#: The first heartbeat waits for the first measurement.
+FIRST_HEARTBEAT_S = 0.2
+INTERVAL_S_MIN = 0.05
+INTERVAL_S_MAX = 300.0
+#: How long the last words may take to be sent.
+CLOSE_TIMEOUT_S = 3.0
+
+_log = Log("schedd.worker")
+
+
+class Link:
+    """The worker's line to the daemon, whichever connection carries it just now.
+
+    `make_hello` is asked for each greeting. `on_messages` gets all that comes after it, `on_change` says that
+    `is_up` or `is_writable` may have changed.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        address: Address,
+        name: WorkerId,
+        make_hello: Callable[[], Hello],
+        on_messages: Callable[[list[ToWorker]], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._address = address
+        self._name = name
+        self._make_hello = make_hello
+        self._on_messages = on_messages
+        self._on_change = on_change
+        self._loop = asyncio.get_running_loop()
+        self._probe = Probe(gpus=settings.gpus == "auto")
+        self._connection: Connection | None = None
+        #: The daemon has welcomed this connection.
+        self.is_up = False
+        self._refusal: Refused | None = None
+        self._name_taken_since: float | None = None
+        self._heartbeat_timer: asyncio.TimerHandle | None = None
+        self._heartbeat_interval_s = INTERVAL_S_MAX
+        self._heard_at = 0.0
+        self._is_closing = False
+
+    @property
+    def is_connected(self) -> bool:
+        """There is somebody at the other end, welcomed or not."""
+        return self._connection is not None
+
+    @property
+    def is_writable(self) -> bool:
+        return self.is_up and self._connection is not None and not self._connection.is_paused
+
+    def send(self, messages: Sequence[FromWorker]) -> None:
+        if self._connection is not None:
+            self._connection.send(messages)
+
+    async def run(self) -> int:
+        """Stay connected. Returns an exit code when there is no point in going on."""
+        failed_count = 0
+        alone_since = self._loop.time()
+        while True:
+            reason, was_up = await self._connect_once()
+            now = self._loop.time()
+            if was_up:
+                failed_count, alone_since, self._name_taken_since = 0, now, None
+                _log.warning("worker_disconnected", worker=self._name, daemon=self._address, reason=reason)
+            else:
+                _log.info("connect_failed", worker=self._name, daemon=self._address, reason=reason)
+            if self._is_refused_for_good(now):
+                return EXIT_REFUSED
+            if 0 < self._settings.give_up_after_s <= now - alone_since:
+                _log.error("worker_gave_up", worker=self._name, daemon=self._address, after_s=now - alone_since)
+                return EXIT_UNREACHABLE
+            await asyncio.sleep(self._delay_s(failed_count))
+            failed_count += 1
+
+    async def close(self) -> None:
+        """Send what was written, and end the connection."""
+        self._is_closing = True
+        connection = self._connection
+        if connection is not None:
+            connection.close("the worker leaves")
+            await asyncio.wait([connection.lost], timeout=CLOSE_TIMEOUT_S)
+            connection.abort("the worker leaves")
+        if self._heartbeat_timer is not None:
+            self._heartbeat_timer.cancel()
+        self._probe.close()
+
+    async def _connect_once(self) -> tuple[str, bool]:
+        """Connect and serve until the connection is over. Returns why it is, and whether it was welcomed."""
+        self._refusal = None
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                connection = await self._open()
+        except (OSError, TimeoutError) as error:
+            return str(error) or "no answer", False
+        self._connection = connection
+        no_welcome = self._loop.call_later(CONNECT_TIMEOUT_S, self._give_up_handshake, connection)
+        try:
+            connection.greet(self._make_hello())
+            reason = await connection.lost
+            was_up = self.is_up
+        finally:
+            no_welcome.cancel()
+            self._connection, self.is_up = None, False
+            connection.abort("over")
+            self._on_change()
+        if self._is_closing:
+            await self._loop.create_future()  # until we are cancelled: there is nothing to connect for
+        return self._refusal.message if self._refusal is not None else reason, was_up
+
+    async def _open(self) -> Connection:
+        def make() -> Connection:
+            return Connection(self._on_frame, self._on_change)
+
+        if self._address.path:
+            return (await self._loop.create_unix_connection(make, self._address.path))[1]
+        return (await self._loop.create_connection(make, self._address.host, self._address.port))[1]
+
+    def _give_up_handshake(self, connection: Connection) -> None:
+        if not self.is_up:
+            connection.abort("the greeting was not answered")
+
+    def _is_refused_for_good(self, now: float) -> bool:
+        refusal = self._refusal
+        if refusal is None:
+            return False
+        is_lasting = refusal.code == BAD_VERSION
+        if refusal.code == NAME_TAKEN:
+            if self._name_taken_since is None:
+                self._name_taken_since = now
+            is_lasting = now - self._name_taken_since > NAME_TAKEN_S
+        if is_lasting:
+            _log.error("worker_refused", worker=self._name, reason=refusal.message, hint=refusal.hint or None)
+        return is_lasting
+
+    def _delay_s(self, failed_count: int) -> float:
+        """Full jitter: all workers of a daemon that restarts must not come at once."""
+        most = self._settings.reconnect_delay_max_s
+        return random.uniform(0, min(most, self._settings.reconnect_delay_s * 2 ** min(failed_count, 30)))
+
+    def _on_frame(self, messages: list[ToWorker]) -> None:
+        self._heard_at = self._loop.time()
+        for message in messages:
+            if isinstance(message, Welcome):
+                self._on_welcome(message)
+            elif isinstance(message, HeartbeatReply):
+                self._set_interval(message.interval_s)
+                self._beat_after(self._heartbeat_interval_s)
+            elif isinstance(message, Refused):
+                self._refusal = message
+        self._on_messages(messages)
+
+    def _on_welcome(self, welcome: Welcome) -> None:
+        self.is_up = True
+        self._set_interval(welcome.heartbeat_interval_s)
+        self._beat_after(min(FIRST_HEARTBEAT_S, self._heartbeat_interval_s))
+        _log.info(
+            "worker_connected",
+            worker=self._name,
+            daemon=self._address,
+            epoch=welcome.epoch,
+            version=welcome.version,
+            policy=welcome.policy,
+        )
+
+    def _set_interval(self, interval_s: float) -> None:
+        self._heartbeat_interval_s = min(max(interval_s, INTERVAL_S_MIN), INTERVAL_S_MAX)
+
+    def _beat_after(self, delay_s: float) -> None:
+        if self._heartbeat_timer is not None:
+            self._heartbeat_timer.cancel()
+        self._heartbeat_timer = self._loop.call_later(delay_s, self._beat)
+
+    def _beat(self) -> None:
+        self._heartbeat_timer = None
+        connection = self._connection
+        if connection is None or not self.is_up:
+            return
+        silent_s = self._loop.time() - self._heard_at
+        if silent_s > max(SILENT_S_MIN, SILENT_HEARTBEATS * self._heartbeat_interval_s):
+            connection.abort(f"the daemon has said nothing for {silent_s:.0f} s")
+            return
+        # While the daemon does not read, what is buffered proves as much as one more would.
+        if not connection.is_paused:
+            connection.send([Heartbeat(self._probe.latest)])
+        self._probe.ask()
+        self._beat_after(self._heartbeat_interval_s)
