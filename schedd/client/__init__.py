@@ -1,0 +1,1 @@
+"""Clients of the daemon: `aio.AsyncClient`, the blocking `sync.Client`, and `executor.SchedExecutor`."""

@@ -1,0 +1,353 @@
+"""The asynchronous client: everything that can be asked of the daemon, as coroutines.
+
+A client has one connection. Calls of one turn of the loop travel in one frame, so `asyncio.gather` over a thousand
+submits costs one message. `watch` and `wait` use a connection of their own, because closing it is how a watch ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from itertools import zip_longest
+from typing import Any
+
+from schedd.address import daemon_address
+from schedd.client.connection import Answer, Connection, open_connection
+from schedd.client.mapping import Calls, MapRun
+from schedd.client.options import NOT_OF_MAP, Options, read_options, read_request
+from schedd.client.pipeline import SUBMIT_BYTES_MAX, SUBMIT_TASKS_MAX, Pipeline
+from schedd.client.selecting import UNFINISHED, Which, select
+from schedd.client.splitting import cut, part_of
+from schedd.client.task import AsyncTask
+from schedd.client.ticket import Order
+from schedd.client.watching import watch
+from schedd.core.model import TaskId, TaskRequirements, WorkerId
+from schedd.errors import ConnectionLost, RequestRefused, ScheddError
+from schedd.wire.messages import (
+    AttemptReport,
+    CancelTasks,
+    Changed,
+    ClientRequest,
+    DrainWorkers,
+    ExplainTask,
+    Explanation,
+    GetStats,
+    HoldTasks,
+    JobList,
+    JobView,
+    ListJobs,
+    ListTasks,
+    ListWorkers,
+    LogData,
+    ReadLog,
+    ReleaseTasks,
+    Selection,
+    SetPriorities,
+    SetTasks,
+    Stats,
+    Submitted,
+    TaskDetail,
+    TaskDone,
+    TaskEntry,
+    TaskList,
+    TaskSpec,
+    TaskView,
+    Watching,
+    Welcome,
+    WorkerList,
+    WorkerView,
+)
+
+#: Tasks of one `ListTasks` answer: about 200 KiB, and some milliseconds of the daemon's time.
+PAGE_TASKS = 1000
+
+
+class AsyncClient:
+    """A connection to the daemon, used as an asynchronous context manager or closed with `close`.
+
+    address: `HOST:PORT` or `unix:/path`; None takes `$SCHEDD_ADDRESS`, else the default. Each call connects if there
+    is no connection. Every call raises ConnectionLost where the daemon cannot be reached or goes away before it
+    answered, RequestRefused where it declines, and RemoteProtocolError where it is of another version.
+    Belongs to the loop that it was first used in.
+    """
+
+    def __init__(self, address: str | None = None, *, program: str = "python") -> None:
+        self.address = daemon_address(address)
+        self._program = program
+        self._welcome: Welcome | None = None
+        #: None before the first connection. For those who submit from other threads.
+        self.pipeline: Pipeline | None = None
+        self._connecting = asyncio.Lock()
+        self._is_closed = False
+
+    async def connect(self) -> Welcome:
+        """Connect if there is no connection, and return the daemon's greeting."""
+        if self._welcome is None or not self._is_connected:
+            async with self._connecting:
+                if self._welcome is None or not self._is_connected:
+                    connection, self._welcome = await self._open()
+                    self.pipeline = Pipeline(connection)
+        return self._welcome
+
+    async def close(self) -> None:
+        """End the connection. What still waits for an answer raises ConnectionLost; submitted tasks go on."""
+        self._is_closed = True
+        if self.pipeline is not None:
+            self.pipeline.connection.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    # ------------------------------------------------------------------------------------------------------- submit
+
+    async def submit(self, function: Callable[..., Any] | Sequence[str] | str, *args: Any, **options: Any) -> AsyncTask:
+        """Submit a call `function(*args)` or a command (a list of words), and return once the daemon has it safe.
+
+        `function` may also be an import path, "package.module:name". options: priority, job, kind, key, requirements
+        (TaskRequirements) or gpus, gpu_memory (GB), cpus, ram (GB), gpu_model, labels, estimated_time (s); after
+        (ids or tasks), timeout (s), grace (s), retries, delay (s), hold, strict (refuse where no worker fits), and
+        on_report, a function of each AttemptReport. For a call: kwargs. For a command: env, cwd, stdin.
+        Raises TypeError naming the nearest valid option, and PicklingError naming what cannot be sent.
+        """
+        request = read_request(function, args, options)
+        pipeline = await self._live()
+        task = AsyncTask(self.cancel, request.options.on_report)
+        pipeline.put(Order(request.spec, request.argument, task, request.options.key, request.options.strict))
+        try:
+            admission = await task.admission
+        except asyncio.CancelledError:
+            pipeline.withdraw(task)
+            raise
+        if isinstance(admission, ScheddError):
+            raise admission
+        return task
+
+    async def submit_many(
+        self,
+        specs: Sequence[TaskSpec],
+        entries: Sequence[TaskEntry],
+        *,
+        watch: bool = False,
+        strict: bool = False,
+        on_done: Callable[[TaskDone], None] | None = None,
+    ) -> Submitted:
+        """Submit tasks as they are on the wire; ids come in the order of `entries`.
+
+        More than 1,000 entries travel as several submits, each all or none. `watch`: the daemon pushes the end of
+        each task with its result to `on_done`.
+        """
+        pipeline = await self._live()
+        ids: list[TaskId] = []
+        warnings: dict[str, None] = {}
+        for start, end in cut(entries, tasks_max=SUBMIT_TASKS_MAX, bytes_max=SUBMIT_BYTES_MAX):
+            part = part_of(specs, entries, start, end, ids)
+            try:
+                answer = await pipeline.submit_as_is(*part, watch=watch, strict=strict, on_done=on_done)
+            except RequestRefused as error:
+                raise _after_others(error, start) from None
+            ids += answer.ids
+            warnings.update(dict.fromkeys(answer.warnings))
+        return Submitted(0, ids, list(warnings))
+
+    def map(
+        self, function: Callable[..., Any] | str, *iterables: Iterable[Any], chunksize: int = 1, **options: Any
+    ) -> AsyncGenerator[Any, None]:
+        """Call `function` on the items of `iterables` side by side; results in order, as they become known.
+
+        `chunksize`: calls in one task. options: as in `submit`, for all tasks. The first failure ends the iteration,
+        and what has not started is cancelled then, as it is where the iterator is closed early.
+        """
+        given = read_options(options, without=NOT_OF_MAP)
+        return self._map(Calls(function, iterables, chunksize, given), given)
+
+    def task(self, task_id: TaskId | int) -> AsyncTask:
+        """Return a handle for a task that is known by its id."""
+        task = AsyncTask(self.cancel)
+        task.id = TaskId(task_id)
+        if self.pipeline is None or not self._is_connected:
+            raise ConnectionLost("this client is not connected", "use it in `async with`, or call connect() first")
+        self.pipeline.attach(task, task.id)
+        return task
+
+    async def result(self, task_id: TaskId | int) -> Any:
+        """Wait for a task and return its value: what the call returned, or the JSON that the command wrote, or None.
+
+        Raises what the call raised, TaskFailed, TaskCancelled, or RequestRefused where the value is not kept any more.
+        """
+        await self.connect()
+        return await self.task(task_id).result()
+
+    # --------------------------------------------------------------------------------------------------- wait, watch
+
+    async def wait(
+        self,
+        which: Which,
+        *,
+        on_done: Callable[[TaskDone], None] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - the message says how many are left
+        results: bool = False,
+    ) -> list[TaskDone]:
+        """Wait until all of these (ids, tasks, or a Selection) are final.
+
+        timeout: seconds. Returns their ends, in the order of the ids given, or by id for a Selection. `on_done` is
+        called for each as it ends, and at once for those that already had. `results`: with the result bytes.
+        Raises TimeoutError.
+        """
+        selection = select(which)
+        if selection is None:
+            return []
+        ends: dict[TaskId, TaskDone] = {}
+        total = 0
+        try:
+            async with asyncio.timeout(timeout) as limit, aclosing(self.watch(selection, results=results)) as events:
+                async for event in events:
+                    if isinstance(event, TaskDone):
+                        ends[event.task_id] = event
+                        if on_done is not None:
+                            on_done(event)
+                    elif isinstance(event, Watching):
+                        total = event.total
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"{total - len(ends)} of {total} tasks are not final after {timeout} s") from None
+        return [ends[task_id] for task_id in selection.ids or sorted(ends) if task_id in ends]
+
+    async def watch(
+        self, selection: Selection, *, results: bool = False, reports: bool = False
+    ) -> AsyncGenerator[Watching | TaskDone | AttemptReport, None]:
+        """Yield first how many tasks there are, then each end (and report) as it comes; stops after the last end.
+
+        Tasks that are already final come first. Close the iterator (`contextlib.aclosing`) to stop earlier.
+        """
+        connection, _ = await self._open()
+        async with aclosing(watch(connection, selection, results=results, reports=reports)) as events:
+            async for event in events:
+                yield event
+
+    # -------------------------------------------------------------------------------------------------------- change
+
+    async def cancel(self, which: Which, *, started: bool = True) -> Changed:
+        """Cancel tasks; what runs is terminated, or left alone and listed in `unchanged` where `started` is False."""
+        return await self._change(CancelTasks, which, started)
+
+    async def hold(self, which: Which) -> Changed:
+        """Keep back what has not been dispatched."""
+        return await self._change(HoldTasks, which)
+
+    async def release(self, which: Which) -> Changed:
+        """Let go what is held."""
+        return await self._change(ReleaseTasks, which)
+
+    async def set(
+        self, which: Which, *, priority: float | None = None, requirements: TaskRequirements | None = None
+    ) -> Changed:
+        """Change tasks that have not been dispatched; None leaves a value as it is."""
+        return await self._change(SetTasks, which, priority, requirements)
+
+    async def set_priorities(self, priorities: Iterable[tuple[TaskId, float]]) -> Changed:
+        """Change the priority of many tasks, each to its own."""
+        return await self._ask(Changed, SetPriorities, list(priorities))
+
+    async def drain(self, workers: Iterable[WorkerId | str], *, undo: bool = False, leave: bool = True) -> Changed:
+        """Let workers finish what runs and take nothing new; then they leave, or stay where `leave` is False."""
+        return await self._ask(Changed, DrainWorkers, [WorkerId(name) for name in workers], undo, leave)
+
+    # ---------------------------------------------------------------------------------------------------------- look
+
+    async def tasks(
+        self, selection: Selection = UNFINISHED, *, limit: int | None = None, after_id: int = 0
+    ) -> list[TaskView]:
+        """List tasks by id, from the first id above `after_id`, all or at most `limit`."""
+        return [view for view, _ in await self._list(selection, limit, after_id, detail=False)]
+
+    async def show(self, which: Which) -> list[tuple[TaskView, TaskDetail]]:
+        """List tasks by id with everything that is known of them."""
+        selection = select(which)
+        if selection is None:
+            return []
+        rows = await self._list(selection, None, 0, detail=True)
+        return [(view, detail) for view, detail in rows if detail is not None]
+
+    async def explain(self, task_id: TaskId | int) -> Explanation:
+        """Say why a task is where it is."""
+        return await self._ask(Explanation, ExplainTask, task_id)
+
+    async def jobs(self) -> list[JobView]:
+        """List the jobs with their counts."""
+        return (await self._ask(JobList, ListJobs)).jobs
+
+    async def workers(self) -> list[WorkerView]:
+        """List the workers."""
+        return (await self._ask(WorkerList, ListWorkers)).workers
+
+    async def stats(self) -> Stats:
+        """Return the daemon's counters."""
+        return await self._ask(Stats, GetStats)
+
+    async def read_log(
+        self, task_id: TaskId | int, *, attempt: int = 0, stream: str = "stdout", offset: int = 0, limit: int = 65536
+    ) -> LogData:
+        """Read a piece of a task's output from the worker that has it; `offset` below 0 counts from the end."""
+        return await self._ask(LogData, ReadLog, task_id, attempt, stream, offset, limit)
+
+    # -------------------------------------------------------------------------------------------------------- inside
+
+    @property
+    def _is_connected(self) -> bool:
+        return self.pipeline is not None and self.pipeline.connection.error is None
+
+    async def _open(self) -> tuple[Connection, Welcome]:
+        if self._is_closed:
+            raise ConnectionLost("this client is closed")
+        return await open_connection(self.address, self._program)
+
+    async def _live(self) -> Pipeline:
+        await self.connect()
+        assert self.pipeline is not None
+        return self.pipeline
+
+    async def _ask(self, answer: type[Answer], kind: Callable[..., ClientRequest], *fields: Any) -> Answer:
+        return await (await self._live()).connection.request(answer, kind, *fields)
+
+    async def _change(self, kind: Callable[..., ClientRequest], which: Which, *fields: Any) -> Changed:
+        selection = select(which)
+        return Changed(0, 0) if selection is None else await self._ask(Changed, kind, selection, *fields)
+
+    async def _list(
+        self, selection: Selection, limit: int | None, after_id: int, *, detail: bool
+    ) -> list[tuple[TaskView, TaskDetail | None]]:
+        rows: list[tuple[TaskView, TaskDetail | None]] = []
+        while limit is None or len(rows) < limit:
+            size = PAGE_TASKS if limit is None else min(PAGE_TASKS, limit - len(rows))
+            page = await self._ask(TaskList, ListTasks, selection, size, after_id, detail)
+            rows += zip_longest(page.tasks, page.details)
+            if not page.more or not page.tasks:
+                break
+            after_id = page.tasks[-1].id
+        return rows
+
+    async def _map(self, calls: Calls, options: Options) -> AsyncGenerator[Any, None]:
+        run = await self.start_map(calls, options)
+        try:
+            while values := await run.step(calls.next_arguments(run.room)):
+                for value in values:
+                    yield value
+        finally:
+            await run.close()
+
+    async def start_map(self, calls: Calls, options: Options) -> MapRun:
+        """Begin a `map` that is read in batches; for the blocking client."""
+        return MapRun(calls, await self._live(), lambda: AsyncTask(self.cancel, options.on_report), options.strict)
+
+
+def _after_others(error: RequestRefused, admitted_count: int) -> RequestRefused:
+    if not admitted_count:
+        return error
+    hint = f"the {admitted_count} tasks before were admitted" + (f"; {error.hint}" if error.hint else "")
+    return RequestRefused(error.message, hint, error.code)

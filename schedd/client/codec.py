@@ -1,0 +1,174 @@
+"""Callables, arguments and results as bytes.
+
+Functions are pickled by cloudpickle: what a worker can import travels as its name, what it cannot (a lambda, a
+function of `__main__` or of a notebook) travels as code, with the globals that it uses. The bytes are kept as long as
+the function lives if it closes over nothing, so globals are taken as they were when it was first submitted; a function
+with a closure, a bound method or a partial is pickled each time.
+
+Results come from the team's own workers and are unpickled here: a client trusts its daemon as it trusts its own code.
+"""
+
+from __future__ import annotations
+
+import pickle
+import types
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from schedd.core.model import TaskId
+from schedd.errors import RequestRefused, TaskCancelled, TaskFailed
+from schedd.wire.messages import ILLEGAL_STATE, TaskDone
+
+#: Types whose instances plain pickle writes as every worker reads them.
+_PRIMITIVES = frozenset({int, float, complex, str, bytes, bool, type(None)})
+_CONTAINERS = frozenset({tuple, list, dict, set, frozenset})
+#: Values looked at before arguments count as large; then cloudpickle's fixed 20 microseconds matter no more.
+_LOOKED_AT_MAX = 200
+_NO_ARGUMENTS = pickle.dumps(((), {}), pickle.HIGHEST_PROTOCOL)
+
+_functions: dict[int, tuple[weakref.ref[Any], bytes]] = {}
+
+
+def is_cacheable(function: object) -> bool:
+    """Whether equal bytes stand for this callable as long as it lives: a plain function that closes over nothing."""
+    kind = type(function)
+    if kind is types.FunctionType:
+        return function.__closure__ is None  # type: ignore[attr-defined]
+    return kind is types.BuiltinFunctionType and isinstance(
+        getattr(function, "__self__", None), types.ModuleType | None
+    )
+
+
+def function_bytes(function: Callable[..., Any]) -> bytes:
+    """Pickle a callable, or take the bytes of the last time. Raises PicklingError naming it."""
+    key = id(function)
+    known = _functions.get(key)
+    if known is not None and known[0]() is function:
+        return known[1]
+    data = _dump(function, lambda: f"the callable {name_of(function)!r}")
+    if is_cacheable(function):
+        _functions[key] = (weakref.ref(function, lambda _: _functions.pop(key, None)), data)
+    return data
+
+
+def argument_bytes(function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """Pickle the arguments of a call. Raises PicklingError naming the first that cannot be sent."""
+    if not args and not kwargs:
+        return _NO_ARGUMENTS
+    if _is_plain(args, kwargs):
+        return pickle.dumps((args, kwargs), pickle.HIGHEST_PROTOCOL)
+    return _dump((args, kwargs), lambda: _name_culprit(function, args, kwargs))
+
+
+def _is_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether only exact primitives and containers of those are in there. O(1): gives up on large arguments."""
+    todo: list[Any] = [*args, *kwargs.values()] if kwargs else list(args)
+    for value in todo:
+        kind = type(value)
+        if kind in _PRIMITIVES:
+            continue
+        if kind not in _CONTAINERS or len(todo) + len(value) > _LOOKED_AT_MAX:
+            return False
+        todo.extend(value)
+        if kind is dict:
+            todo.extend(value.values())
+    return True
+
+
+def _dump(value: object, name: Callable[[], str]) -> bytes:
+    import cloudpickle  # 25 ms that a client which only looks never pays
+
+    try:
+        data: bytes = cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # whatever a `__reduce__` raises
+        raise pickle.PicklingError(f"{name()} cannot be pickled: {error}") from error
+    return data
+
+
+def _name_culprit(function: Callable[..., Any] | str, args: Iterable[Any], kwargs: dict[str, Any]) -> str:
+    import cloudpickle
+
+    named = [(f"argument {place}", value) for place, value in enumerate(args, 1)]
+    named += [(f"argument {key!r}", value) for key, value in kwargs.items()]
+    for name, value in named:
+        try:
+            cloudpickle.dumps(value)
+        except Exception:
+            return f"{name} of {name_of(function)!r}, a {type(value).__qualname__},"
+    return f"the arguments of {name_of(function)!r}"
+
+
+def name_of(function: object) -> str:
+    """Name a callable for people and for the statistics: "module.qualified.name"."""
+    if isinstance(function, str):
+        return function.replace(":", ".")
+    while hasattr(function, "func"):  # a partial, perhaps of a partial
+        function = function.func
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    module = getattr(function, "__module__", None)
+    return name if module in (None, "__main__", "builtins") else f"{module}.{name}"
+
+
+# ---------------------------------------------------------------------------------------------------------- results
+
+
+def value_of(done: TaskDone) -> Any:
+    """Return the value of a task that is final: of a call what it returned, of a command its JSON result, or None.
+
+    Raises what the call raised, its traceback as the cause; TaskFailed, TaskCancelled; RequestRefused where the value
+    is not kept any more.
+    """
+    value, error = outcome_of(done)
+    if error is not None:
+        raise error
+    return value
+
+
+def outcome_of(done: TaskDone) -> tuple[Any, BaseException | None]:
+    """Return the value of a task that is final, or the exception that `value_of` raises."""
+    if done.state != "succeeded":
+        return None, error_of(done)
+    if done.result is not None:
+        return _load(done.task_id, done.result)
+    if done.kept:
+        return None, None
+    message = f"the result of task {done.task_id} is not kept any more"
+    return None, RequestRefused(message, "ask sooner, or keep results longer", ILLEGAL_STATE)
+
+
+def error_of(done: TaskDone) -> BaseException:
+    """Return the exception that says why a task did not succeed."""
+    if done.state == "cancelled":
+        return TaskCancelled(f"task {done.task_id} was cancelled", cause="cancelled")
+    if done.result is not None and _is_pickle(done.result):
+        pair, error = _load(done.task_id, done.result)
+        return error or with_remote_traceback(*pair)
+    message = f"task {done.task_id} failed ({done.cause})" + (f": {done.message}" if done.message else "")
+    return TaskFailed(message, f"schedd show {done.task_id} tells more", cause=done.cause)
+
+
+def with_remote_traceback(exception: BaseException, text: str) -> BaseException:
+    """Give an exception the traceback of the worker as its cause, as concurrent.futures does."""
+    from concurrent.futures.process import _RemoteTraceback
+
+    # The stubs have it as a traceback object; it is the text.
+    exception.__cause__ = _RemoteTraceback(f'\n"""\n{text}"""')  # type: ignore[arg-type]
+    return exception
+
+
+def _is_pickle(data: bytes) -> bool:
+    # The opcode that starts every pickle since protocol 2; no JSON text starts with it.
+    return data[:1] == pickle.PROTO
+
+
+def _load(task_id: TaskId, data: bytes) -> tuple[Any, TaskFailed | None]:
+    try:
+        return pickle.loads(data) if _is_pickle(data) else msgspec.json.decode(data), None
+    except BaseException as error:  # unpickling runs foreign code: not even its SystemExit may end this loop
+        reason = f"{type(error).__name__}: {error}"
+        failed = TaskFailed(f"the result of task {task_id} cannot be read here: {reason}")
+        failed.__cause__ = error.with_traceback(None)  # whose frames would hold the future that holds this
+        return None, failed

@@ -1,0 +1,273 @@
+"""One connection to the daemon: the greeting, requests and their answers, and what the daemon pushes.
+
+Everything that is sent in one turn of the loop leaves as one frame with one write. Answers and pushes reach their
+callbacks in the order in which they came, in the same turn: a `TaskDone` right behind its `Submitted` finds the id
+known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from schedd import __version__
+from schedd.address import Address
+from schedd.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, RequestRefused, ScheddError
+from schedd.wire.framing import FRAME_BYTES_MAX, PREFIX_BYTES, FrameReader, encode_frame
+from schedd.wire.messages import (
+    PROTOCOL,
+    AttemptReport,
+    ClientHello,
+    ClientRequest,
+    Hello,
+    Refused,
+    RequestFailed,
+    TaskDone,
+    TaskReports,
+    TasksDone,
+    ToClient,
+    Welcome,
+    decode_to_client,
+)
+
+#: The daemon greets within milliseconds; ten seconds cover a head node under heavy load.
+GREETING_TIMEOUT_S = 10.0
+#: A head node that vanished without a word is noticed after 15 + 3 × 5 seconds.
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 15, 5, 3
+
+Answer = TypeVar("Answer")
+#: Takes the answer to a request, or the error that stands for it. Called once.
+OnAnswer = Callable[[Any], None]
+
+
+def _ignore(_: object) -> None:
+    return None
+
+
+class Connection(asyncio.Protocol):
+    """The client's end of a connection. Made by `open_connection`; belongs to the running loop.
+
+    The handlers may be replaced: `on_done` and `on_reports` take what the daemon pushes, `on_lost` the reason why the
+    connection ended (once), `on_writable` is called when the socket takes data again after it was full.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.on_done: Callable[[list[TaskDone]], None] = _ignore
+        self.on_reports: Callable[[list[AttemptReport]], None] = _ignore
+        self.on_lost: Callable[[ScheddError], None] = _ignore
+        self.on_writable: Callable[[], None] = lambda: None
+        #: Why the connection cannot be used any more; None as long as it can.
+        self.error: ScheddError | None = None
+        #: False while the socket's buffer is full; requests then wait here.
+        self.is_writable = True
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._reader = FrameReader()
+        self._frame_bytes_max = FRAME_BYTES_MAX
+        self._welcome: asyncio.Future[Welcome | ScheddError] = self._loop.create_future()
+        self._requests: dict[int, OnAnswer] = {}
+        self._number = 0
+        self._outgoing: list[ClientRequest] = []
+        self._flushing = False
+
+    # ---------------------------------------------------------------------------------------------------- requests
+
+    def number(self) -> int:
+        """Return a number for the next request."""
+        self._number += 1
+        return self._number
+
+    def send(self, message: ClientRequest, on_answer: OnAnswer) -> None:
+        """Send a request in this turn's frame; `on_answer` gets the answer or a ScheddError, never both."""
+        if self.error is not None:
+            on_answer(self.error)
+            return
+        self._requests[message.request] = on_answer
+        self._outgoing.append(message)
+        if not self._flushing and self.is_writable:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    async def request(self, answer: type[Answer], kind: Callable[..., ClientRequest], *fields: Any) -> Answer:
+        """Send `kind(number, *fields)` and wait for its answer. Raises ScheddError."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        message = kind(self.number(), *fields)
+        self.send(message, lambda result: None if future.done() else future.set_result(result))
+        result = await future
+        if isinstance(result, ScheddError):
+            raise result
+        if not isinstance(result, answer):
+            raise RemoteProtocolError(f"the daemon answered {kind.__name__} with {type(result).__name__}")
+        return result
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self.is_writable and self._outgoing and self.error is None:
+            messages, self._outgoing = self._outgoing, []
+            self._write(messages)
+
+    def _write(self, messages: list[ClientRequest]) -> None:
+        try:
+            frame = encode_frame(messages)
+            if len(frame) - PREFIX_BYTES > self._frame_bytes_max:
+                raise LocalProtocolError(
+                    f"a request of {len(frame)} bytes is above the bound of {self._frame_bytes_max}"
+                )
+        except LocalProtocolError as error:
+            if len(messages) == 1:
+                self._answer(messages[0].request, error)
+                return
+            # One of them is at fault; the others must not suffer for it.
+            for message in messages:
+                self._write([message])
+            return
+        assert self._transport is not None
+        self._transport.write(frame)
+
+    def _answer(self, number: int, result: Any) -> None:
+        # An unknown number is an answer to a request that was given up.
+        on_answer = self._requests.pop(number, None)
+        if on_answer is not None:
+            on_answer(result)
+
+    # ---------------------------------------------------------------------------------------------------- greeting
+
+    async def greet(self, program: str) -> Welcome:
+        """Introduce this client and wait for the daemon's greeting. Raises ScheddError."""
+        hello = Hello(PROTOCOL, __version__, ClientHello(program, _user(), socket.gethostname(), os.getpid()))
+        body = msgspec.msgpack.encode(hello)
+        assert self._transport is not None
+        self._transport.write(len(body).to_bytes(PREFIX_BYTES, "big") + body)
+        welcome = await self._welcome
+        if isinstance(welcome, ScheddError):
+            raise welcome
+        if welcome.protocol != PROTOCOL:
+            raise RemoteProtocolError(
+                f"the daemon is schedd {welcome.version} with protocol {welcome.protocol}, "
+                f"this client is schedd {__version__} with protocol {PROTOCOL}",
+                "install the same version on both sides",
+            )
+        if welcome.frame_bytes_max:
+            self._frame_bytes_max = min(FRAME_BYTES_MAX, welcome.frame_bytes_max)
+        return welcome
+
+    # ---------------------------------------------------------------------------------------------------- receiving
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for body in self._reader.feed(data):
+                for message in decode_to_client(body):
+                    self._take(message)
+        except RemoteProtocolError as error:
+            self._end(error)
+
+    def _take(self, message: ToClient) -> None:
+        if isinstance(message, TasksDone):
+            self.on_done(message.tasks)
+        elif isinstance(message, TaskReports):
+            self.on_reports(message.reports)
+        elif isinstance(message, RequestFailed):
+            self._answer(message.request, RequestRefused(message.message, message.hint, message.code))
+        elif isinstance(message, Refused):
+            hint = message.hint or f"this client is schedd {__version__} with protocol {PROTOCOL}"
+            self._end(RequestRefused(message.message, hint, message.code))
+        elif isinstance(message, Welcome):
+            if not self._welcome.done():
+                self._welcome.set_result(message)
+        else:
+            self._answer(message.request, message)
+
+    def pause_writing(self) -> None:
+        self.is_writable = False
+
+    def resume_writing(self) -> None:
+        self.is_writable = True
+        self._flush()
+        self.on_writable()
+
+    def pause_reading(self) -> None:
+        """Take nothing more from the socket until `resume_reading`: the reader of the pushes is behind."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take from the socket again."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # ---------------------------------------------------------------------------------------------------------- end
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        reason = f": {exc}" if exc is not None else ""
+        self._end(ConnectionLost(f"the daemon at {self.address} ended the connection{reason}", "is it still running?"))
+
+    def close(self) -> None:
+        """End the connection; whatever waits for an answer gets ConnectionLost."""
+        self._end(ConnectionLost("the connection was closed by this client"))
+
+    def _end(self, error: ScheddError) -> None:
+        if self.error is not None:
+            return
+        self.error = error
+        if self._transport is not None:
+            self._transport.close()
+        if not self._welcome.done():
+            self._welcome.set_result(error)
+        self._outgoing.clear()
+        requests, self._requests = self._requests, {}
+        for on_answer in requests.values():
+            on_answer(error)
+        self.on_lost(error)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no entry for this uid, as in many containers
+        return str(os.getuid())
+
+
+async def open_connection(address: Address, program: str) -> tuple[Connection, Welcome]:
+    """Connect and greet.
+
+    Raises ConnectionLost where no daemon answers, RequestRefused where it declines, RemoteProtocolError where the peer
+    is something else or another version.
+    """
+    loop = asyncio.get_running_loop()
+    connection = Connection(address)
+    try:
+        async with asyncio.timeout(GREETING_TIMEOUT_S):
+            if address.path:
+                await loop.create_unix_connection(lambda: connection, address.path)
+            else:
+                await loop.create_connection(lambda: connection, address.host, address.port)
+            return connection, await connection.greet(program)
+    except TimeoutError:
+        connection.close()
+        raise ConnectionLost(
+            f"no greeting from {address} within {GREETING_TIMEOUT_S:g} s", "does this port belong to another service?"
+        ) from None
+    except OSError as error:
+        hint = (
+            "start one with: schedd serve" if address.is_loopback else "is it running there, and is the address right?"
+        )
+        raise ConnectionLost(f"no daemon answers at {address} ({error.strerror or error})", hint) from error
+    except BaseException:
+        connection.close()
+        raise

@@ -1,0 +1,61 @@
+"""What goes through the pipeline: an order, and who is told about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from schedd.core.model import TaskId
+from schedd.errors import ScheddError
+from schedd.wire.messages import AttemptReport, TaskDone, TaskSpec
+
+
+class Ticket:
+    """Who is told about one task. All methods are called in the loop, each at most once but `reported`."""
+
+    #: 0 until the daemon has acknowledged the task.
+    id: TaskId = TaskId(0)
+    #: Sent, or about to be. Changed under the pipeline's lock.
+    is_sent = False
+    #: Given up by its owner before it was sent, or refused.
+    is_withdrawn = False
+
+    def accepted(self, task_id: TaskId, warnings: list[str]) -> None:
+        """The daemon has the task safe."""
+        self.id = task_id
+
+    def refused(self, error: ScheddError) -> None:
+        """The daemon declined the task, or the connection ended before the task did."""
+        raise NotImplementedError
+
+    def ended(self, done: TaskDone) -> None:
+        """The task is final."""
+        raise NotImplementedError
+
+    def reported(self, report: AttemptReport) -> None:
+        """The running attempt told of its progress."""
+
+
+class Order(Struct, frozen=True):
+    """One task to send."""
+
+    spec: TaskSpec
+    argument: bytes
+    ticket: Ticket
+    key: str | None = None
+    strict: bool = False
+
+
+class Follower(Ticket):
+    """Passes the end of a task on to a function."""
+
+    def __init__(self, task_id: TaskId, on_done: Callable[[TaskDone], None]) -> None:
+        self.id = task_id
+        self._on_done = on_done
+
+    def refused(self, error: ScheddError) -> None:
+        """The connection ended: whoever follows learns of it by his next request."""
+
+    def ended(self, done: TaskDone) -> None:
+        self._on_done(done)

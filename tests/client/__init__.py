@@ -1,0 +1,1 @@
+"""Tests of the client library, against a small daemon that speaks the real wire."""

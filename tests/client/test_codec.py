@@ -1,0 +1,209 @@
+"""Callables, arguments and results as bytes."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from schedd.client import codec
+from schedd.core.model import TaskId
+from schedd.errors import RequestRefused, TaskCancelled, TaskFailed
+from schedd.wire.messages import TaskDone
+
+
+def add(x: int, y: int = 0) -> int:
+    return x + y
+
+
+class Point:
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+    def double(self) -> int:
+        return 2 * self.x
+
+
+class Refusing:
+    def __reduce__(self) -> str:
+        raise pickle.PicklingError("not this one")
+
+
+class ExitsOnLoad:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _exit, ()
+
+
+def _exit() -> None:
+    raise SystemExit(1)
+
+
+def done(state: str, **fields: Any) -> TaskDone:
+    return TaskDone(TaskId(7), state, fields.pop("cause", "ok"), **fields)
+
+
+# ------------------------------------------------------------------------------------------------------------ callables
+
+
+@pytest.mark.parametrize("function", [add, len, threading.get_ident, lambda x: x])
+def test_function_is_pickled_once(function: Callable[..., Any]) -> None:
+    assert codec.function_bytes(function) is codec.function_bytes(function)
+
+
+def test_forgotten_function_leaves_nothing() -> None:
+    function: Any = eval("lambda: 1")
+    codec.function_bytes(function)
+    key = id(function)
+    assert key in codec._functions
+    del function
+    gc.collect()
+    assert key not in codec._functions
+
+
+def test_closure_is_pickled_as_it_is_now() -> None:
+    values = [1]
+
+    def closure() -> int:
+        return sum(values)
+
+    first = codec.function_bytes(closure)
+    values.append(2)
+    assert pickle.loads(codec.function_bytes(closure))() == 3
+    assert pickle.loads(first)() == 1
+
+
+def test_bound_method_is_pickled_as_it_is_now() -> None:
+    point = Point(2)
+    first = codec.function_bytes(point.double)
+    point.x = 4
+    assert pickle.loads(first)() == 4
+    assert pickle.loads(codec.function_bytes(point.double))() == 8
+
+
+def test_method_of_builtin_object_is_not_kept() -> None:
+    items = [1]
+    assert not codec.is_cacheable(items.count)
+    assert codec.is_cacheable(len)
+
+
+def test_unpicklable_closure_is_named() -> None:
+    lock = threading.Lock()
+
+    def uses_lock() -> bool:
+        return lock.locked()
+
+    with pytest.raises(pickle.PicklingError, match=r"the callable .*uses_lock' cannot be pickled: .*lock"):
+        codec.function_bytes(uses_lock)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (add, f"{__name__}.add"),
+        (functools.partial(functools.partial(add, 1), y=2), f"{__name__}.add"),
+        (Point(1).double, f"{__name__}.Point.double"),
+        (Point(1), f"{__name__}.Point"),
+        (len, "len"),
+        ("package.module:name", "package.module.name"),
+    ],
+)
+def test_name(function: object, name: str) -> None:
+    assert codec.name_of(function) == name
+
+
+# ------------------------------------------------------------------------------------------------------------ arguments
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((), {}),
+        ((1, 2.5, "x", b"y", None, True, 1j), {}),
+        (([1, (2, {3: {"a": [4]}})],), {"k": {5}, "f": frozenset({6})}),
+        (([[0] * 1000],), {}),
+    ],
+)
+def test_arguments_come_back(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    assert pickle.loads(codec.argument_bytes(add, args, kwargs)) == (args, kwargs)
+
+
+def test_local_class_travels_by_value() -> None:
+    class Local:
+        value = 3
+
+    (loaded,), _ = pickle.loads(codec.argument_bytes(add, (Local,), {}))
+    assert loaded.value == 3
+
+
+def test_cyclic_argument() -> None:
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    (loaded,), _ = pickle.loads(codec.argument_bytes(add, (cycle,), {}))
+    assert loaded[0] is loaded
+
+
+def test_subclass_of_primitive_is_not_taken_for_one() -> None:
+    class Number(int):
+        pass
+
+    (loaded,), _ = pickle.loads(codec.argument_bytes(add, (Number(3),), {}))
+    assert loaded == 3
+    assert type(loaded).__name__ == "Number"
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "name"),
+    [
+        ((1, threading.Lock()), {}, r"argument 2 of '.*add', a lock, cannot be pickled"),
+        ((1,), {"y": [threading.Lock()]}, r"argument 'y' of '.*add', a list, cannot be pickled"),
+        ((Refusing(),), {}, r"argument 1 of '.*add', a Refusing, cannot be pickled: not this one"),
+    ],
+)
+def test_unpicklable_argument_is_named(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> None:
+    with pytest.raises(pickle.PicklingError, match=name):
+        codec.argument_bytes(add, args, kwargs)
+
+
+# -------------------------------------------------------------------------------------------------------------- results
+
+
+def test_value_of_call_and_command() -> None:
+    assert codec.value_of(done("succeeded", result=pickle.dumps({"a": 1}))) == {"a": 1}
+    assert codec.value_of(done("succeeded", result=b'{"loss": 0.5}')) == {"loss": 0.5}
+    assert codec.value_of(done("succeeded")) is None
+
+
+def test_value_not_kept() -> None:
+    with pytest.raises(RequestRefused, match="the result of task 7 is not kept any more"):
+        codec.value_of(done("succeeded", kept=False))
+
+
+def test_exception_of_call_has_remote_traceback() -> None:
+    result = pickle.dumps((ValueError("bad lr"), "Traceback: far away"))
+    with pytest.raises(ValueError, match="bad lr") as caught:
+        codec.value_of(done("failed", cause="error", result=result))
+    assert "far away" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("result", [None, b'{"loss": 1}'])
+def test_failure_without_exception(result: bytes | None) -> None:
+    with pytest.raises(TaskFailed, match=r"task 7 failed \(timeout\): ran 5 s") as caught:
+        codec.value_of(done("failed", cause="timeout", message="ran 5 s", result=result))
+    assert caught.value.cause == "timeout"
+
+
+def test_cancelled() -> None:
+    with pytest.raises(TaskCancelled, match="task 7 was cancelled"):
+        codec.value_of(done("cancelled", cause="cancelled"))
+
+
+@pytest.mark.parametrize("state", ["succeeded", "failed"])
+@pytest.mark.parametrize("result", [b"\x80\x05garbage", pickle.dumps(ExitsOnLoad())])
+def test_unreadable_result(state: str, result: bytes) -> None:
+    with pytest.raises(TaskFailed, match="the result of task 7 cannot be read here"):
+        codec.value_of(done(state, cause="error", result=result))
