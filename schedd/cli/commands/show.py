@@ -1,0 +1,115 @@
+"""`schedd show`."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from schedd.cli.exits import Exit
+from schedd.cli.options import NUMBERS, several
+from schedd.cli.session import Session, client_command
+from schedd.cli.values import write_duration, write_ids
+
+if TYPE_CHECKING:
+    from schedd.wire.messages import TaskDetail, TaskView
+
+EXAMPLES = """
+schedd show 5
+schedd show 5-8 --json | jq '.[].result'
+"""
+
+#: Of a result that goes over many lines or kilobytes, so much is shown to people.
+RESULT_CHARACTERS = 2000
+
+
+@client_command("show", examples=EXAMPLES)
+@click.argument("ids", nargs=-1, type=NUMBERS, metavar="ID...", required=True)
+async def show_command(session: Session, ids: tuple[list[int], ...]) -> Exit:
+    """Show everything that is known of tasks: what was asked, where it ran, how it ended."""
+    from schedd.cli.views import task_with_detail
+
+    async with session.connect() as client:
+        found = await client.show(several(ids))
+    if session.out.as_json:
+        session.out.json([task_with_detail(task, detail) for task, detail in found])
+        return Exit.OK
+    for i, (task, detail) in enumerate(found):
+        if i:
+            session.out.line("")
+        session.out.pairs(_head(task) + _body(task, detail) + _ends(detail))
+    return Exit.OK
+
+
+def _head(task: TaskView) -> list[tuple[str, str]]:
+    from schedd.cli.views import clock, task_time
+
+    state = f"{task.state} ({task.cause})" if task.cause else task.state
+    rows = [
+        ("task", str(task.id)),
+        ("key", task.key or ""),
+        ("job", task.job),
+        ("kind", task.kind),
+        ("state", state),
+        ("message", task.message),
+        ("exit code", "" if task.exit_code is None else str(task.exit_code)),
+        ("priority", f"{task.priority:g}"),
+        ("worker", task.worker or ""),
+        ("attempt", str(task.attempt)),
+        ("submitted", clock(task.submitted_at)),
+        ("started", clock(task.started_at)),
+        ("finished", clock(task.finished_at)),
+        ("waited" if task.started_at is None else "ran", task_time(task, time.time())),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _body(task: TaskView, detail: TaskDetail) -> list[tuple[str, str]]:
+    from schedd.cli.views import clock, text_or_base64, write_map, write_requirements
+    from schedd.core.model import Command
+
+    rows: list[tuple[str, str]] = []
+    match detail.payload:
+        case Command() as command:
+            rows += [("command", shlex.join(command.argv)), ("cwd", command.cwd or ""), ("env", write_map(command.env))]
+        case None:
+            pass
+        case call:
+            rows.append(("function", call.path or f"{task.kind} ({len(call.function)} bytes, pickled)"))
+    if detail.argument:
+        argument = text_or_base64(detail.argument)
+        rows.append(("argument", argument if isinstance(argument, str) else f"{len(detail.argument)} bytes"))
+    rules = detail.rules
+    rows += [
+        ("needs", write_requirements(detail.requirements)),
+        ("timeout", "" if rules.timeout_s is None else write_duration(rules.timeout_s)),
+        ("retries", str(rules.retries) if rules.retries else ""),
+        ("after", write_ids(detail.after)),
+        ("still missing", write_ids(detail.missing)),
+        ("not before", "" if detail.not_before is None else clock(detail.not_before)),
+        ("devices", ", ".join(detail.devices)),
+        ("progress", "" if not task.report else write_map(task.report)),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _ends(detail: TaskDetail) -> list[tuple[str, str]]:
+    from schedd.cli.views import attempts, readable
+
+    rows: list[tuple[str, str]] = []
+    for record in attempts(detail):
+        started, finished = record["started_at"], record["finished_at"]
+        ran = f" after {write_duration(finished - started)}" if started and finished else ""
+        code = "" if record["exit_code"] is None else f", exit code {record['exit_code']}"
+        rows.append((f"attempt {record['attempt']}", f"{record['cause']} on {record['worker']}{ran}{code}"))
+    if detail.result is not None:
+        value = readable(detail.result)
+        if isinstance(value, dict) and value.keys() == {"bytes", "base64"}:
+            text = f"{value['bytes']} bytes (not text)"
+        else:
+            text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+        rows.append(("result", text if len(text) <= RESULT_CHARACTERS else f"{text[:RESULT_CHARACTERS]} …"))
+    return rows

@@ -1,0 +1,32 @@
+"""`schedd stats`."""
+
+from __future__ import annotations
+
+from schedd.cli.exits import Exit
+from schedd.cli.session import Session, client_command
+
+
+@client_command("stats", examples="schedd stats\nschedd stats --json | jq .states.queued")
+async def stats_command(session: Session) -> Exit:
+    """Show the daemon at a glance. Totals count from its start."""
+    import msgspec
+
+    from schedd.cli.values import write_duration
+    from schedd.cli.views import write_map
+
+    async with session.connect() as client:
+        stats = await client.stats()
+    fields = msgspec.structs.asdict(stats)
+    del fields["request"]
+    if session.out.as_json:
+        session.out.json(fields)
+        return Exit.OK
+    fields["uptime_s"] = write_duration(stats.uptime_s)
+    fields["loop_lag_s"] = f"{stats.loop_lag_s * 1000:.1f}ms"
+    session.out.pairs(
+        [
+            (name.removesuffix("_s").replace("_", " "), write_map(value) if isinstance(value, dict) else str(value))
+            for name, value in fields.items()
+        ]
+    )
+    return Exit.OK

@@ -1,0 +1,76 @@
+"""`schedd worker`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from schedd.cli.options import BadInput
+from schedd.cli.session import command
+from schedd.cli.values import parse_amounts, parse_pairs
+
+if TYPE_CHECKING:
+    from schedd.config import WorkerSettings
+
+EXAMPLES = """
+schedd worker --connect head:7077
+schedd worker --connect head:7077 --cpus 8 --label rack=3 --resource licence=2
+schedd worker --config worker.toml --no-gpus
+"""
+
+
+@command("worker", examples=EXAMPLES)
+@click.option("--connect", metavar="HOST:PORT", help="The daemon. Default: [worker] connect, else $SCHEDD_ADDRESS.")
+@click.option("--cpus", type=float, metavar="N", help="CPUs to offer. Default: all that this process may use.")
+@click.option("--name", metavar="NAME", help="Name, unique at the daemon. Default: the host's name.")
+@click.option("--ram", type=float, metavar="GB", help="Memory to offer. Default: all.")
+@click.option("--no-gpus", is_flag=True, help="Offer no GPUs.")
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="A label that tasks can ask for. Repeatable.")
+@click.option("--resource", "resources", multiple=True, metavar="NAME=AMOUNT", help="An amount of something else.")
+@click.option("--state-dir", metavar="DIR", help="Where output and unacknowledged results are kept.")
+@click.option("--config", metavar="FILE", help="Settings; the table [worker] counts.")
+def worker_command(
+    connect: str | None,
+    cpus: float | None,
+    name: str | None,
+    ram: float | None,
+    no_gpus: bool,
+    labels: tuple[str, ...],
+    resources: tuple[str, ...],
+    state_dir: str | None,
+    config: str | None,
+) -> int:
+    """Offer this machine to a daemon: run tasks until told to stop.
+
+    The first SIGTERM or Ctrl-C drains: what runs may end, the rest is handed back. The second one ends it at once.
+    """
+    from msgspec.structs import replace
+
+    from schedd.address import daemon_address
+    from schedd.log import set_up
+    from schedd.worker.main import main as run_worker
+
+    settings = _settings(config)
+    try:
+        given = {
+            "connect": connect,
+            "cpus": cpus,
+            "name": name,
+            "ram_gb": ram,
+            "gpus": "none" if no_gpus else None,
+            "labels": {**settings.labels, **parse_pairs(labels, "--label")} if labels else None,
+            "custom": {**settings.custom, **parse_amounts(resources, "--resource")} if resources else None,
+            "state_dir": state_dir,
+        }
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    settings = replace(settings, **{key: value for key, value in given.items() if value is not None})
+    set_up("info")
+    return run_worker(settings, daemon_address(settings.connect))
+
+
+def _settings(config: str | None) -> WorkerSettings:
+    from schedd.config import WorkerSettings, load_settings
+
+    return load_settings(config).worker if config is not None else WorkerSettings()

@@ -1,0 +1,281 @@
+"""Commands that look: tasks, show, jobs, workers, explain, stats, logs."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from schedd.cli.exits import Exit
+from schedd.core.model import AttemptRecord, Call, Cause, Command, TaskRequirements, WorkerId
+from schedd.wire import messages as wire
+
+from .conftest import Run
+from .fake_daemon import FakeDaemon, detail, view, worker
+
+TASK_KEYS = [
+    "id",
+    "key",
+    "job",
+    "kind",
+    "state",
+    "cause",
+    "priority",
+    "attempt",
+    "worker",
+    "exit_code",
+    "submitted_at",
+    "started_at",
+    "finished_at",
+    "message",
+    "report",
+]
+
+
+@pytest.fixture
+def three(daemon: FakeDaemon) -> FakeDaemon:
+    daemon.add(view(1, "succeeded", job="a", exit_code=0, started_at=1000.0, finished_at=1004.0, worker="w1"))
+    daemon.add(view(2, "running", job="b", worker="w1", started_at=1001.0, report={"step": 3, "loss": 0.5}))
+    daemon.add(view(3, "failed", job="b", cause="timeout", message="longer than 5 s\nsecond line"))
+    return daemon
+
+
+@pytest.mark.usefixtures("three")
+class TestTasks:
+    def test_json_has_exactly_these_keys(self, run: Run) -> None:
+        rows = run("tasks", "--all", "--json").json()
+        assert [list(row) for row in rows] == [TASK_KEYS] * 3
+        assert rows[1]["report"] == {"step": 3, "loss": 0.5}
+        assert rows[2]["cause"] == "timeout"
+
+    def test_unfinished_by_default(self, run: Run) -> None:
+        assert run("tasks", "--quiet").out == "2\n"
+
+    def test_filters(self, run: Run) -> None:
+        assert run("tasks", "--all", "--job", "b", "-q").out == "2\n3\n"
+        assert run("tasks", "--state", "failed", "--state", "succeeded", "-q").out == "1\n3\n"
+        assert run("tasks", "--all", "--limit", "2", "-q").out == "1\n2\n"
+        assert run("tasks", "--all", "--limit", "0", "-q").out == "1\n2\n3\n"
+
+    def test_table(self, run: Run) -> None:
+        head, *rows = run("tasks", "--all").out.splitlines()
+        assert head.split() == ["id", "job", "kind", "state", "prio", "worker", "time", "about"]
+        assert rows[0].split() == ["1", "a", "python", "succeeded", "0", "w1", "4.0s"]
+        assert "loss=0.5" in rows[1]
+        assert "failed (timeout)" in rows[2]
+        assert rows[2].endswith("longer than 5 s")
+
+    def test_table_says_that_there_is_more(self, run: Run) -> None:
+        ran = run("tasks", "--all", "--limit", "2")
+        assert len(ran.out.splitlines()) == 3
+        assert ran.err == "only the first 2 are shown; --limit 0 shows all\n"
+
+    def test_nothing_to_list(self, run: Run) -> None:
+        ran = run("tasks", "--job", "none")
+        assert (ran.code, ran.out) == (Exit.OK, "")
+        assert "--all" in ran.err
+        assert run("tasks", "--job", "none", "--json").out == "[]\n"
+
+    def test_unknown_state(self, run: Run) -> None:
+        ran = run("tasks", "--state", "runing")
+        assert ran.code == Exit.USAGE
+        assert ran.err == "error: 'runing' is not a state of a task\nhint: did you mean 'running'?\n"
+
+
+def test_show_json(daemon: FakeDaemon, run: Run) -> None:
+    attempts = [AttemptRecord(1, WorkerId("w1"), 10**9, 2 * 10**9, 5 * 10**9, Cause.OOM_GPU, 1, None, "out", (0,))]
+    daemon.add(
+        view(4, "succeeded"),
+        detail(result=b'{"loss": 0.25}', attempts=attempts, requirements=TaskRequirements(min_gpus=1), argument=b"7"),
+    )
+    [task] = run("show", "4", "--json").json()
+    assert list(task)[: len(TASK_KEYS)] == TASK_KEYS
+    assert task["argv"] == ["python", "train.py"]
+    assert task["result"] == {"loss": 0.25}
+    assert task["argument"] == "7"
+    assert task["requirements"]["min_gpus"] == 1
+    assert task["requirements"]["cpus"] == 1.0
+    [attempt] = task["attempts"]
+    assert (attempt["cause"], attempt["started_at"], attempt["finished_at"]) == ("oom_gpu", 2.0, 5.0)
+
+
+def test_show_result_that_is_no_json(daemon: FakeDaemon, run: Run) -> None:
+    daemon.add(view(1, "succeeded"), detail(result=b"plain words"))
+    daemon.add(view(2, "succeeded"), detail(result=b"\x80\x05\xff", payload=Call(path="m:f"), argument=b"\x80\x04"))
+    first, second = run("show", "1-2", "--json").json()
+    assert first["result"] == "plain words"
+    assert second["result"] == {"bytes": 3, "base64": "gAX/"}
+    assert second["function"] == "m:f"
+    text = run("show", "2").out
+    assert "result     3 bytes (not text)" in text
+    assert "function   m:f" in text
+    assert "argument   2 bytes" in text
+
+
+def test_show_for_people(daemon: FakeDaemon, run: Run) -> None:
+    payload = Command(["python", "a b.py"], env={"X": "1"}, cwd="/data")
+    wanted = TaskRequirements(min_gpus=2, min_memory=8, variants=(TaskRequirements(cpus=4),))
+    daemon.add(
+        view(1, job="sweep", key="k"), detail(payload=payload, requirements=wanted, after=[3, 4, 5], missing=[5])
+    )
+    lines = dict(line.split("  ", 1) for line in run("show", "1").out.splitlines())
+    assert lines["command"].strip() == "python 'a b.py'"
+    assert lines["needs"].strip() == "1 cpus, 2 × gpu with 8 GB, or 4 cpus"
+    assert lines["after"].strip() == "3-5"
+    assert lines["still missing"].strip() == "5"
+
+
+def test_show_unknown_task(daemon: FakeDaemon, run: Run) -> None:
+    daemon.fail(wire.ListTasks, wire.UNKNOWN_TASK, "there is no task 9", "ids are in `schedd tasks`")
+    ran = run("show", "9")
+    assert ran.code == Exit.NOT_FOUND
+    assert ran.err == "error: there is no task 9\nhint: ids are in `schedd tasks`\n"
+
+
+def test_names_cannot_steer_the_terminal(daemon: FakeDaemon, run: Run) -> None:
+    daemon.add(view(1, job="a\x1b[2Jb\nc"))
+    assert "a\\x1b[2Jb\\nc" in run("tasks").out
+    assert "\x1b" not in run("show", "1").out
+    assert run("tasks", "--json").json()[0]["job"] == "a\x1b[2Jb\nc"
+
+
+def test_jobs(daemon: FakeDaemon, run: Run) -> None:
+    daemon.jobs = [wire.JobView("sweep", 10, {"succeeded": 4, "running": 2, "queued": 3, "failed": 1}, 0.0, 0.0, 60.0)]
+    assert run("jobs").out.splitlines()[1].split() == ["sweep", "10", "4", "2", "3", "1", "0", "1m", "0s"]
+    [job] = run("jobs", "--json").json()
+    assert list(job) == ["name", "total", "states", "priority_max", "submitted_at", "finished_at"]
+    assert run("jobs", "--quiet").out == "sweep\n"
+
+
+def test_workers(daemon: FakeDaemon, run: Run) -> None:
+    assert "schedd worker --connect" in run("workers").err
+    daemon.workers = [worker("w1"), worker("w2", status="draining")]
+    assert run("workers", "--quiet").out == "w1\nw2\n"
+    cells = run("workers").out.splitlines()[2].split()
+    assert cells == ["w2", "draining", "2/8", "1/4", "A100", "2", "1", "10", "1", "500ms"]
+    assert run("workers", "--json").json()[1]["status"] == "draining"
+
+
+def test_explain(daemon: FakeDaemon, run: Run) -> None:
+    daemon.answers[wire.ExplainTask] = lambda request: wire.Explanation(
+        request.request,
+        request.task_id,
+        "queued",
+        "no worker has room",
+        [wire.Blocker("GPUs are busy", 2, "needs 2, the most free is 1")],
+        [wire.WorkerVerdict(WorkerId("w1"), "needs 2 GPUs, 1 is free")],
+        ahead=4,
+    )
+    lines = run("explain", "5").out.splitlines()
+    assert lines[:3] == [
+        "task 5 is queued: no worker has room",
+        "queued tasks with a better rank: 4",
+        "- GPUs are busy (2 workers): needs 2, the most free is 1",
+    ]
+    assert lines[-1].split(maxsplit=1) == ["w1", "needs 2 GPUs, 1 is free"]
+    document = run("explain", "5", "--json").json()
+    assert list(document) == ["id", "state", "summary", "ahead", "blockers", "workers"]
+    assert document["blockers"][0]["workers"] == 2
+
+
+def test_stats(daemon: FakeDaemon, run: Run) -> None:
+    document = run("stats", "--json").json()
+    assert document["states"]["queued"] == 3
+    assert "request" not in document
+    assert "uptime             1m 40s" in run("stats").out
+
+
+# ---------------------------------------------------------------------------------------------------------------- logs
+
+
+def test_logs_are_bytes(daemon: FakeDaemon, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    from schedd.cli.main import main
+
+    daemon.log = bytes(range(256)) * 3000  # several pieces
+    assert main(["logs", "5"]) == Exit.OK
+    assert capfdbinary.readouterr().out == daemon.log
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--tail", "2"], "three\nfour"),
+        (["--tail", "1"], "four"),
+        (["--tail", "4"], "one\ntwo\nthree\nfour"),
+        (["--tail", "99"], "one\ntwo\nthree\nfour"),
+        (["--tail", "0"], ""),
+        (["--tail", "6b"], "e\nfour"),
+        (["--tail", "1k"], "one\ntwo\nthree\nfour"),
+    ],
+)
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_tail_of_logs(daemon: FakeDaemon, run: Run, options: list[str], expected: str, end: str) -> None:
+    daemon.log = f"one\ntwo\nthree\nfour{end}".encode()
+    if end and options == ["--tail", "6b"]:
+        expected = "\nfour"
+    assert run("logs", "5", *options).out == (expected + end if expected else "")
+
+
+def test_tail_over_many_pieces(daemon: FakeDaemon, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("schedd.cli.commands.logs.PIECE_BYTES", 3)
+    daemon.log = b"".join(b"%d\n" % i for i in range(50))
+    assert run("logs", "5", "--tail", "12").out == "".join(f"{i}\n" for i in range(38, 50))
+
+
+def test_logs_say_what_they_want(daemon: FakeDaemon, run: Run) -> None:
+    run("logs", "5", "--stderr", "--attempt", "2")
+    request = daemon.last(wire.ReadLog)
+    assert (request.task_id, request.stream, request.offset) == (5, "stderr", 0)
+
+
+def test_logs_follow_one_attempt_to_its_end(daemon: FakeDaemon, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("schedd.cli.commands.logs.FOLLOW_S", 0.0)
+    asked: list[wire.ReadLog] = []
+
+    def read(request: wire.ReadLog) -> wire.LogData:
+        asked.append(request)
+        data = [b"o", b"one\n", b"", b"two\n", b""][min(len(asked) - 1, 4)]
+        return wire.LogData(request.request, data, request.offset, 8, len(asked) >= 4, 2)
+
+    daemon.answers[wire.ReadLog] = read
+    assert run("logs", "5", "-f").out == "one\ntwo\n"
+    # The first one only finds out that there is output.
+    assert [(each.offset, each.attempt) for each in asked] == [(0, 0), (0, 2), (4, 2), (4, 2), (8, 2)]
+
+
+def test_logs_follow_waits_for_the_start(daemon: FakeDaemon, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("schedd.cli.commands.logs.FOLLOW_S", 0.0)
+    daemon.add(view(5))
+    asked: list[wire.ReadLog] = []
+
+    def read(request: wire.ReadLog) -> wire.RequestFailed | wire.LogData:
+        asked.append(request)
+        if len(asked) < 3:
+            return wire.RequestFailed(request.request, wire.ILLEGAL_STATE, "task 5 has not run yet")
+        return wire.LogData(request.request, b"one\n"[request.offset :], request.offset, 4, True, 1)
+
+    daemon.answers[wire.ReadLog] = read
+    ran = run("logs", "5", "-f")
+    assert (ran.code, ran.out, ran.err) == (Exit.OK, "one\n", "task 5 has not started yet\n")
+    asked.clear()
+    assert run("logs", "5").code == Exit.REFUSED
+    asked.clear()
+    daemon.add(view(5, "cancelled"))
+    assert run("logs", "5", "-f").code == Exit.REFUSED
+
+
+def test_logs_json(daemon: FakeDaemon, run: Run) -> None:
+    daemon.log = b"caf\xe9"
+    document = json.loads(run("logs", "5", "--json").out)
+    assert document["data"] == {"bytes": 4, "base64": "Y2Fm6Q=="}
+
+
+def test_logs_of_a_worker_that_is_away(daemon: FakeDaemon, run: Run) -> None:
+    daemon.fail(wire.ReadLog, wire.WORKER_AWAY, "worker w1 is not connected")
+    assert run("logs", "5").code == Exit.REFUSED
+
+
+def test_views_survive_their_own_json(three: FakeDaemon, run: Run) -> None:
+    rows = msgspec.json.decode(run("tasks", "--all", "--json").out, type=list[wire.TaskView])
+    assert rows == [task for task, _ in three.tasks.values()]

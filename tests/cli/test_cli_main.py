@@ -1,0 +1,299 @@
+"""The outside of `schedd`: help, exit codes, errors and hints, completion; commands that start a room."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schedd.cli.exits import Exit, exit_for
+from schedd.cli.main import COMMANDS, main, root
+from schedd.cli.session import Command
+from schedd.errors import (
+    ConfigError,
+    ConnectionLost,
+    LocalProtocolError,
+    RemoteProtocolError,
+    RequestRefused,
+    ScheddError,
+    TaskCancelled,
+    TaskFailed,
+)
+
+from .conftest import Run
+from .fake_daemon import FakeDaemon, view
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("x"), Exit.CONFIG),
+        (ConnectionLost("x"), Exit.NO_DAEMON),
+        (RemoteProtocolError("x"), Exit.NO_DAEMON),
+        (LocalProtocolError("x"), Exit.REFUSED),
+        (RequestRefused("x", code="queue_full"), Exit.REFUSED),
+        (RequestRefused("x", code="unknown_task"), Exit.NOT_FOUND),
+        (RequestRefused("x", code="unknown_job"), Exit.NOT_FOUND),
+        (RequestRefused("x", code="unknown_worker"), Exit.NOT_FOUND),
+        (TaskFailed("x"), Exit.FAILED_TASKS),
+        (TaskCancelled("x"), Exit.FAILED_TASKS),
+        (ScheddError("x"), Exit.REFUSED),
+    ],
+)
+def test_each_error_has_its_exit_code(error: ScheddError, code: Exit) -> None:
+    assert exit_for(error) == code
+
+
+def test_exit_codes_are_fixed() -> None:
+    assert {code.name: code.value for code in Exit} == {
+        "OK": 0,
+        "FAILED_TASKS": 1,
+        "USAGE": 2,
+        "NO_DAEMON": 3,
+        "REFUSED": 4,
+        "NOT_FOUND": 5,
+        "TIMEOUT": 6,
+        "CONFIG": 7,
+        "BUG": 70,
+        "INTERRUPTED": 130,
+        "BROKEN_PIPE": 141,
+    }
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help(run: Run, name: str) -> None:
+    ran = run(name, "--help")
+    assert (ran.code, ran.err) == (Exit.OK, "")
+    assert ran.out.startswith(f"Usage: schedd {name}")
+    assert "Examples:" in ran.out
+    assert f"schedd {name}" in ran.out.partition("Examples:")[2]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_of_all(run: Run, arguments: list[str]) -> None:
+    ran = run(*arguments)
+    assert ran.code == Exit.OK
+    for name in COMMANDS:
+        assert f"\n  {name} " in ran.out
+
+
+def test_every_command_of_the_daemon_takes_the_same_options() -> None:
+    local = {"serve", "worker", "policies", "check", "demo", "completion"}
+    context = root.make_context("schedd", ["stats"])
+    for name in COMMANDS.keys() - local:
+        made = root.get_command(context, name)
+        assert isinstance(made, Command)
+        assert [option.name for option in made.params[-3:]] == ["address", "as_json", "quiet"]
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").out == "schedd 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "hint"),
+    [
+        (["taks"], "no such command 'taks'", "did you mean 'tasks'?"),
+        (["zzz"], "no such command 'zzz'", "known: serve, worker"),
+        (["tasks", "--limit", "x"], "Invalid value for '--limit'", "see 'schedd tasks --help'"),
+        (["tasks", "extra"], "Got unexpected extra argument (extra)", "see 'schedd tasks --help'"),
+        (["show"], "Missing argument 'ID...'", "see 'schedd show --help'"),
+        (["show", "x"], "'x' is not a list of numbers", "see 'schedd show --help'"),
+        (["--nope"], "No such option", "see 'schedd --help'"),
+        (["completion", "csh"], "'csh' is not one of", "see 'schedd completion --help'"),
+    ],
+)
+def test_usage_errors(run: Run, arguments: list[str], error: str, hint: str) -> None:
+    ran = run(*arguments)
+    assert (ran.code, ran.out) == (Exit.USAGE, "")
+    first, second = ran.err.splitlines()
+    assert first.startswith("error: ")
+    assert error in first
+    assert second.startswith(f"hint: {hint}")
+
+
+def test_no_daemon(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCHEDD_ADDRESS", "127.0.0.1:1")
+    ran = run("tasks")
+    assert (ran.code, ran.out) == (Exit.NO_DAEMON, "")
+    first, second = ran.err.splitlines()
+    assert first.startswith("error: ")
+    assert "127.0.0.1:1" in first
+    assert second.startswith("hint: ")
+
+
+def test_address_before_or_after_the_command(daemon: FakeDaemon, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCHEDD_ADDRESS", "127.0.0.1:1")
+    assert run("--address", daemon.address, "tasks").code == Exit.OK
+    assert run("tasks", "--address", daemon.address).code == Exit.OK
+    assert run("--address", "127.0.0.1:1", "tasks", "--address", daemon.address).code == Exit.OK
+
+
+def test_bad_address(run: Run) -> None:
+    ran = run("tasks", "--address", "host:port")
+    assert ran.code == Exit.CONFIG
+    assert ran.err.startswith("error: 'host:port' is not an address\nhint: use HOST:PORT")
+
+
+def test_bug_has_a_traceback_and_a_code_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("schedd.cli.session.Session.connect", broken)
+    ran = run("tasks")
+    assert ran.code == Exit.BUG
+    assert "ZeroDivisionError: oops" in ran.err
+    assert "error: this is a bug in schedd" in ran.err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(run: Run, shell: str) -> None:
+    ran = run("completion", shell)
+    assert ran.code == Exit.OK
+    assert "_SCHEDD_COMPLETE" in ran.out
+    assert f"{shell}_complete" in ran.out
+
+
+def complete(*words: str) -> list[str]:
+    environment = {
+        **os.environ,
+        "_SCHEDD_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(["schedd", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "schedd.cli"], env=environment, capture_output=True, text=True, check=True
+    )
+    return [line.partition(",")[2] for line in done.stdout.split()]
+
+
+def test_completion_completes() -> None:
+    assert complete("wor") == ["worker", "workers"]
+    assert complete("tasks", "--lim") == ["--limit"]
+    assert complete("tasks", "--state", "r") == ["running", "revoking"]
+
+
+def test_broken_pipe_is_silent(daemon: FakeDaemon) -> None:
+    for task_id in range(1, 5000):
+        daemon.add(view(task_id))
+    reading, writing = os.pipe()
+    process = subprocess.Popen([sys.executable, "-m", "schedd.cli", "tasks"], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    os.close(reading)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (Exit.BROKEN_PIPE, b"")
+
+
+def test_light_commands_import_nothing_heavy() -> None:
+    script = (
+        "import sys; from schedd.cli.main import main; main(['tasks', '--address', '127.0.0.1:1'])\n"
+        "heavy = {'rich', 'uvloop', 'cloudpickle', 'psutil', 'sqlite3', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------------------------------- commands that start a room
+
+
+def test_policies(run: Run) -> None:
+    rows = run("policies", "--json").json()
+    names = [row["name"] for row in rows]
+    assert names == ["fifo", "priority", "load_balancing", "work_stealing", "adaptive", "batch"]
+    assert all(row["does"] for row in rows)
+    table = run("policies").out.splitlines()
+    assert len(table) == len(rows) + 1
+
+
+def test_check(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[policy]\nname = "adaptive"\n')
+    ran = run("check", str(path))
+    assert (ran.code, ran.err) == (Exit.OK, f"{path} is good; the policy is adaptive\n")
+    assert run("check", str(path), "--json").json()["policy"]["name"] == "adaptive"
+    path.write_text('[policy]\nnane = "adaptive"\n')
+    ran = run("check", str(path))
+    assert ran.code == Exit.CONFIG
+    error, hint = ran.err.splitlines()
+    assert error.startswith("error: ")
+    assert str(path) in error
+    assert "nane" in error
+    assert hint.startswith("hint: ")
+    assert "name" in hint
+    assert run("check", str(tmp_path / "none.toml")).code == Exit.CONFIG
+
+
+def test_serve(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[Any] = []
+
+    def serve(settings: Any, *, address_file: str | None) -> int:
+        calls.append((settings, address_file))
+        return 0
+
+    monkeypatch.setattr("schedd.server.daemon.serve", serve)
+    path = tmp_path / "config.toml"
+    path.write_text('[policy]\nname = "fifo"\n')
+    assert run("serve", "--config", str(path), "--listen", "127.0.0.1:0", "--address-file", "here").code == Exit.OK
+    [(settings, address_file)] = calls
+    assert settings.policy.name == "fifo"
+    assert settings.server.listen == "127.0.0.1:0"
+    assert address_file == "here"
+
+
+def test_worker(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[Any] = []
+
+    def run_worker(settings: Any, address: Any) -> int:
+        calls.append((settings, address))
+        return 0
+
+    monkeypatch.setattr("schedd.worker.main.main", run_worker)
+    path = tmp_path / "config.toml"
+    path.write_text('[worker]\nconnect = "head:1"\ncpus = 2\nlabels = { rack = "1", zone = "a" }\n')
+    options = [
+        "--cpus",
+        "8",
+        "--name",
+        "w1",
+        "--ram",
+        "64",
+        "--no-gpus",
+        "--label",
+        "rack=3",
+        "--resource",
+        "licence=2",
+    ]
+    assert run("worker", "--config", str(path), *options, "--state-dir", "/tmp/w1").code == Exit.OK
+    [(settings, address)] = calls
+    assert str(address) == "head:1"
+    assert (settings.cpus, settings.name, settings.ram_gb, settings.gpus) == (8, "w1", 64, "none")
+    assert settings.labels == {"rack": "3", "zone": "a"}
+    assert settings.custom == {"licence": 2}
+    assert settings.state_dir == "/tmp/w1"
+    run("worker", "--config", str(path), "--connect", "other:2")
+    assert str(calls[1][1]) == "other:2"
+    assert (calls[1][0].cpus, calls[1][0].gpus) == (2, "auto")
+
+
+def test_worker_mistakes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("schedd.worker.main.main", lambda settings, address: 0)
+    ran = run("worker", "--resource", "licence=x")
+    assert (ran.code, ran.err) == (Exit.USAGE, "error: --resource licence=x: 'x' is not a number\n")
+
+
+def test_demo_without_scikit_learn(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    ran = run("demo")
+    assert ran.code == Exit.CONFIG
+    assert ran.err.endswith("hint: pip install 'schedd[demo]'\n")
+
+
+def test_module_and_script_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.run([sys.executable, "-m", "schedd.cli", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == "schedd 0.1.0\n"
+    assert main(["--version"]) == Exit.OK
