@@ -1,0 +1,69 @@
+"""What all tests share: a cluster of real processes, its logs in the report of a failure, and the marker `needs`.
+
+`needs("strace", …)` names what a test cannot do without. Where it is missing the test is skipped with the reason, or
+fails where SCHEDD_REAL=all says that all of it should be there.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+from helpers import Cluster
+
+
+def _tool(name: str, package: str) -> Callable[[], str | None]:
+    def check() -> str | None:
+        return None if shutil.which(name) else f"there is no {name} here (package {package})"
+
+    return functools.cache(check)
+
+
+def _root() -> str | None:
+    return None if os.geteuid() == 0 else "not root"
+
+
+#: Why it is missing, or None, by the name of what a test may need.
+NEEDS: dict[str, Callable[[], str | None]] = {
+    "root": _root,
+    "setsid": _tool("setsid", "util-linux"),
+    "strace": _tool("strace", "strace"),
+    "unshare": _tool("unshare", "util-linux"),
+    "cc": _tool("cc", "gcc"),
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*names): what a test cannot do without; skipped with the reason")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        for name in mark.args:
+            if why := NEEDS[name]():
+                if os.environ.get("SCHEDD_REAL") == "all":
+                    pytest.fail(f"{name}: {why}", pytrace=False)
+                pytest.skip(f"{name}: {why}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, Cluster):
+                report.sections += [(f"log of {name}", text) for name, text in value.logs()]
+    return report
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A cluster without anything in it yet."""
+    with Cluster(tmp_path) as started:
+        yield started

@@ -1,0 +1,1 @@
+"""The whole of it: a real daemon, real workers, real clients."""
