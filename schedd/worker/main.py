@@ -59,6 +59,9 @@ FORCED_ACK_S = 3.0
 LOG_RUNTIME_NS = SECOND
 #: Beside a result a frame holds the rest of its message.
 FRAME_SPARE_BYTES = 1024 * 1024
+#: While the backlog is longer than what runs, news goes to the daemon this often: the fixed costs of a frame, there and
+#: here, are then paid for several ends.
+NEWS_PAUSE_S = 0.002
 
 _log = Log("schedd.worker")
 
@@ -93,6 +96,8 @@ class Worker:
         #: Answers that are no business of the state machine.
         self._log_pieces: list[LogPiece] = []
         self._turn_asked = False
+        self._news_at = 0.0
+        self._news_timer: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
         self._signal_count = 0
@@ -227,7 +232,7 @@ class Worker:
             self._leave_if_done()
 
     def _send_news(self) -> None:
-        if not self._link.is_writable:
+        if not self._link.is_writable or self._can_wait():
             return
         messages = self._state.take_messages()
         if self._log_pieces:
@@ -235,6 +240,20 @@ class Worker:
             self._log_pieces = []
         if messages:
             self._link.send(messages)
+
+    def _can_wait(self) -> bool:
+        """Whether the news may go with that of the next millisecond; has a turn then."""
+        state, now = self._state, self._loop.time()
+        if state.leaving or len(state.backlog) <= len(state.running) or now - self._news_at >= NEWS_PAUSE_S:
+            self._news_at = now
+            return False
+        if self._news_timer is None:
+            self._news_timer = self._loop.call_later(NEWS_PAUSE_S, self._on_news_timer)
+        return True
+
+    def _on_news_timer(self) -> None:
+        self._news_timer = None
+        self._ask_for_turn()
 
     def _set_timer(self) -> None:
         deadline_ns = self._state.next_deadline()
