@@ -48,5 +48,9 @@ class TaskCancelled(TaskFailed):
     """A task that was waited for had been cancelled."""
 
 
+class JournalError(ScheddError):
+    """The journal cannot be opened or read: it names the file, and says what can be done about it."""
+
+
 class InvalidTransition(ScheddError):
     """The engine asked for a change of state that the table does not have: a bug of ours. Carries the task's story."""

@@ -21,7 +21,7 @@ from schedd.core.model import (
 # ------------------------------------------------------------------------------------------------------------ facts
 
 
-class Fact(Struct, frozen=True, gc=False):
+class Fact(Struct, frozen=True, gc=False, tag=True, array_like=True):
     """Something that happened, in the past tense; enough of them rebuild the tables."""
 
 
@@ -48,6 +48,13 @@ class TaskChanged(Fact, frozen=True, gc=False):
     task_id: TaskId
     priority: float
     requirements: TaskRequirements
+    defined_ns: Instant = 0
+
+
+class CancelAsked(Fact, frozen=True, gc=False):
+    """A dispatched task is to be cancelled; its worker has been told, or will be."""
+
+    task_id: TaskId
 
 
 class AttemptDispatched(Fact, frozen=True, gc=False):
@@ -188,7 +195,11 @@ class ReplyDeclined(Action, frozen=True):
 
 
 class Effects(Struct):
-    """What one call of the engine brought about. Facts first: actions may tell others what only facts make true."""
+    """What one call of the engine brought about. Facts first: actions may tell others what only facts make true.
+
+    `finished`: the rows of this turn's `TaskFinished`, to be read before the next turn.
+    """
 
     facts: list[Fact]
     actions: list[Action]
+    finished: list[Task] = []

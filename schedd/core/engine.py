@@ -8,12 +8,12 @@ given: the daemon, the simulator and the tests run the very same machine.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
+from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.attempts import Attempts
-from schedd.core.effects import Effects
 from schedd.core.explain import Explanation, explain
 from schedd.core.fleet import Fleet
 from schedd.core.model import (
@@ -32,6 +32,7 @@ from schedd.core.model import (
 from schedd.core.policies.base import TaskScheduler
 from schedd.core.requests import Requests
 from schedd.core.resources import ResourceManager
+from schedd.core.restore import Restore
 from schedd.core.tables import Counters, EngineSettings, Tables
 from schedd.core.tasks import DISPATCHED, TaskTable, story
 
@@ -69,7 +70,7 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------------------ the door
 
-    def handle(self, events: Sequence[ev.Event], now: Instant) -> Effects:
+    def handle(self, events: Sequence[ev.Event], now: Instant) -> fx.Effects:
         """Take in the events of one turn and return what follows from them.
 
         now: engine nanoseconds, never before the last call. O(events + tasks placed * log n).
@@ -86,12 +87,33 @@ class Engine:
         due = t.deadlines.next()
         if due is not None and due <= now:
             self._expire()
-        if t.placement_wanted:
+        if t.placement_wanted and not t.awaited:
             t.placement_wanted = False
             if t.queue.size and t.resources.workers and t.placer.run(now):
                 t.deadlines.set(("place", 0), now)
         t.resources.commit()
         return t.take_effects()
+
+    def restore(
+        self,
+        batches: Iterable[fx.TasksAdmitted],
+        ended: Set[int],
+        changes: Iterable[fx.Fact],
+        finished: Iterable[Task],
+        workers: Iterable[WorkerId],
+        next_id: int,
+        now: Instant,
+        grace_ns: Instant,
+    ) -> None:
+        """Fill the tables, which must be empty, with what was recorded; once, before the first `handle`.
+
+        Places nothing until `workers` have come back, for `grace_ns` at the longest. O(live tasks).
+        """
+        restore = Restore(self._t, now)
+        restore.batches(batches, ended)
+        restore.changes(changes)
+        restore.finished(finished)
+        restore.finish(workers, next_id, grace_ns)
 
     def next_deadline(self) -> Instant | None:
         """When the engine must be called with a `Wakeup` at the latest; None: not before the next event."""
@@ -117,6 +139,8 @@ class Engine:
                     self._fleet.on_lease_expired(WorkerId(str(worker_id)), self._lag_ns)
                 case ("lost", worker_id):
                     self._fleet.on_lost(WorkerId(str(worker_id)), self._lag_ns)
+                case ("adopt", _):
+                    self._t.stop_awaiting()
                 case ("place", _):
                     self._t.placement_wanted = True
                 case ("steal", _):
@@ -177,6 +201,11 @@ class Engine:
     def heartbeat_ns(self) -> int:
         """How long a worker may wait before it sends the next heartbeat."""
         return self._t.heartbeat_ns()
+
+    @property
+    def awaited(self) -> frozenset[WorkerId]:
+        """Workers that may still come back after a restart; nothing is placed while there are any."""
+        return frozenset(self._t.awaited)
 
     def explain(self, task: Task) -> Explanation:
         """Say why a task is where it is, with numbers."""

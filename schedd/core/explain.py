@@ -80,7 +80,11 @@ def _explain_queued(t: Tables, task: Task) -> Explanation:
     if ahead:
         blockers.append(Blocker("tasks ahead in the queue", detail=str(ahead)))
     first = f"{ahead} task{' goes' if ahead == 1 else 's go'} first"
-    if not verdicts:
+    if t.awaited:
+        names = ", ".join(sorted(t.awaited)[:5])
+        blockers.insert(0, Blocker("the daemon has started anew and waits for workers to come back", detail=names))
+        summary = f"the daemon has started anew and waits for {len(t.awaited)} workers to come back"
+    elif not verdicts:
         summary = "no worker is connected"
         blockers.insert(0, Blocker("no worker is connected"))
     elif fits:

@@ -12,10 +12,13 @@ from schedd.core import events as ev
 from schedd.core.attempts import Attempts
 from schedd.core.model import (
     SECOND,
+    Assigned,
     AttemptRecord,
     AttemptStarted,
     Cause,
+    Delayed,
     HoldsAttempt,
+    Queued,
     Running,
     Task,
     TaskId,
@@ -25,6 +28,9 @@ from schedd.core.model import (
 )
 from schedd.core.resources import need_of
 from schedd.core.tables import Tables
+
+#: No honest worker comes to such an attempt; what one claims must stay a number that fits everywhere.
+ATTEMPT_MAX = 1 << 31
 
 
 class Fleet:
@@ -50,6 +56,7 @@ class Fleet:
         worker.last_seen_ns = t.now
         t.resources.set_status(worker, WorkerStatus.DRAINING if worker.draining else WorkerStatus.IDLE)
         self._reconcile(worker, event.holds)
+        t.stop_awaiting(worker.worker_id)
         t.deadlines.cancel(("lost", worker.worker_id))
         t.deadlines.set(("lease", worker.worker_id), t.now + t.lease_ns())
         t.facts.append(fx.WorkerEntered(worker.worker_id, event.incarnation, event.resources, t.now, again))
@@ -62,11 +69,17 @@ class Fleet:
         """
         t = self._t
         before = {task.id: task for task in (*worker.running.values(), *worker.task_queue)}
+        new: dict[TaskId, Task] = {}
         held: dict[TaskId, HoldsAttempt] = {}
         for hold in holds:
             task = before.get(hold.task_id)
             begun = task is not None and isinstance(task.state, Running)
-            if task is not None and task.attempt == hold.attempt and not (begun and hold.phase == "backlog"):
+            if (again := held.get(hold.task_id)) is not None and again.attempt == hold.attempt:
+                t.counters.stale += 1  # named twice
+            elif task is not None and task.attempt == hold.attempt and not (begun and hold.phase == "backlog"):
+                held[hold.task_id] = hold
+            elif again is None and task is None and (brought := self._bring(worker, hold)) is not None:
+                new[hold.task_id] = brought
                 held[hold.task_id] = hold
             else:
                 t.counters.stale += 1
@@ -75,12 +88,48 @@ class Fleet:
             t.release(task, worker)
         # What has reservations there comes before what waits for some.
         for task_id, hold in sorted(held.items(), key=lambda item: item[1].phase == "backlog"):
-            self._adopt(before[task_id], worker, hold)
+            self._adopt(new.get(task_id) or before[task_id], worker, hold)
         for task_id, task in before.items():
             if task_id not in held:
                 t.requeue(task)
             elif task.cancelling:
                 t.stop(task, worker.worker_id)  # the first request may have been lost with the connection
+        for task in new.values():
+            if task.cancelling:
+                t.stop(task, worker.worker_id)
+
+    def _bring(self, worker: WorkerInfo, hold: HoldsAttempt) -> Task | None:
+        """After a restart: the task of an attempt that a worker comes with, unless a newer attempt of it is known.
+
+        Of two workers with attempts of one task the higher attempt wins, the other is told to drop its own.
+        """
+        t = self._t
+        task = t.tasks.get(hold.task_id)
+        if task is None or not task.attempt < hold.attempt <= ATTEMPT_MAX:
+            return None
+        holder = t.worker_of(task)
+        meant = task.id < t.restored_below and task.defined_ns == hold.defined_ns and _could_be(task, worker, hold)
+        if not meant or (holder is None and not isinstance(task.state, Queued | Delayed)):
+            # Of another task that had this id and that nobody was told of, or of other requirements; or it is held, or
+            # waits for others. What the worker may still say of this attempt must not fit the next one.
+            if holder is None and not task.state.is_final:
+                task.attempt = hold.attempt
+            return None
+        if holder is not None:
+            t.drop(holder.worker_id, task.id, task.attempt)
+            t.release(task, holder)
+            t.tasks.set_state(task, Queued(t.now))
+        else:
+            t.withdraw(task)
+            if isinstance(task.state, Delayed):
+                t.tasks.set_state(task, Queued(t.now))
+        task.attempt = hold.attempt
+        task.variant = hold.variant
+        # When it was dispatched is forgotten; that it ran since then is not.
+        began = hold.started_at_ns if task.submitted_ns <= hold.started_at_ns <= t.now else t.now
+        t.tasks.set_state(task, Assigned(worker.worker_id, began))
+        t.facts.append(fx.AttemptDispatched(task.id, task.attempt, worker.worker_id, t.now))
+        return task
 
     def _adopt(self, task: Task, worker: WorkerInfo, hold: HoldsAttempt) -> None:
         need, ledger = need_of(task), worker.ledger
@@ -238,3 +287,13 @@ class Fleet:
         t.deadlines.cancel(("lost", worker.worker_id))
         requeued = sum(1 for task in tasks if not task.state.is_final)
         t.facts.append(fx.WorkerGone(worker.worker_id, worker.incarnation, t.now, lost, requeued, reason))
+
+
+def _could_be(task: Task, worker: WorkerInfo, hold: HoldsAttempt) -> bool:
+    """Whether what is claimed can be an attempt of this task on this worker; an honest one claims nothing else."""
+    if task.request is None or worker.ledger is None or not 0 <= hold.variant < len(task.request.needs):
+        return False
+    need = task.request.needs[hold.variant]
+    if worker.ledger.blocker(need):
+        return False
+    return hold.phase != "running" or worker.ledger.knows_devices(need, hold.devices)

@@ -288,6 +288,8 @@ class Task(Struct, eq=False, gc=False, kw_only=True, repr_omit_defaults=True):
     after: tuple[TaskId, ...] = ()
     not_before_ns: Instant = 0
     submitted_ns: Instant = 0
+    #: When it was last said what it is and needs: its submit, or the last change of its requirements.
+    defined_ns: Instant = 0
     #: The number of the newest attempt; 0 before the first dispatch.
     attempt: int = 0
     state: State = Queued(0)
@@ -497,13 +499,18 @@ class Selection(Struct, frozen=True, omit_defaults=True):
 
 
 class HoldsAttempt(Struct, frozen=True, array_like=True):
-    """An attempt that a reconnecting worker still has: `phase` is "backlog", "running" or "finished"."""
+    """An attempt that a reconnecting worker still has: `phase` is "backlog", "running" or "finished".
+
+    `defined_ns` is that of the task as it was dispatched.
+    """
 
     task_id: TaskId
     attempt: int
     phase: str
     started_at_ns: int = 0
     devices: tuple[int, ...] = ()
+    variant: int = 0
+    defined_ns: int = 0
 
 
 class AttemptStarted(Struct, frozen=True, array_like=True):

@@ -10,7 +10,6 @@ from msgspec import structs
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.model import (
-    SECOND,
     Cancelled,
     Held,
     Queued,
@@ -25,7 +24,7 @@ from schedd.core.model import (
 )
 from schedd.core.queue import RequestClass
 from schedd.core.tables import Tables
-from schedd.core.tasks import DISPATCHED, UNDISPATCHED
+from schedd.core.tasks import DISPATCHED, UNDISPATCHED, make_task
 
 #: A reply names at most so many tasks that it left unchanged.
 UNCHANGED_NAMED_MAX = 100
@@ -163,24 +162,8 @@ class Requests:
         t = self._t
         now = t.now
         task_id = TaskId(t.tasks.next_id)
-        task = Task(
-            id=task_id,
-            kind=spec.kind,
-            priority=spec.priority if entry.priority is None else entry.priority,
-            requirements=spec.requirements,
-            payload=spec.payload,
-            argument=entry.argument,
-            rules=spec.rules,
-            job=spec.job,
-            key=entry.key,
-            submitted_ns=now,
-            request=request,
-        )
-        if spec.delay_s:
-            task.not_before_ns = now + int(spec.delay_s * SECOND)
-        if spec.after or entry.after:
-            refs = [*spec.after, *entry.after]
-            task.after = tuple(dict.fromkeys(TaskId(r) if r >= 0 else ids[-1 - r] for r in refs))
+        task = make_task(spec, entry, task_id, request, now, ids)
+        if task.after:
             t.tasks.depend(task, task.after)
         task.state = Held(now) if spec.hold else t.waiting_state(task)
         t.tasks.admit(task, now)
@@ -231,6 +214,7 @@ class Requests:
                 t.finish(task, Cancelled(t.now), "cancelled")
                 return ""
             task.cancelling = True
+            t.facts.append(fx.CancelAsked(task.id))
             if worker is not None:
                 t.stop(task, worker.worker_id)
             return ""
@@ -299,10 +283,11 @@ class Requests:
         task.priority = priority
         if requirements is not task.requirements:
             task.requirements = requirements
+            task.defined_ns = t.now
             task.request = t.classes.intern(task.requirements, task.kind, t.policy.by_kind)
         if queued:
             t.enter(task)
-        t.facts.append(fx.TaskChanged(task.id, task.priority, task.requirements))
+        t.facts.append(fx.TaskChanged(task.id, task.priority, task.requirements, task.defined_ns))
         return ""
 
     def _each(

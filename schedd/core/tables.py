@@ -41,7 +41,7 @@ ATTEMPTS_KEPT_MAX = 20
 #: Workers beyond this number send heartbeats less often, so that the daemon hears at most this many an interval.
 HEARTBEATS_PER_INTERVAL_MAX = 500
 
-DeadlineKey = tuple[Literal["delay", "lease", "lost", "steal", "refresh", "place"], int | str]
+DeadlineKey = tuple[Literal["delay", "lease", "lost", "steal", "refresh", "place", "adopt"], int | str]
 
 
 class EngineSettings(Struct, frozen=True):
@@ -85,8 +85,13 @@ class Tables:
         self.now: Instant = 0
         #: Set by whatever may let a task start; the placement pass at the end of the turn clears it.
         self.placement_wanted = False
+        #: After a restart: workers that may come back with attempts; nothing is placed while there are any. And the
+        #: first id that this start gave: only tasks below it can be brought by a worker.
+        self.awaited: set[WorkerId] = set()
+        self.restored_below = TaskId(0)
         self.facts: list[fx.Fact] = []
         self.actions: list[fx.Action] = []
+        self._finished: list[Task] = []
         self._dispatches: dict[WorkerId, list[Task]] = {}
         self._stops: dict[WorkerId, list[tuple[TaskId, int]]] = {}
         self._drops: dict[WorkerId, list[tuple[TaskId, int]]] = {}
@@ -125,8 +130,8 @@ class Tables:
         if self._reports:
             actions.append(fx.PublishReports(self._reports))
             self._reports = []
-        effects = fx.Effects(self.facts, actions)
-        self.facts, self.actions = [], []
+        effects = fx.Effects(self.facts, actions, self._finished)
+        self.facts, self.actions, self._finished = [], [], []
         for outbox in (self._drops, self._stops, self._revokes):
             outbox.clear()
         self._dispatches = {}
@@ -231,7 +236,7 @@ class Tables:
         elif cause is Cause.PREEMPTED:
             self.requeue(task)
         elif cause in (Cause.LOST, Cause.REJECTED):
-            task.lost_count += 1
+            blame(task, cause)
             if task.lost_count > task.rules.lost_limit:
                 text = f"{record.message or cause} ({task.lost_count} attempts ended like this, the limit is reached)"
                 self.finish(task, Failed(self.now), text, None)
@@ -240,7 +245,7 @@ class Tables:
             else:
                 self.requeue(task)
         else:
-            task.failed_count += 1
+            blame(task, cause)
             if task.failed_count > task.rules.retries:
                 self.finish(task, Failed(self.now), record.message, result)
             else:
@@ -319,12 +324,25 @@ class Tables:
         waiting = self.tasks.finish(task, state, result)
         self.counters.finished += 1
         self.facts.append(fx.TaskFinished(task.id, state.name, self.now, message, result))
+        self._finished.append(task)
         return waiting
 
     def worker_of(self, task: Task) -> WorkerInfo | None:
         """The worker that holds the current attempt."""
         worker_id = getattr(task.state, "worker_id", None)
         return self.resources.workers.get(worker_id) if worker_id is not None else None
+
+    def stop_awaiting(self, worker_id: WorkerId | None = None) -> None:
+        """After a restart: this worker has come back, or (None) the grace has ended. Placement begins with the last."""
+        if not self.awaited:
+            return
+        if worker_id is None:
+            self.awaited.clear()
+        else:
+            self.awaited.discard(worker_id)
+        if not self.awaited:
+            self.deadlines.cancel(("adopt", 0))
+            self.placement_wanted = True
 
     def heartbeat_ns(self) -> int:
         """How long a worker may wait before it sends the next heartbeat, by the number of workers."""
@@ -333,6 +351,14 @@ class Tables:
     def lease_ns(self) -> int:
         """How long a silent worker is believed alive: never less than three heartbeats."""
         return max(self.settings.lease_ns, 3 * self.heartbeat_ns())
+
+
+def blame(task: Task, cause: Cause) -> None:
+    """Count an attempt that ended like this against the limits of its task."""
+    if cause in (Cause.LOST, Cause.REJECTED):
+        task.lost_count += 1
+    elif cause not in (Cause.OK, Cause.CANCELLED, Cause.PREEMPTED):
+        task.failed_count += 1
 
 
 def _never_ran(task: Task, now: Instant, reason: str) -> AttemptRecord:

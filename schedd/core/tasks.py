@@ -13,11 +13,12 @@ The worker may report a start and an end together, so `assigned` also leads stra
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import Struct
 
 from schedd.core.model import (
+    SECOND,
     Assigned,
     Cancelled,
     Delayed,
@@ -31,9 +32,12 @@ from schedd.core.model import (
     State,
     Succeeded,
     Task,
+    TaskEntry,
     TaskId,
+    TaskSpec,
     Waiting,
 )
+from schedd.core.queue import RequestClass
 from schedd.errors import InvalidTransition
 
 FINAL: frozenset[type[State]] = frozenset({Succeeded, Failed, Cancelled})
@@ -125,6 +129,16 @@ class TaskTable:
             self.missing[task.id] = missing
             for other in sorted(missing):
                 self.dependents.setdefault(other, []).append(task.id)
+
+    def note_ended(self, ended: Iterable[TaskId]) -> None:
+        """After a restart: these rows, entered with their final states, ended in this order."""
+        for task_id in ended:
+            self._finished.append(task_id)
+            task = self.rows[task_id]
+            if task.job:
+                job = self.jobs[task.job]
+                job.finished_ns = max(job.finished_ns, getattr(task.state, "at_ns", 0))
+        self._trim()
 
     def set_state(self, task: Task, state: State) -> None:
         """Move a row to another state. Raises InvalidTransition, with nothing changed, where the table has no way."""
@@ -240,6 +254,32 @@ class TaskTable:
                 assert task_id in self.dependents[other], (task_id, other)
         for task in self.rows.values():
             assert (type(task.state) is not Waiting) or task.id in self.missing, story(task)
+
+
+def make_task(
+    spec: TaskSpec, entry: TaskEntry, task_id: TaskId, request: RequestClass, at_ns: Instant, ids: Sequence[TaskId]
+) -> Task:
+    """Make the row of an entry; `ids` are those of the entries before it in the same submit."""
+    task = Task(
+        id=task_id,
+        kind=spec.kind,
+        priority=spec.priority if entry.priority is None else entry.priority,
+        requirements=spec.requirements,
+        payload=spec.payload,
+        argument=entry.argument,
+        rules=spec.rules,
+        job=spec.job,
+        key=entry.key,
+        submitted_ns=at_ns,
+        defined_ns=at_ns,
+        request=request,
+    )
+    if spec.delay_s:
+        task.not_before_ns = at_ns + int(spec.delay_s * SECOND)
+    if spec.after or entry.after:
+        refs = [*spec.after, *entry.after]
+        task.after = tuple(dict.fromkeys(TaskId(r) if r >= 0 else ids[-1 - r] for r in refs))
+    return task
 
 
 def story(task: Task) -> str:

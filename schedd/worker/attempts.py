@@ -17,6 +17,7 @@ class Attempt(Struct, eq=False, gc=False):
     spec: WireSpec
     argument: bytes
     need: Need
+    variant: int = 0
     #: Indices of the devices it holds; empty until `reserved`.
     devices: tuple[int, ...] = ()
     #: True while the ledger holds its need. It is "started" for the daemon from then on.

@@ -39,6 +39,8 @@ class Outbox:
         self._unacked: deque[AttemptsFinished] = deque()
         #: The newest attempt of each task among the ends not yet acknowledged.
         self._finished_attempts: dict[TaskId, int] = {}
+        #: Which definition of those tasks it was, for the next greeting.
+        self._defined: dict[TaskId, int] = {}
         self._resend = False
         self._started: dict[TaskId, AttemptStarted] = {}
         self._finished: list[AttemptFinished] = []
@@ -60,8 +62,9 @@ class Outbox:
     def started(self, news: AttemptStarted) -> None:
         self._started[news.task_id] = news
 
-    def finished(self, news: AttemptFinished) -> None:
+    def finished(self, news: AttemptFinished, defined_ns: int = 0) -> None:
         self._started.pop(news.task_id, None)
+        self._defined[news.task_id] = defined_ns
         self._finished.append(news)
         self._finished_attempts[news.task_id] = news.attempt
 
@@ -90,7 +93,7 @@ class Outbox:
             del self._started[task_id]
         if not self.holds_end_of(task_id, attempt):
             return
-        del self._finished_attempts[task_id]
+        del self._finished_attempts[task_id], self._defined[task_id]
         self._finished = [f for f in self._finished if (f.task_id, f.attempt) != (task_id, attempt)]
         for batch in self._unacked:
             batch.attempts[:] = [f for f in batch.attempts if (f.task_id, f.attempt) != (task_id, attempt)]
@@ -100,13 +103,20 @@ class Outbox:
         while self._unacked and self._unacked[0].seq <= seq:
             for end in self._unacked.popleft().attempts:
                 if self.holds_end_of(end.task_id, end.attempt):
-                    del self._finished_attempts[end.task_id]
+                    del self._finished_attempts[end.task_id], self._defined[end.task_id]
 
     def holds(self) -> list[HoldsAttempt]:
         """List the ends that were not acknowledged, for a greeting."""
         self._close_batches()
         return [
-            HoldsAttempt(end.task_id, end.attempt, "finished", end.started_at_ns, end.devices)
+            HoldsAttempt(
+                end.task_id,
+                end.attempt,
+                "finished",
+                end.started_at_ns,
+                end.devices,
+                defined_ns=self._defined.get(end.task_id, 0),
+            )
             for batch in self._unacked
             for end in batch.attempts
         ]

@@ -108,7 +108,8 @@ class WorkerState:
                 needs[key] = self._need_of(message.specs, wire)
             need = needs[key]
             if isinstance(need, str):
-                self._reject(wire, need, now_ns)
+                defined_ns = message.specs[wire.spec].defined_ns if 0 <= wire.spec < len(message.specs) else 0
+                self._reject(wire, need, now_ns, defined_ns)
             else:
                 self._admit(wire, message.specs[wire.spec], need)
         self._start_heads(now_ns)
@@ -134,13 +135,13 @@ class WorkerState:
             return
         if not self._is_new(wire):
             return
-        row = Attempt(wire.task_id, wire.attempt, spec, wire.argument, need)
+        row = Attempt(wire.task_id, wire.attempt, spec, wire.argument, need, wire.variant)
         self.backlog[row.task_id] = row
 
-    def _reject(self, wire: WireAttempt, reason: str, now_ns: Instant) -> None:
+    def _reject(self, wire: WireAttempt, reason: str, now_ns: Instant, defined_ns: Instant) -> None:
         if self._is_new(wire):
             finished = AttemptFinished(wire.task_id, wire.attempt, Cause.REJECTED, 0, now_ns, message=reason)
-            self._outbox.finished(finished)
+            self._outbox.finished(finished, defined_ns)
 
     def _is_new(self, wire: WireAttempt) -> bool:
         """Tell whether to take an attempt. One that replaces an older attempt of its task drops that one first."""
@@ -268,9 +269,19 @@ class WorkerState:
     def holds(self) -> list[HoldsAttempt]:
         """List all attempts that are here, for a greeting: ends, what runs, then the backlog in order."""
         holds = self._outbox.holds()
-        for row in self.running.values():
-            holds.append(HoldsAttempt(row.task_id, row.attempt, "running", row.started_at_ns, row.devices))
-        holds += [HoldsAttempt(row.task_id, row.attempt, "backlog") for row in self.backlog.values()]
+        for phase, rows in (("running", self.running), ("backlog", self.backlog)):
+            holds += [
+                HoldsAttempt(
+                    row.task_id,
+                    row.attempt,
+                    phase,
+                    row.started_at_ns,
+                    row.devices,
+                    row.variant,
+                    row.spec.defined_ns,
+                )
+                for row in rows.values()
+            ]
         return holds
 
     def on_hello(self) -> None:
@@ -408,7 +419,8 @@ class WorkerState:
                 ending.signal,
                 row.stop_message or ("" if stopped else ending.message),
                 row.devices,
-            )
+            ),
+            row.spec.defined_ns,
         )
 
     def _add_deadline(self, at_ns: Instant, row: Attempt) -> None:

@@ -157,9 +157,15 @@ def joined(name: str = "w1", *, holds: Sequence[HoldsAttempt] = (), run: str = "
 
 
 def holds(
-    task_id: int, attempt: int, phase: str, started_at_ns: int = 0, devices: tuple[int, ...] = ()
+    task_id: int,
+    attempt: int,
+    phase: str,
+    started_at_ns: int = 0,
+    devices: tuple[int, ...] = (),
+    variant: int = 0,
+    defined_ns: int = START,
 ) -> HoldsAttempt:
-    return HoldsAttempt(TaskId(task_id), attempt, phase, started_at_ns, devices)
+    return HoldsAttempt(TaskId(task_id), attempt, phase, started_at_ns, devices, variant, defined_ns)
 
 
 def started(name: str, task_id: int, attempt: int, at_ns: int, devices: tuple[int, ...] = ()) -> ev.AttemptsStarted:

@@ -62,7 +62,7 @@ def test_cancel_what_was_dispatched(begun: bool) -> None:
     if begun:
         world.start(1)
     effects = world.cancel(1)
-    assert not effects.facts
+    assert effects.facts == [fx.CancelAsked(1)]
     assert of(effects.actions, fx.StopAttempts) == [fx.StopAttempts("w1", [(1, 1)], Cause.CANCELLED)]
     assert world.states(1) == ["running" if begun else "assigned"]
     effects = world.finish(1, cause=Cause.CANCELLED, message="stopped")
@@ -273,7 +273,7 @@ def test_set_priority_while_queued() -> None:
     world = World()
     world.submit(3)
     effects = world.handle(ev.SetTasks(1, selection(3), priority=5.0))
-    assert effects.facts == [fx.TaskChanged(3, 5.0, TaskRequirements())]
+    assert effects.facts == [fx.TaskChanged(3, 5.0, TaskRequirements(), START)]
     assert effects.actions == [fx.ReplyChanged(1, 1, [])]
     world.join()
     assert world.states(1, 2, 3) == ["queued", "queued", "assigned"]
@@ -307,7 +307,7 @@ def test_set_requirements_while_queued() -> None:
     assert world.states(1) == ["queued"]
     effects = world.handle(ev.SetTasks(1, selection(1), requirements=TaskRequirements(cpus=2)))
     assert effects.facts == [
-        fx.TaskChanged(1, 0.0, TaskRequirements(cpus=2)),
+        fx.TaskChanged(1, 0.0, TaskRequirements(cpus=2), START),
         fx.AttemptDispatched(1, 1, "w1", START),
     ]
     assert dispatches(effects) == {"w1": [(1, 1)]}

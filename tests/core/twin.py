@@ -25,8 +25,6 @@ from schedd.core.model import (
 )
 from schedd.core.resources import need_of
 
-Sent = tuple[str, list[tuple[TaskId, int, Need | None]]]
-
 
 class Held(Struct):
     """An attempt at a worker."""
@@ -34,8 +32,14 @@ class Held(Struct):
     task_id: TaskId
     attempt: int
     need: Need
+    submitted_ns: int
+    defined_ns: int
+    variant: int
     devices: tuple[int, ...] = ()
     started_at_ns: int = 0
+
+
+Sent = tuple[str, list[tuple[TaskId, int, Held | None]]]
 
 
 class TwinWorker(Struct):
@@ -51,6 +55,7 @@ class TwinWorker(Struct):
     running: dict[TaskId, Held] = field(default_factory=dict)
     #: Ends that the engine may not have heard of.
     unheard: list[AttemptFinished] = field(default_factory=list)
+    defined: dict[TaskId, int] = field(default_factory=dict)
     #: What is under way to the worker, and to the engine.
     inbox: deque[Sent] = field(default_factory=deque)
     outbox: deque[ev.Event] = field(default_factory=deque)
@@ -71,15 +76,15 @@ class TwinWorker(Struct):
             self.leaving = True
             given_back = [(held.task_id, held.attempt) for held in self.backlog]
             self.backlog.clear()
-        for task_id, attempt, need in attempts:
+        for task_id, attempt, new in attempts:
             waiting = next((h for h in self.backlog if (h.task_id, h.attempt) == (task_id, attempt)), None)
             runs = self.running.get(task_id)
             if runs is not None and runs.attempt != attempt:
                 runs = None
             match kind:
                 case "DispatchAttempts":
-                    assert need is not None
-                    self._accept(Held(task_id, attempt, need), given_back)
+                    assert new is not None
+                    self._accept(new, given_back)
                 case "RevokeAttempts":
                     answers.append((task_id, attempt, waiting is not None))
                     if waiting is not None:
@@ -136,7 +141,8 @@ class TwinWorker(Struct):
         self.start_heads(now)
 
     def _end(self, held: Held, cause: Cause, now: int) -> AttemptFinished:
-        result = b"r%d" % held.task_id if cause is Cause.OK else None
+        result = b"r%d.%d" % (held.task_id, held.submitted_ns) if cause is Cause.OK else None
+        self.defined[held.task_id] = held.defined_ns
         return AttemptFinished(held.task_id, held.attempt, cause, held.started_at_ns, now, result, devices=held.devices)
 
     def _tell_ends(self, ends: list[AttemptFinished]) -> None:
@@ -154,11 +160,17 @@ class TwinWorker(Struct):
         """The greeting; ends that may not have been heard follow it."""
         self.connected = True
         self.inbox.clear()
-        holds = [HoldsAttempt(e.task_id, e.attempt, "finished", e.started_at_ns, e.devices) for e in self.unheard]
-        holds += [
-            HoldsAttempt(h.task_id, h.attempt, "running", h.started_at_ns, h.devices) for h in self.running.values()
+        holds = [
+            HoldsAttempt(
+                e.task_id, e.attempt, "finished", e.started_at_ns, e.devices, 0, self.defined.get(e.task_id, 0)
+            )
+            for e in self.unheard
         ]
-        holds += [HoldsAttempt(h.task_id, h.attempt, "backlog") for h in self.backlog]
+        for phase, rows in (("running", list(self.running.values())), ("backlog", self.backlog)):
+            holds += [
+                HoldsAttempt(h.task_id, h.attempt, phase, h.started_at_ns, h.devices, h.variant, h.defined_ns)
+                for h in rows
+            ]
         self.outbox.clear()
         if self.unheard:
             self.outbox.append(ev.AttemptsFinished(self.name, list(self.unheard)))
@@ -213,8 +225,10 @@ class Twin:
                 continue
             match action:
                 case fx.DispatchAttempts():
-                    sent = [(task.id, task.attempt, need_of(task)) for task in action.tasks]
-                    worker.inbox.append(("DispatchAttempts", list(sent)))
+                    sent = [
+                        Held(t.id, t.attempt, need_of(t), t.submitted_ns, t.defined_ns, t.variant) for t in action.tasks
+                    ]
+                    worker.inbox.append(("DispatchAttempts", [(h.task_id, h.attempt, h) for h in sent]))
                 case fx.RevokeAttempts() | fx.StopAttempts() | fx.DropAttempts():
                     worker.inbox.append((type(action).__name__, [(i, n, None) for i, n in action.attempts]))
                 case fx.DrainWorker():

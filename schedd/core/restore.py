@@ -1,0 +1,107 @@
+"""A new start from what was recorded: tasks as they were admitted, what changed them since, and who may have them.
+
+Dispatches are not recorded for this. Instead nothing is placed until every worker that was there has come back with
+what it holds, or the grace has ended: so whatever runs on a living worker is adopted before anybody could start it a
+second time, and a restart costs the running tasks nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+
+from schedd.core import effects as fx
+from schedd.core.model import Cancelled, Held, Instant, Task, TaskId, WorkerId
+from schedd.core.tables import ATTEMPTS_KEPT_MAX, Tables, blame
+from schedd.core.tasks import make_task
+
+
+class Restore:
+    """Fills empty tables. Call `batches`, then `changes`, then `finish`."""
+
+    def __init__(self, tables: Tables, now: Instant) -> None:
+        self._t = tables
+        self._t.now = now
+        self._rows: list[Task] = []
+        self._ended: list[Task] = []
+        self._held: set[TaskId] = set()
+        self._cancelled: list[Task] = []
+
+    def batches(self, batches: Iterable[fx.TasksAdmitted], ended: Set[int]) -> None:
+        """Enter what was admitted and has not ended. Batches in the order of their ids."""
+        t = self._t
+        for batch in batches:
+            by_kind = t.policy.by_kind
+            classes = [t.classes.intern(spec.requirements, spec.kind, by_kind) for spec in batch.specs]
+            for entry, task_id in zip(batch.tasks, batch.ids, strict=True):
+                if task_id in ended:
+                    continue
+                spec = batch.specs[entry.spec]
+                task = make_task(spec, entry, task_id, classes[entry.spec], batch.at_ns, batch.ids)
+                if spec.hold:
+                    self._held.add(task_id)
+                self._rows.append(task)
+
+    def changes(self, changes: Iterable[fx.Fact]) -> None:
+        """Apply what changed tasks that have not ended, in the order in which it happened."""
+        by_id = {task.id: task for task in self._rows}
+        for fact in changes:
+            task = by_id.get(getattr(fact, "task_id", TaskId(0)))
+            if task is None:
+                continue
+            match fact:
+                case fx.TaskHeld():
+                    self._held.add(task.id)
+                case fx.TaskReleased():
+                    self._held.discard(task.id)
+                case fx.TaskChanged():
+                    task.priority = fact.priority
+                    task.requirements = fact.requirements
+                    task.defined_ns = fact.defined_ns or task.defined_ns
+                    task.request = self._t.classes.intern(task.requirements, task.kind, self._t.policy.by_kind)
+                case fx.CancelAsked():
+                    self._cancelled.append(task)
+                case fx.AttemptEnded():
+                    task.attempt = fact.record.attempt
+                    task.attempts = (*task.attempts, fact.record)[-ATTEMPTS_KEPT_MAX:]
+                    blame(task, fact.record.cause)
+
+    def finished(self, rows: Iterable[Task]) -> None:
+        """Enter tasks that had ended, the oldest end first."""
+        self._ended = list(rows)
+
+    def finish(self, workers: Iterable[WorkerId], next_id: int, grace_ns: Instant) -> None:
+        """Let the tasks stand where they belong, and wait for the workers."""
+        t = self._t
+        # A salvaged file may have both; what ended does not begin again.
+        ended = {task.id for task in self._ended}
+        self._rows = [task for task in self._rows if task.id not in ended]
+        unfinished = {task.id for task in self._rows}
+        for task in sorted([*self._ended, *self._rows], key=lambda row: row.id):
+            t.tasks.next_id = task.id
+            if not task.state.is_final:
+                self._settle(task, unfinished)
+            t.tasks.admit(task, task.submitted_ns)
+            t.enter(task)
+        t.tasks.note_ended(task.id for task in self._ended)
+        t.tasks.next_id = max(t.tasks.next_id, next_id)
+        t.restored_below = TaskId(t.tasks.next_id)
+        t.awaited = set(workers)
+        if t.awaited:
+            t.deadlines.set(("adopt", 0), t.now + grace_ns)
+        self._cancel()
+
+    def _cancel(self) -> None:
+        """End what was to be cancelled; a worker that still runs it is told to drop it when it comes."""
+        t = self._t
+        for task in self._cancelled:
+            if not task.state.is_final:
+                t.withdraw(task)
+                t.finish(task, Cancelled(t.now), "cancelled")
+                t.deadlines.set(("place", 0), t.now)  # the first turn, at once, tells of it
+
+    def _settle(self, task: Task, unfinished: Set[TaskId]) -> None:
+        # What is needed and is not here has succeeded: had it not, this task would have ended with it.
+        missing = [other for other in task.after if other in unfinished]
+        if missing:
+            self._t.tasks.depend(task, missing)
+        task.state = Held(self._t.now) if task.id in self._held else self._t.waiting_state(task)

@@ -1,0 +1,321 @@
+"""Facts as rows. Pure.
+
+A transaction writes what several turns brought about. The history gets all facts of it as one blob, and the tasks that
+ended, with all that is remembered of them, as another. What a restart needs is kept beside it, append-only, in rows
+that are as few as the transactions:
+
+- `batches`: a row for each submit, its `TasksAdmitted`, named by its first id. It goes when its last task has ended.
+- `ended`: a row for each transaction and batch, the ids that ended. They go with their batch.
+- `changes`: a row for each fact that changes a task which goes on: held, released, set, an attempt that failed. They go
+  with their task.
+- `workers`: who may come back with attempts.
+
+Dispatches and starts are not kept for a restart: workers bring what they run.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+from zlib import crc32
+
+import msgspec
+from msgspec import Struct, field
+
+from schedd.core import effects as fx
+from schedd.core.model import (
+    DEFAULT_RULES,
+    NO_REQUIREMENTS,
+    AttemptRecord,
+    Cancelled,
+    Failed,
+    Instant,
+    Payload,
+    Report,
+    Succeeded,
+    Task,
+    TaskId,
+    TaskRequirements,
+    TaskRules,
+    WorkerId,
+)
+from schedd.core.tasks import RESULT_DROPPED
+from schedd.errors import JournalError
+
+AnyFact = (
+    fx.TasksAdmitted
+    | fx.TaskHeld
+    | fx.TaskReleased
+    | fx.TaskChanged
+    | fx.CancelAsked
+    | fx.AttemptDispatched
+    | fx.AttemptBegan
+    | fx.AttemptEnded
+    | fx.TaskFinished
+    | fx.WorkerEntered
+    | fx.WorkerWentSilent
+    | fx.WorkerGone
+    | fx.WorkerStartedDraining
+    | fx.AttemptStolen
+)
+
+T = TypeVar("T")
+
+#: Before each blob, its CRC-32.
+CHECKSUM_BYTES = 4
+
+_encoder = msgspec.msgpack.Encoder()
+_facts_decoder = msgspec.msgpack.Decoder(list[AnyFact])
+_fact_decoder: msgspec.msgpack.Decoder[AnyFact] = msgspec.msgpack.Decoder(AnyFact)
+_ids_decoder = msgspec.msgpack.Decoder(list[int])
+
+
+def _seal(data: bytes) -> bytes:
+    """Put a checksum before a blob: SQLite has none for its pages, and a flipped bit of a command is a command too."""
+    return crc32(data).to_bytes(CHECKSUM_BYTES, "big") + data
+
+
+def _unseal(blob: bytes, what: str) -> memoryview:
+    data = memoryview(blob)[CHECKSUM_BYTES:]
+    if crc32(data) != int.from_bytes(blob[:CHECKSUM_BYTES], "big"):
+        raise JournalError(f"{what} is damaged")
+    return data
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T], blob: bytes, what: str) -> T:
+    try:
+        return decoder.decode(_unseal(blob, what))
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, TypeError) as error:
+        raise JournalError(f"{what} cannot be read: {error}") from error
+
+
+def encode_facts(facts: Sequence[fx.Fact | msgspec.Raw]) -> bytes:
+    """Write facts, in order, as one blob; a Raw is one that was encoded before."""
+    return _seal(_encoder.encode(facts))
+
+
+def decode_facts(blob: bytes) -> list[AnyFact]:
+    """Read what `encode_facts` wrote. Raises JournalError."""
+    return _decode(_facts_decoder, blob, "a row of the history")
+
+
+def encode_fact(fact: fx.Fact) -> bytes:
+    """Write one fact, for a live row."""
+    return _seal(_encoder.encode(fact))
+
+
+def encode_ids(ids: Sequence[int]) -> bytes:
+    """Write the ids of an `ended` row."""
+    return _seal(_encoder.encode(ids))
+
+
+def decode_fact(blob: bytes) -> AnyFact:
+    """Read one fact of a live row. Raises JournalError."""
+    return _decode(_fact_decoder, blob, "a live row")
+
+
+def decode_ids(blob: bytes) -> list[int]:
+    """Read the ids of an `ended` row. Raises JournalError."""
+    return _decode(_ids_decoder, blob, "a row of ended tasks")
+
+
+class FinishedTask(Struct, frozen=True, array_like=True, gc=False):
+    """What is remembered of a task that has ended.
+
+    What it did (`payload` and so on) is kept of one that did not succeed, since somebody may want to have it done
+    again, and of one with a key, since a submit with the same key must do the same.
+    """
+
+    id: TaskId
+    state: str
+    at_ns: Instant
+    job: str
+    kind: str
+    key: str | None
+    priority: float
+    submitted_ns: Instant
+    attempts: tuple[AttemptRecord, ...]
+    result: bytes | None = None
+    report: Report | None = None
+    payload: Payload | None = None
+    argument: bytes = b""
+    requirements: TaskRequirements = NO_REQUIREMENTS
+    rules: TaskRules = DEFAULT_RULES
+    after: tuple[TaskId, ...] = ()
+
+
+_finished_decoder = msgspec.msgpack.Decoder(list[FinishedTask])
+
+
+def finished_record(task: Task, result: bytes | None) -> FinishedTask:
+    """Write down a row that has just come to its final state; `result` as it came, kept in memory or not."""
+    state = task.state
+    kept = (
+        task.id,
+        state.name,
+        getattr(state, "at_ns", 0),
+        task.job,
+        task.kind,
+        task.key,
+        task.priority,
+        task.submitted_ns,
+        task.attempts,
+        result,
+        task.report,
+    )
+    if isinstance(state, Succeeded) and task.key is None:
+        return FinishedTask(*kept)
+    return FinishedTask(*kept, task.payload, task.argument, task.requirements, task.rules, task.after)
+
+
+def finished_records(facts: Iterable[fx.Fact], rows: Iterable[Task]) -> list[FinishedTask]:
+    """Write down the rows of a turn that ended; each has its `TaskFinished` among the facts, in the same order."""
+    ends = (fact for fact in facts if type(fact) is fx.TaskFinished)
+    return [finished_record(task, end.result) for task, end in zip(rows, ends, strict=True)]
+
+
+def finished_row(record: FinishedTask) -> Task:
+    """Make the row of a task that had ended before this start; its result stays in the journal."""
+    final = {"succeeded": Succeeded, "failed": Failed}.get(record.state, Cancelled)
+    return Task(
+        id=record.id,
+        state=final(record.at_ns),
+        job=record.job,
+        kind=record.kind,
+        key=record.key,
+        priority=record.priority,
+        submitted_ns=record.submitted_ns,
+        attempts=record.attempts,
+        attempt=record.attempts[-1].attempt if record.attempts else 0,
+        report=record.report,
+        payload=record.payload,
+        argument=record.argument,
+        requirements=record.requirements,
+        rules=record.rules,
+        after=record.after,
+        result=None if record.result is None else RESULT_DROPPED,
+    )
+
+
+def encode_finished(records: Sequence[FinishedTask]) -> bytes:
+    """Write down tasks that ended, in order, as one blob."""
+    return _seal(_encoder.encode(records))
+
+
+def decode_finished(blob: bytes) -> list[FinishedTask]:
+    """Read what `encode_finished` wrote. Raises JournalError."""
+    return _decode(_finished_decoder, blob, "a row of finished tasks")
+
+
+class Rows(Struct):
+    """What one transaction writes beside the history, and takes away."""
+
+    batches: list[tuple[int, bytes]] = field(default_factory=list)
+    ended: list[tuple[int, bytes]] = field(default_factory=list)
+    changes: list[tuple[int, bytes]] = field(default_factory=list)
+    workers: list[tuple[str, bytes]] = field(default_factory=list)
+    batches_done: list[int] = field(default_factory=list)
+    changes_done: list[int] = field(default_factory=list)
+    workers_gone: list[str] = field(default_factory=list)
+
+
+class LiveIndex:
+    """Which batches still have tasks, how many, and which tasks have changes on disk: what the live rows say."""
+
+    def __init__(self) -> None:
+        #: First ids of the batches in ascending order; a batch has the ids from its first on.
+        self._firsts: list[int] = []
+        self._remaining: dict[int, int] = {}
+        self._changed: set[int] = set()
+        self._workers: set[WorkerId] = set()
+
+    def load(self, first_id: int, remaining: int) -> None:
+        """Enter a batch that was found on disk."""
+        insort(self._firsts, first_id)
+        self._remaining[first_id] = remaining
+
+    def load_changed(self, task_id: int) -> None:
+        self._changed.add(task_id)
+
+    def load_worker(self, worker_id: WorkerId) -> None:
+        self._workers.add(worker_id)
+
+    def plan(self, facts: Iterable[fx.Fact]) -> Rows:
+        """Work out the rows of a transaction, and count them as written.
+
+        A task that is admitted and ends within one transaction leaves no live row at all.
+        """
+        rows = Rows()
+        fresh: dict[int, fx.TasksAdmitted] = {}
+        changes: dict[int, list[fx.Fact]] = {}
+        ended: dict[int, list[int]] = {}
+        for fact in facts:
+            match fact:
+                case fx.TasksAdmitted():
+                    first = fact.ids[0]
+                    fresh[first] = fact
+                    self._firsts.append(first)
+                    self._remaining[first] = len(fact.ids)
+                case fx.AttemptEnded() | fx.TaskHeld() | fx.TaskReleased() | fx.TaskChanged() | fx.CancelAsked():
+                    _note(changes.setdefault(fact.task_id, []), fact)
+                case fx.TaskFinished():
+                    self._end(fact.task_id, ended, changes, rows)
+                case fx.WorkerEntered():
+                    if fact.worker_id not in self._workers:
+                        self._workers.add(fact.worker_id)
+                        rows.workers_gone = [name for name in rows.workers_gone if name != fact.worker_id]
+                        rows.workers.append((fact.worker_id, encode_fact(fact)))
+                case fx.WorkerGone():
+                    self._forget_worker(fact.worker_id, rows)
+        self._finish(rows, fresh, ended, changes)
+        return rows
+
+    def _end(self, task_id: TaskId, ended: dict[int, list[int]], changes: dict[int, list[fx.Fact]], rows: Rows) -> None:
+        changes.pop(task_id, None)
+        if task_id in self._changed:
+            self._changed.discard(task_id)
+            rows.changes_done.append(task_id)
+        position = bisect_right(self._firsts, task_id) - 1
+        if position < 0:
+            return
+        first = self._firsts[position]
+        ended.setdefault(first, []).append(task_id)
+        self._remaining[first] -= 1
+
+    def _forget_worker(self, worker_id: WorkerId, rows: Rows) -> None:
+        if worker_id in self._workers:
+            self._workers.discard(worker_id)
+            rows.workers = [row for row in rows.workers if row[0] != worker_id]
+            rows.workers_gone.append(worker_id)
+
+    def _finish(
+        self,
+        rows: Rows,
+        fresh: dict[int, fx.TasksAdmitted],
+        ended: dict[int, list[int]],
+        changes: dict[int, list[fx.Fact]],
+    ) -> None:
+        for first, ids in ended.items():
+            if not self._remaining[first]:
+                del self._remaining[first]
+                del self._firsts[bisect_right(self._firsts, first) - 1]
+                if fresh.pop(first, None) is None:
+                    rows.batches_done.append(first)
+            else:
+                rows.ended.append((first, encode_ids(ids)))
+        rows.batches = [(first, encode_fact(fact)) for first, fact in fresh.items()]
+        for task_id, facts in changes.items():
+            self._changed.add(task_id)
+            rows.changes.extend((task_id, encode_fact(fact)) for fact in facts)
+
+    @property
+    def batch_count(self) -> int:
+        return len(self._firsts)
+
+
+def _note(changes: list[fx.Fact], fact: fx.Fact) -> None:
+    """Add a change of a task; of several new priorities in a transaction only the last says anything."""
+    if type(fact) is fx.TaskChanged:
+        changes[:] = [other for other in changes if type(other) is not fx.TaskChanged]
+    changes.append(fact)

@@ -1,0 +1,58 @@
+"""The tables of the journal, their versions, and the way from each version to the next."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from schedd.errors import JournalError
+
+#: `PRAGMA application_id` of a journal of schedd: "schd" in ASCII.
+APPLICATION_ID = 0x73636864
+
+#: MIGRATIONS[n] leads from version n to n + 1; a new file goes through all of them.
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE batches (first_id INTEGER PRIMARY KEY, blob BLOB NOT NULL);
+    CREATE TABLE ended (first_id INTEGER NOT NULL, blob BLOB NOT NULL);
+    CREATE INDEX ended_by_batch ON ended (first_id);
+    CREATE TABLE changes (task_id INTEGER NOT NULL, blob BLOB NOT NULL);
+    CREATE INDEX changes_by_task ON changes (task_id);
+    CREATE TABLE workers (worker_id TEXT PRIMARY KEY, blob BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE history (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, at_ns INTEGER NOT NULL, size_bytes INTEGER NOT NULL,
+        finished_count INTEGER NOT NULL, finished BLOB NOT NULL, facts BLOB NOT NULL
+    );
+    CREATE INDEX history_by_time ON history (at_ns, finished_count, size_bytes);
+    """,
+)
+
+VERSION = len(MIGRATIONS)
+
+
+def version_of(db: sqlite3.Connection, path: str) -> int:
+    """The version of a database; 0 for an empty one.
+
+    Raises JournalError for a file of something else or of a newer schedd; sqlite3.Error where it cannot be read.
+    """
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    application = int(db.execute("PRAGMA application_id").fetchone()[0])
+    tables = int(db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
+    if tables and application != APPLICATION_ID:
+        raise JournalError(f"{path} is a database of something else", "name another [journal] path")
+    if version > VERSION:
+        raise JournalError(
+            f"{path} was written by a newer schedd (schema {version}, this one knows {VERSION})",
+            "install that version, or a newer one",
+        )
+    return version if tables else 0
+
+
+def prepare(db: sqlite3.Connection, path: str) -> None:
+    """Bring a database to the newest version, creating it where it is empty. Raises as `version_of`."""
+    version = version_of(db, path)
+    if not version:
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    for step in range(version, VERSION):
+        db.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[step]} PRAGMA user_version = {step + 1}; COMMIT;")

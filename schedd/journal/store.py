@@ -1,0 +1,521 @@
+"""The journal on disk: SQLite in WAL mode, one writer thread, one transaction for all turns that wait.
+
+The loop hands over the facts of a turn and goes on; the thread writes whatever has gathered, syncs, and tells the loop
+up to which turn all is safe. While it writes, the next turns gather: the busier the daemon, the larger a transaction.
+
+A full disk or an I/O error keeps the facts in memory; the thread tries again each second, and says when it stands.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Literal
+
+from msgspec import Struct, structs
+
+from schedd.core import effects as fx
+from schedd.core.model import SECOND, Instant, TaskId
+from schedd.core.tasks import RESULT_DROPPED
+from schedd.errors import JournalError
+from schedd.journal.records import (
+    AnyFact,
+    FinishedTask,
+    LiveIndex,
+    Rows,
+    decode_fact,
+    decode_facts,
+    decode_finished,
+    decode_ids,
+    encode_facts,
+    encode_finished,
+)
+from schedd.journal.schema import VERSION, prepare, version_of
+
+Durability = Literal["full", "normal", "off"]
+
+#: Pages of the write-ahead log after which it is folded back into the file.
+CHECKPOINT_PAGES = 4000
+#: Seconds between two tries while the disk refuses.
+RETRY_S = 1.0
+#: Turns that one transaction takes at most, so that none waits for very long.
+TURNS_PER_COMMIT_MAX = 2000
+#: Rows of the history that one transaction deletes, pages that it gives back, and the pause between two looks.
+RETENTION_ROWS = 500
+RETENTION_PAGES = 1000
+RETENTION_INTERVAL_NS = SECOND
+#: Rows of the history that are read for one result. One is enough, but where the wall clock was set back in between.
+ROWS_PER_RESULT_MAX = 50
+
+SALVAGE = (
+    "keep the file; `schedd journal salvage FILE NEW` writes what can be read of it to a new one, which you put in its "
+    "place, together with no -wal and no -shm file of the old one"
+)
+CANNOT_SALVAGE = (
+    "try `sqlite3 FILE .recover`, where your sqlite3 has it, or take a backup; or start with another [journal] path"
+)
+
+
+class Live(Struct):
+    """What a restart starts from. `ended`: ids of `batches` that are over; `changes` in the order of their coming.
+
+    `finished`: the newest tasks that have ended, oldest first, without their results.
+    """
+
+    batches: list[fx.TasksAdmitted]
+    ended: set[int]
+    changes: list[AnyFact]
+    workers: list[fx.WorkerEntered]
+    finished: list[FinishedTask]
+    next_id: int
+
+
+class Retention(Struct, frozen=True):
+    """How much history is kept: none older than `age_ns`, and at most `size_bytes` of it; 0: no bound."""
+
+    age_ns: int = 0
+    size_bytes: int = 0
+
+
+class _Turn(Struct):
+    number: int
+    at_ns: Instant
+    facts: list[fx.Fact]
+    finished: list[FinishedTask]
+
+
+def _unreadable(path: Path | str, error: sqlite3.Error) -> JournalError:
+    """What went wrong with a file, and what to do about it."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        hint = SALVAGE
+    elif name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+        hint = "is its disk full, or broken?"
+    elif name.startswith("SQLITE_BUSY"):
+        hint = "is another program using it?"
+    else:
+        hint = "its folder must exist, and both must be writable for this user"
+    return JournalError(f"{path}: {error}", hint)
+
+
+def _make_private(path: Path) -> None:
+    """Make an empty file that only its owner may read: environments of commands have secrets. An old one stays."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def open_database(path: str, durability: Durability = "full") -> sqlite3.Connection:
+    """Open and prepare a journal. Raises JournalError, with what to do about it."""
+    try:
+        _make_private(Path(path))
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
+    except OSError as error:
+        raise JournalError(f"{path}: {error.strerror}", "the folder must exist and be writable") from error
+    except sqlite3.Error as error:
+        raise _unreadable(path, error) from error
+    try:
+        prepare(db, path)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute(f"PRAGMA synchronous = {durability.upper()}")
+        db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    except sqlite3.Error as error:
+        db.close()
+        raise _unreadable(path, error) from error
+    except JournalError:
+        db.close()
+        raise
+    return db
+
+
+def read_only(path: Path) -> sqlite3.Connection:
+    """Open a journal beside its writer, to read."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=5)
+
+
+def _lock(path: Path) -> int:
+    """Keep every other daemon away from the file. Raises JournalError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise JournalError(f"{path}: {error.strerror}", "the folder must be writable") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        hint = "stop it, or give this one another [journal] path or SCHEDD_STATE_DIR"
+        raise JournalError(f"{path} is in use by another daemon", hint) from error
+    return lock
+
+
+class Journal:
+    """One journal, opened by one daemon. `committed`, `failing` and `crashed` are called in the writer thread."""
+
+    def __init__(
+        self,
+        path: Path,
+        durability: Durability = "full",
+        retention: Retention | None = None,
+        *,
+        committed: Callable[[int], None] = lambda turn: None,
+        failing: Callable[[str], None] = lambda reason: None,
+        crashed: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
+        self.path = path
+        self.durability = durability
+        self._lock = _lock(path)
+        self._retention = retention or Retention()
+        self._committed = committed
+        self._failing = failing
+        self._crashed = crashed
+        try:
+            self._db = open_database(str(path), durability)
+        except JournalError:
+            os.close(self._lock)
+            raise
+        self._index = LiveIndex()
+        self._inbox: SimpleQueue[_Turn | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="schedd-journal", daemon=True)
+        self._failed = ""
+        self._history_bytes = 0
+        self._retained_ns: Instant = 0
+        self._stopping = threading.Event()
+        self.commits = 0
+
+    # ------------------------------------------------------------------------------------------------------- restart
+
+    def load(self, finished_max: int = 0) -> Live:
+        """Read what a restart starts from, with the newest `finished_max` tasks that have ended.
+
+        O(live tasks). Before `start`. Raises JournalError.
+        """
+        try:
+            return self._load(finished_max)
+        except sqlite3.Error as error:
+            raise _unreadable(self.path, error) from error
+        except JournalError as error:
+            raise JournalError(f"{self.path}: {error.message}", SALVAGE) from error
+
+    def _load(self, finished_max: int) -> Live:
+        db = self._db
+        self._history_bytes = db.execute("SELECT coalesce(sum(size_bytes), 0) FROM history").fetchone()[0]
+        ended: set[int] = set()
+        ended_of: dict[int, int] = {}
+        for first_id, blob in db.execute("SELECT first_id, blob FROM ended"):
+            ids = decode_ids(blob)
+            ended.update(ids)
+            ended_of[first_id] = ended_of.get(first_id, 0) + len(ids)
+        live = Live([], ended, [], [], self._load_finished(finished_max), int(self._meta("next_id", b"1")))
+        for first_id, blob in db.execute("SELECT first_id, blob FROM batches ORDER BY first_id"):
+            batch = decode_fact(blob)
+            if not isinstance(batch, fx.TasksAdmitted) or not batch.ids or batch.ids[0] != first_id:
+                raise JournalError(f"batch {first_id} is not what it should be")
+            live.batches.append(batch)
+            self._index.load(first_id, len(batch.ids) - ended_of.get(first_id, 0))
+            live.next_id = max(live.next_id, batch.ids[-1] + 1)
+        for task_id, blob in db.execute("SELECT task_id, blob FROM changes ORDER BY rowid"):
+            live.changes.append(decode_fact(blob))
+            self._index.load_changed(task_id)
+        for _, blob in db.execute("SELECT worker_id, blob FROM workers ORDER BY worker_id"):
+            worker = decode_fact(blob)
+            if isinstance(worker, fx.WorkerEntered):
+                live.workers.append(worker)
+                self._index.load_worker(worker.worker_id)
+        return live
+
+    def _load_finished(self, most: int) -> list[FinishedTask]:
+        newest_first: list[list[FinishedTask]] = []
+        count = 0
+        rows = self._db.execute("SELECT finished FROM history WHERE finished_count > 0 ORDER BY seq DESC")
+        for (blob,) in rows if most else ():
+            records = [structs.replace(r, result=r.result and RESULT_DROPPED) for r in decode_finished(blob)]
+            newest_first.append(records)
+            count += len(records)
+            if count >= most:
+                break
+        finished = [record for records in reversed(newest_first) for record in records]
+        return finished[-most:] if most else []
+
+    def _meta(self, key: str, default: bytes) -> bytes:
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return bytes(row[0]) if row is not None else default
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    def start(self) -> None:
+        """Start the writer thread."""
+        self._thread.start()
+
+    def append(self, turn: int, facts: list[fx.Fact], finished: list[FinishedTask], now: Instant) -> None:
+        """Hand over the facts of a turn, and the tasks that ended in it. Never blocks.
+
+        `committed(turn)` tells when they, and all before, are safe.
+        """
+        self._inbox.put(_Turn(turn, now, facts, finished))
+
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Write what is left and close; False where that did not work in time."""
+        self._inbox.put(None)
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                return False
+        self._db.close()
+        os.close(self._lock)
+        return True
+
+    def _run(self) -> None:
+        last = False
+        try:
+            while not last:
+                turns, last = self._gather()
+                if turns and not self._write(turns):
+                    return
+                if turns and not last and self._inbox.empty():
+                    self._retain(turns[-1].at_ns)
+        except Exception as error:  # nobody who waits for a commit may wait for ever
+            self._crashed(error)
+
+    def _gather(self) -> tuple[list[_Turn], bool]:
+        """Wait for a turn and take all that wait with it; True: nothing will follow."""
+        turns: list[_Turn] = []
+        turn = self._inbox.get()
+        while turn is not None:
+            turns.append(turn)
+            if len(turns) == TURNS_PER_COMMIT_MAX:
+                return turns, False
+            try:
+                turn = self._inbox.get_nowait()
+            except Empty:
+                return turns, False
+        return turns, True
+
+    def _write(self, turns: list[_Turn]) -> bool:
+        """Commit turns, trying again while the disk refuses; False: given up because the daemon stops."""
+        facts = [fact for turn in turns for fact in turn.facts]
+        finished = [record for turn in turns for record in turn.finished]
+        told = [fact for fact in facts if not isinstance(fact, fx.TaskFinished)]  # `finished` says it all
+        told_blob, finished_blob = encode_facts(told), encode_finished(finished)
+        size = len(told_blob) + len(finished_blob)
+        history = (turns[-1].at_ns, size, len(finished), finished_blob, told_blob)
+        rows = self._index.plan(facts)
+        while True:
+            try:
+                self._commit(rows, history, facts)
+            except sqlite3.Error as error:
+                self._refused(error)
+                if self._stopping.wait(RETRY_S):
+                    return False  # nothing in there was acknowledged
+            else:
+                break
+        if self._failed:
+            self._failed = ""
+            self._failing("")
+        self.commits += 1
+        self._history_bytes += size
+        self._committed(turns[-1].number)
+        return True
+
+    def _commit(self, rows: Rows, history: tuple[int, int, int, bytes, bytes], facts: list[fx.Fact]) -> None:
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            db.execute(
+                "INSERT INTO history (at_ns, size_bytes, finished_count, finished, facts) VALUES (?, ?, ?, ?, ?)",
+                history,
+            )
+            for sql, values in (
+                ("INSERT INTO batches VALUES (?, ?)", rows.batches),
+                ("INSERT INTO ended VALUES (?, ?)", rows.ended),
+                ("INSERT INTO changes VALUES (?, ?)", rows.changes),
+                ("INSERT OR REPLACE INTO workers VALUES (?, ?)", rows.workers),
+                ("DELETE FROM batches WHERE first_id = ?", [(i,) for i in rows.batches_done]),
+                ("DELETE FROM ended WHERE first_id = ?", [(i,) for i in rows.batches_done]),
+                ("DELETE FROM changes WHERE task_id = ?", [(i,) for i in rows.changes_done]),
+                ("DELETE FROM workers WHERE worker_id = ?", [(i,) for i in rows.workers_gone]),
+            ):
+                if values:
+                    db.executemany(sql, values)
+            newest = max((f.ids[-1] for f in facts if isinstance(f, fx.TasksAdmitted)), default=0)
+            if newest:
+                # Ids are never given twice, even when nothing of their batches is left.
+                db.execute("INSERT OR REPLACE INTO meta VALUES ('next_id', ?)", (str(newest + 1).encode(),))
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+    def _refused(self, error: sqlite3.Error) -> None:
+        reason = str(error)
+        if reason != self._failed:
+            self._failed = reason
+            self._failing(reason)
+
+    # ------------------------------------------------------------------------------------------------------- history
+
+    def _retain(self, now: Instant) -> None:
+        """Forget a little of what is too old or too much; the rest at the next quiet moment."""
+        if 0 <= now - self._retained_ns < RETENTION_INTERVAL_NS:
+            return
+        db = self._db
+        try:
+            rows = db.execute("SELECT seq, at_ns, size_bytes FROM history ORDER BY seq LIMIT ?", (RETENTION_ROWS,))
+            last, freed = self._superfluous(rows.fetchall(), now)
+            if last:
+                db.execute("DELETE FROM history WHERE seq <= ?", (last,))
+                self._history_bytes -= freed
+                # Each row of the answer is a page that was given back.
+                db.execute(f"PRAGMA incremental_vacuum({RETENTION_PAGES})").fetchall()
+            else:
+                self._retained_ns = now
+        except sqlite3.Error as error:
+            self._refused(error)
+
+    def _superfluous(self, oldest: list[tuple[int, Instant, int]], now: Instant) -> tuple[int, int]:
+        """Up to which of the oldest rows nothing need be kept (0: none), and how many bytes they have."""
+        keep = self._retention
+        excess = self._history_bytes - keep.size_bytes if keep.size_bytes else 0
+        last = freed = 0
+        for seq, at_ns, size in oldest:
+            too_old = keep.age_ns and at_ns < now - keep.age_ns
+            if not too_old and freed >= excess:
+                break
+            last, freed = seq, freed + size
+        return last, freed
+
+
+#: Where a page of finished tasks goes on: a row of the history, and how many of its newest are passed over.
+Cursor = tuple[int, int]
+FROM_THE_NEWEST: Cursor = (0, 0)
+SEQ_MAX = (1 << 63) - 1
+
+
+class Reader:
+    """Reads a journal beside its writer, on a connection of its own. Each call may take long: use it in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def results(
+        self, wanted: Sequence[tuple[TaskId, Instant]], bytes_max: int = 1 << 62
+    ) -> tuple[dict[TaskId, bytes], int]:
+        """The results of tasks that ended at these instants, as far as the history still has them.
+
+        Looks at no more once there are `bytes_max` of them; returns also how many of `wanted` were looked at.
+        """
+        found: dict[TaskId, bytes] = {}
+        size = looked = 0
+        with closing(self._open()) as db:
+            known: dict[int, dict[TaskId, bytes | None]] = {}
+            for task_id, at_ns in wanted:
+                result = _result(db, task_id, at_ns, known)
+                looked += 1
+                if result is not None:
+                    found[task_id] = result
+                    size += len(result)
+                if size >= bytes_max:
+                    break
+        return found, looked
+
+    def finished(self, cursor: Cursor = FROM_THE_NEWEST) -> Iterator[tuple[Cursor, FinishedTask]]:
+        """Yield finished tasks, the newest first, each with the cursor that goes on after it."""
+        first, passed_over = min(max(0, cursor[0]), SEQ_MAX), max(0, cursor[1])
+        with closing(self._open()) as db:
+            rows = db.execute(
+                "SELECT seq, finished FROM history WHERE finished_count > 0 AND seq <= ? ORDER BY seq DESC",
+                (first or SEQ_MAX,),
+            )
+            for seq, blob in rows:
+                start = passed_over if seq == first else 0
+                records = decode_finished(blob)[::-1]
+                for position in range(start, len(records)):
+                    yield (seq, position + 1), records[position]
+
+    def backup(self, target: Path) -> int:
+        """Write a copy as of now to a new file; returns its bytes. Raises JournalError where it cannot be written."""
+        if target.exists():
+            raise JournalError(f"{target} exists", "name a new file")
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            _make_private(partial)
+            with closing(self._open()) as db, closing(sqlite3.connect(partial)) as copy:
+                db.backup(copy)
+            partial.replace(target)
+            folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+            return target.stat().st_size
+        except (sqlite3.Error, OSError) as error:
+            partial.unlink(missing_ok=True)
+            raise JournalError(f"{target}: {error}", "is there room, and may the daemon write there?") from error
+
+    def check(self) -> dict[str, int]:
+        """Read everything; returns how much there is of what. Raises JournalError with what is wrong."""
+        if not self._path.exists():
+            raise JournalError(
+                f"there is no {self._path}", "name the file, or set SCHEDD_STATE_DIR as the daemon has it"
+            )
+        try:
+            with closing(self._open()) as db:
+                if version_of(db, str(self._path)) != VERSION:
+                    raise JournalError(
+                        f"{self._path} is empty, or was written by an older schedd",
+                        "start the daemon with it once, which brings it to the newest version",
+                    )
+                problem = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+                if problem != "ok":
+                    raise JournalError(f"{self._path}: {problem}", SALVAGE)
+                return _count(db)
+        except sqlite3.Error as error:
+            raise _unreadable(self._path, error) from error
+        except JournalError as error:
+            raise JournalError(error.message, error.hint or SALVAGE) from error
+
+    def _open(self) -> sqlite3.Connection:
+        return read_only(self._path)
+
+
+def _result(
+    db: sqlite3.Connection, task_id: TaskId, at_ns: Instant, known: dict[int, dict[TaskId, bytes | None]]
+) -> bytes | None:
+    """The result of one task; `known` has those of the row that was read last."""
+    # Its row was written at the end of its turn, or of one soon after.
+    rows = db.execute(
+        "SELECT seq FROM history WHERE at_ns >= ? AND finished_count > 0 ORDER BY at_ns LIMIT ?",
+        (at_ns, ROWS_PER_RESULT_MAX),
+    )
+    for (seq,) in rows:
+        if seq not in known:
+            blob = db.execute("SELECT finished FROM history WHERE seq = ?", (seq,)).fetchone()[0]
+            known.clear()
+            known[seq] = {record.id: record.result for record in decode_finished(blob)}
+        if task_id in known[seq]:
+            return known[seq][task_id]
+    return None
+
+
+def _count(db: sqlite3.Connection) -> dict[str, int]:
+    """Decode every row and count what they have. Raises JournalError."""
+    counts = {"live": 0, "finished": 0, "facts": 0, "transactions": 0}
+    for (blob,) in db.execute("SELECT blob FROM batches"):
+        batch = decode_fact(blob)
+        counts["live"] += len(batch.ids) if isinstance(batch, fx.TasksAdmitted) else 0
+    for (blob,) in db.execute("SELECT blob FROM ended"):
+        counts["live"] -= len(decode_ids(blob))
+    for table in ("changes", "workers"):
+        for (blob,) in db.execute(f"SELECT blob FROM {table}"):
+            decode_fact(blob)
+    for facts, finished in db.execute("SELECT facts, finished FROM history"):
+        counts["transactions"] += 1
+        counts["facts"] += len(decode_facts(facts))
+        counts["finished"] += len(decode_finished(finished))
+    return counts

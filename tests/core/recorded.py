@@ -1,0 +1,51 @@
+"""What a journal would have of an engine's turns, in memory, and an engine that starts from it."""
+
+from __future__ import annotations
+
+from schedd.core import effects as fx
+from schedd.core.engine import Engine
+from schedd.core.model import TaskId, WorkerId
+from schedd.journal.records import FinishedTask, finished_records, finished_row
+
+CHANGES = (fx.TaskHeld, fx.TaskReleased, fx.TaskChanged, fx.AttemptEnded, fx.CancelAsked)
+
+
+class Recorded:
+    """Facts of turns, as far as a restart looks at them."""
+
+    def __init__(self) -> None:
+        self.batches: list[fx.TasksAdmitted] = []
+        self.ended: set[int] = set()
+        self.changes: list[fx.Fact] = []
+        self.workers: dict[WorkerId, None] = {}
+        self.finished: list[FinishedTask] = []
+
+    def record(self, effects: fx.Effects) -> None:
+        self.add(effects.facts, finished_records(effects.facts, effects.finished))
+
+    def add(self, facts: list[fx.Fact], finished: list[FinishedTask]) -> None:
+        self.finished += finished
+        for fact in facts:
+            match fact:
+                case fx.TasksAdmitted():
+                    self.batches.append(fact)
+                case fx.TaskFinished():
+                    self.ended.add(fact.task_id)
+                case fx.WorkerEntered():
+                    self.workers[fact.worker_id] = None
+                case fx.WorkerGone():
+                    self.workers.pop(fact.worker_id, None)
+            if isinstance(fact, CHANGES):
+                self.changes.append(fact)
+
+    @property
+    def next_id(self) -> int:
+        return max((batch.ids[-1] + 1 for batch in self.batches), default=TaskId(1))
+
+    def restore(self, engine: Engine, now: int, grace_ns: int) -> None:
+        """Fill a new engine. Batches and changes of what has ended are gone from a journal."""
+        batches = [batch for batch in self.batches if not self.ended.issuperset(batch.ids)]
+        changes = [fact for fact in self.changes if getattr(fact, "task_id", 0) not in self.ended]
+        finished = [finished_row(record) for record in self.finished]
+        engine.restore(batches, self.ended, changes, finished, list(self.workers), self.next_id, now, grace_ns)
+        engine.check()

@@ -1,0 +1,711 @@
+"""A new start from recorded facts: what was promised goes on, what runs is adopted, nothing is started twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from schedd.core import effects as fx
+from schedd.core import events as ev
+from schedd.core.engine import Engine
+from schedd.core.model import (
+    SECOND,
+    Cause,
+    HoldsAttempt,
+    TaskEntry,
+    TaskId,
+    TaskRequirements,
+    TaskRules,
+    WorkerId,
+    WorkerResources,
+)
+from schedd.core.policies import POLICIES
+from schedd.journal.records import FinishedTask, finished_records
+
+from .builders import START, World, dispatches, finished, holds, joined, of, selection, spec
+from .recorded import Recorded
+from .test_random import Chaos
+
+GRACE_S = 30.0
+
+
+class Restartable(World):
+    """A world whose facts are recorded, and that can start anew from them."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        self.recorded = Recorded()
+        super().__init__(*args, **{"lease_ns": 1000 * SECOND, **settings})
+
+    def handle(self, *events: ev.Event) -> fx.Effects:
+        effects = super().handle(*events)
+        self.recorded.record(effects)
+        return effects
+
+    def restart(self, seconds: float = 1.0) -> None:
+        """The daemon was away for so long; all connections are gone."""
+        self.now += round(seconds * SECOND)
+        policy = type(self.engine.policy)
+        self.engine = Engine(policy(), self.settings)
+        self.recorded.restore(self.engine, self.now, round(GRACE_S * SECOND))
+
+    def pass_grace(self) -> fx.Effects:
+        return self.wake_in(GRACE_S)
+
+
+# ------------------------------------------------------------------------------------------------- what is remembered
+
+
+def test_nothing_was_recorded() -> None:
+    world = Restartable()
+    world.restart()
+    assert world.engine.next_deadline() is None
+    assert world.submit() == [1]
+    assert dispatches(world.join()) == {"w1": [(1, 1)]}
+
+
+def test_waiting_tasks_are_where_they_were() -> None:
+    world = Restartable()
+    plain, held_one, needed = world.submit()[0], world.submit(hold=True)[0], world.submit()[0]
+    waiting = world.submit(after=[needed])[0]
+    delayed = world.submit(delay_s=60)[0]
+    kept_back, let_go = world.submit(2)
+    world.hold(kept_back, let_go)
+    world.release(let_go)
+    world.restart()
+    assert world.states(plain, held_one, needed, waiting, delayed, kept_back, let_go) == [
+        "queued",
+        "held",
+        "queued",
+        "waiting",
+        "delayed",
+        "held",
+        "queued",
+    ]
+    world.release(held_one, kept_back)
+    assert world.states(held_one, kept_back) == ["queued", "queued"]
+
+
+def test_delay_goes_on_while_the_daemon_is_away() -> None:
+    world = Restartable()
+    world.submit(delay_s=60)
+    world.restart(seconds=20)
+    assert world.engine.next_deadline() == START + 60 * SECOND
+    world.wake_in(40)
+    assert world.states(1) == ["queued"]
+    world.restart()
+    assert world.states(1) == ["queued"]
+
+
+def test_priorities_and_requirements_as_they_were_set() -> None:
+    world = Restartable()
+    world.submit(3)
+    world.handle(ev.SetPriorities(1, [(TaskId(2), 5.0)]))
+    world.handle(ev.SetTasks(1, selection(3), requirements=TaskRequirements(cpus=4)))
+    world.handle(ev.SetTasks(1, selection(3), priority=9.0))
+    world.restart()
+    assert [world.task(i).priority for i in (1, 2, 3)] == [0.0, 5.0, 9.0]
+    assert world.task(3).requirements == TaskRequirements(cpus=4)
+    world.join("small", cpus=1)
+    assert world.where(1, 2, 3) == [None, "small", None]
+    world.join("big", cpus=4)
+    assert world.where(1, 2, 3) == [None, "small", "big"]
+
+
+def test_order_of_a_level_is_that_of_submission() -> None:
+    world = Restartable()
+    world.submit(5)
+    world.cancel(3)
+    world.restart()
+    sent = dispatches(world.join(cpus=2))
+    assert sent == {"w1": [(1, 1), (2, 1)]}
+
+
+def test_entries_of_their_own() -> None:
+    """Argument, priority and dependencies of an entry, also of a batch that is only in part alive."""
+    world = Restartable()
+    entries = [
+        TaskEntry(0, b"a"),
+        TaskEntry(0, b"b", "key", after=[-1], priority=3.0),
+        TaskEntry(0, b"c", after=[-2, -1]),
+    ]
+    world.submit_entries(spec(job="j"), entries)
+    world.join()
+    world.finish(1)
+    world.restart()
+    second, third = world.task(2), world.task(3)
+    assert (second.argument, second.priority, second.key) == (b"b", 3.0, "key")
+    assert third.after == (2, 1)
+    assert world.states(2, 3) == ["queued", "waiting"]
+    world.join()
+    world.finish(2)
+    assert world.states(3) == ["assigned"]
+
+
+def test_dependents_of_what_fails_after_the_restart() -> None:
+    world = Restartable()
+    world.submit()
+    world.submit(after=[1])
+    world.restart()
+    world.join()
+    world.finish(1, cause=Cause.ERROR)
+    assert world.states(1, 2) == ["failed", "cancelled"]
+
+
+def test_failures_still_count() -> None:
+    world = Restartable()
+    world.submit(rules=TaskRules(retries=2, retry_delay_s=0, lost_limit=1))
+    world.join()
+    world.finish(1, cause=Cause.ERROR)
+    world.wake()
+    world.finish(1, cause=Cause.LOST)
+    world.restart()
+    task = world.task(1)
+    assert (task.failed_count, task.lost_count, task.attempt) == (1, 1, 2)
+    assert [record.cause for record in task.attempts] == ["error", "lost"]
+    assert dispatches(world.join()) == {"w1": [(1, 3)]}
+    world.finish(1, cause=Cause.LOST)
+    assert world.states(1) == ["failed"]
+
+
+def test_keys_still_name_their_tasks() -> None:
+    world = Restartable()
+    world.submit_entries(spec(), [TaskEntry(0, b"x", "one"), TaskEntry(0, b"y", "two")])
+    world.join()
+    world.finish(1, result=b"r")
+    world.restart()
+    assert world.submit_entries(spec(), [TaskEntry(0, b"y", "two")]) == [2]
+    effects = world.handle(ev.SubmitTasks(1, [spec()], [TaskEntry(0, b"z", "two")]))
+    assert of(effects.actions, fx.ReplyDeclined)[0].code == "key_conflict"
+
+
+def test_key_of_a_task_that_has_ended() -> None:
+    """What a task did that succeeded is not kept; its key alone says that it is the same."""
+    world = Restartable()
+    world.submit_entries(spec(), [TaskEntry(0, b"x", "done"), TaskEntry(0, b"x", "failed")])
+    world.join(cpus=2)
+    world.finish(1, result=b"r")
+    world.finish(2, cause=Cause.ERROR)
+    world.restart()
+    assert world.submit_entries(spec(), [TaskEntry(0, b"x", "done")]) == [1]
+    assert world.submit_entries(spec(), [TaskEntry(0, b"x", "failed")]) == [2]
+
+
+def test_jobs_with_what_has_ended() -> None:
+    world = Restartable()
+    world.submit(4, job="j")
+    world.submit(job="over")
+    world.join(cpus=5)
+    world.finish(1)
+    world.wait(5)
+    world.finish(2, cause=Cause.ERROR)
+    world.finish(5)
+    world.restart()
+    job = world.engine.tasks.jobs["j"]
+    assert {kind.name: count for kind, count in job.counts.items() if count} == {
+        "succeeded": 1,
+        "failed": 1,
+        "queued": 2,
+    }
+    assert list(job.members) == [1, 2, 3, 4]
+    assert job.finished_ns == START + 5 * SECOND
+    assert job.submitted_ns == START
+    assert world.engine.tasks.jobs["over"].finished_ns == START + 5 * SECOND
+    world.cancel(3, 4)
+    assert world.engine.tasks.jobs["j"].finished_ns == world.now
+
+
+def test_ids_are_never_given_again() -> None:
+    world = Restartable()
+    world.submit(3)
+    world.cancel(1, 2, 3)
+    world.restart()
+    assert world.submit() == [4]
+
+
+def test_ids_above_what_was_loaded() -> None:
+    """Batches that are gone, and finished tasks that are not remembered any more."""
+    world = Restartable()
+    world.engine.restore([], set(), [], [], [], 1000, world.now, 0)
+    world.engine.check()
+    assert world.submit() == [1000]
+
+
+def test_finished_tasks_are_forgotten_beyond_the_bound_oldest_end_first() -> None:
+    world = Restartable(finished_keep_count=2)
+    world.submit(4)
+    world.join(cpus=4)
+    for task_id in (3, 1, 4, 2):
+        world.finish(task_id)
+    world.restart()
+    assert list(world.engine.tasks.rows) == [2, 4]
+
+
+def test_task_that_is_both_live_and_finished_has_ended() -> None:
+    """Only a salvaged journal can say so."""
+    world = Restartable()
+    world.submit(2)
+    world.join()
+    world.finish(1)
+    world.recorded.ended.clear()
+    world.restart()
+    assert world.states(1, 2) == ["succeeded", "queued"]
+
+
+# ------------------------------------------------------------------------------------------------------------ waiting
+
+
+def test_nothing_is_placed_before_all_have_come_back() -> None:
+    world = Restartable()
+    world.join("w1")
+    world.join("w2")
+    world.join("w3")
+    world.handle(ev.WorkerLeft(WorkerId("w3")))
+    world.submit(3)
+    world.restart()
+    assert world.engine.awaited == {"w1", "w2"}
+    assert not dispatches(world.join("w1"))
+    assert not dispatches(world.join("new"))
+    assert "w2" in world.engine.explain(world.task(3)).summary or world.engine.awaited == {"w2"}
+    assert dispatches(world.join("w2")) == {"w1": [(1, 1)], "new": [(2, 1)], "w2": [(3, 1)]}
+    assert not world.engine.awaited
+
+
+def test_grace_ends_the_waiting() -> None:
+    world = Restartable()
+    world.join("w1")
+    world.join("w2")
+    world.submit(2)
+    world.restart()
+    assert world.engine.next_deadline() == world.now + GRACE_S * SECOND
+    world.join("w1")
+    assert not dispatches(world.wake_in(GRACE_S - 1))
+    assert dispatches(world.wake_in(1)) == {"w1": [(1, 1)]}
+
+
+def test_tasks_of_a_worker_that_does_not_come_back_start_elsewhere() -> None:
+    world = Restartable()
+    world.join("w1")
+    world.join("w2")
+    world.submit(2)
+    world.start(1, 2)
+    world.restart()
+    world.join("w1", holds=[holds(1, 1, "running", START)])
+    assert world.states(1, 2) == ["running", "queued"]
+    world.pass_grace()
+    assert world.states(1, 2) == ["running", "queued"]
+    world.finish(1)
+    assert world.where(2) == ["w1"]
+    assert world.task(2).lost_count == 0, "nobody knows whether it ran"
+
+
+def test_restart_within_the_grace_waits_again() -> None:
+    world = Restartable()
+    world.join("w1")
+    world.submit()
+    world.restart()
+    world.restart()
+    assert world.engine.awaited == {"w1"}
+
+
+# ----------------------------------------------------------------------------------------------------------- adoption
+
+
+@pytest.fixture
+def world() -> Restartable:
+    """Two workers that held a task each, and one task more; the daemon has just come back."""
+    world = Restartable()
+    world.join("w1")
+    world.join("w2")
+    world.submit(3)
+    world.start(1, 2)
+    world.wait(10)
+    world.restart()
+    return world
+
+
+def test_running_attempt_is_adopted_with_its_start(world: Restartable) -> None:
+    began = START + 3 * SECOND
+    effects = world.join("w1", holds=[holds(1, 1, "running", began)])
+    assert not effects.actions
+    task = world.task(1)
+    assert (task.state.name, task.attempt, task.worker_id) == ("running", 1, "w1")
+    assert getattr(task.state, "started_at_ns", None) == began
+    world.wait(5)
+    world.finish(1)
+    assert (task.attempts[0].started_at_ns, task.attempts[0].finished_at_ns) == (began, world.now)
+    assert world.states(1) == ["succeeded"]
+
+
+@pytest.mark.parametrize("began", [0, START - 1, START + 1000 * SECOND, -(1 << 62), 1 << 62])
+def test_start_that_cannot_be_true(world: Restartable, began: int) -> None:
+    world.join("w1", holds=[holds(1, 1, "running", began)])
+    assert getattr(world.state(1), "started_at_ns", None) == world.now
+
+
+def test_backlog_is_adopted_in_its_order(world: Restartable) -> None:
+    claims = [holds(1, 1, "running", START), holds(3, 1, "backlog"), holds(2, 1, "backlog")]
+    world.join("w1", holds=claims)
+    assert world.states(1, 2, 3) == ["running", "assigned", "assigned"]
+    assert [task.id for task in world.worker("w1").task_queue] == [3, 2]
+
+
+def test_end_that_was_not_recorded_is_told_again(world: Restartable) -> None:
+    world.join("w1", holds=[holds(1, 1, "finished", START + 1)])
+    effects = world.handle(finished("w1", 1, 1, Cause.OK, START + 1, START + 2, result=b"r"))
+    (end,) = of(effects.facts, fx.TaskFinished)
+    assert (end.task_id, end.state, end.result) == (1, "succeeded", b"r")
+    record = world.task(1).attempts[0]
+    assert (record.started_at_ns, record.finished_at_ns) == (START + 1, START + 2)
+
+
+def test_adopted_variant_keeps_its_reservation() -> None:
+    world = Restartable()
+    wants = TaskRequirements(min_gpus=1, variants=(TaskRequirements(cpus=3),))
+    world.join(cpus=4)
+    world.submit(requirements=wants)
+    assert world.task(1).variant == 1
+    world.start(1)
+    world.restart()
+    world.join(cpus=4, holds=[holds(1, 1, "running", START, variant=1)])
+    ledger = world.worker().ledger
+    assert ledger is not None
+    assert ledger.free_cpus == 1000
+
+
+@pytest.mark.parametrize("variant", [-1, 1, 9, 1 << 62])
+def test_variant_that_is_none(world: Restartable, variant: int) -> None:
+    effects = world.join("w1", holds=[holds(1, 1, "running", START, variant=variant)])
+    assert drops(effects) == {"w1": [(1, 1)]}
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_claim_under_other_requirements(world: Restartable, lost: bool) -> None:
+    """They were set after the restart, while the task seemed to wait; or before it, and nobody was told."""
+    if lost:
+        claim = holds(1, 1, "running", START, defined_ns=START + 1)
+    else:
+        claim = holds(1, 1, "running", START)
+        world.handle(ev.SetTasks(1, selection(1), requirements=TaskRequirements(cpus=0.5)))
+        world.restart()
+    assert drops(world.join("w1", holds=[claim])) == {"w1": [(1, 1)]}
+    world.join("w2")
+    assert world.task(1).attempt == 2
+
+
+@pytest.mark.parametrize("devices", [(), (0,), (0, 2), (0, 0), (-1, 0)])
+@pytest.mark.parametrize("phase", ["running", "backlog"])
+def test_claim_that_does_not_fit_what_the_task_needs(devices: tuple[int, ...], phase: str) -> None:
+    """Its requirements were set, it was dispatched, and all that was lost with the daemon."""
+    world = Restartable()
+    world.join(num_gpus=2)
+    world.submit(min_gpus=2, cpus=0)
+    world.restart()
+    effects = world.join(num_gpus=2 if phase == "running" else 1, holds=[holds(1, 1, phase, START, devices)])
+    assert drops(effects) == {"w1": [(1, 1)]}
+
+
+def test_adopted_devices() -> None:
+    world = Restartable()
+    world.join(num_gpus=4)
+    world.submit(min_gpus=2, cpus=0)
+    world.start(1)
+    world.restart()
+    world.join(num_gpus=4, holds=[holds(1, 1, "running", START, (1, 3))])
+    world.submit(min_gpus=2, cpus=0)
+    assert (world.task(1).devices, world.task(2).devices) == ((1, 3), (0, 2))
+
+
+def test_claims_of_more_than_there_is(world: Restartable) -> None:
+    """A worker that came back with less than it had still runs what it runs."""
+    world.join("w1", holds=[holds(i, 1, "running", START) for i in (1, 2, 3)])
+    assert world.states(1, 2, 3) == ["running"] * 3
+    assert world.worker("w1").task_count == 3
+
+
+def drops(effects: fx.Effects) -> dict[str, list[tuple[int, int]]]:
+    return {str(action.worker_id): list(action.attempts) for action in of(effects.actions, fx.DropAttempts)}
+
+
+def test_claim_of_an_unknown_task_is_dropped(world: Restartable) -> None:
+    assert drops(world.join("w1", holds=[holds(99, 1, "running", START)])) == {"w1": [(99, 1)]}
+
+
+def test_claim_of_an_id_that_was_given_out_again(world: Restartable) -> None:
+    """A submit that nobody was told of is lost with the daemon; its ids, and what was dispatched of it, are not."""
+    (again,) = world.submit()
+    effects = world.join("w1", holds=[holds(again, 1, "running", START)])
+    assert drops(effects) == {"w1": [(again, 1)]}
+    assert world.task(again).state.name == "queued"
+
+
+def test_claim_of_an_id_that_was_given_out_before_another_restart(world: Restartable) -> None:
+    """The worker was away for two restarts: what it holds has an id of another task, and an attempt that could be."""
+    world.wait(1)
+    (again,) = world.submit()
+    world.restart()
+    effects = world.join("w1", holds=[holds(again, 1, "running", START)])
+    assert drops(effects) == {"w1": [(again, 1)]}
+    world.join("w2")
+    assert world.states(1, 2) == ["assigned", "assigned"]
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_end_of_another_task_of_that_id_is_not_taken_for_its_own(world: Restartable, restarts: int) -> None:
+    """It follows the greeting at once, when the id may have been dispatched to this very worker."""
+    world.cancel(1, 2, 3)
+    world.wait(1)
+    (again,) = world.submit()
+    for _ in range(restarts):
+        world.restart()
+    world.join("w2")
+    effects = world.join("w1", holds=[holds(again, 1, "finished", START)], cpus=4)
+    world.handle(ev.WorkerLeft(WorkerId("w2")))
+    assert drops(effects) == {"w1": [(again, 1)]}
+    world.handle(finished("w1", again, 1, Cause.OK, START, START, result=b"of another task"))
+    assert not world.state(again).is_final
+    assert world.where(again) == ["w1"]
+    assert world.task(again).attempt > 1
+    world.finish(again, result=b"its own")
+    assert world.task(again).result == b"its own"
+
+
+def test_claim_after_the_task_was_started_elsewhere(world: Restartable) -> None:
+    world.join("w2")
+    world.pass_grace()
+    assert world.where(1) == ["w2"]
+    assert drops(world.join("w1", holds=[holds(1, 1, "running", START)])) == {"w1": [(1, 1)]}
+    assert world.where(1) == ["w2"]
+
+
+def test_higher_attempt_wins(world: Restartable) -> None:
+    world.join("w1", holds=[holds(1, 1, "running", START)])
+    effects = world.join("w2", holds=[holds(1, 2, "running", START)])
+    assert drops(effects) == {"w1": [(1, 1)]}
+    assert (world.where(1), world.task(1).attempt) == (["w2"], 2)
+    assert world.worker("w1").task_count == len(dispatches(effects).get("w1", []))
+
+
+def test_lower_attempt_loses(world: Restartable) -> None:
+    world.join("w2", holds=[holds(1, 2, "running", START)])
+    assert drops(world.join("w1", holds=[holds(1, 1, "running", START)])) == {"w1": [(1, 1)]}
+    assert world.where(1) == ["w2"]
+
+
+def test_older_attempt_than_one_that_has_ended(world: Restartable) -> None:
+    world = Restartable()
+    world.join("w1")
+    world.submit(rules=TaskRules(retries=5, retry_delay_s=0))
+    world.finish(1, cause=Cause.ERROR)
+    world.restart()
+    assert drops(world.join("w1", holds=[holds(1, 1, "running", START)])) == {"w1": [(1, 1)]}
+    assert world.task(1).attempt == 2
+
+
+@pytest.mark.parametrize("state", ["held", "waiting", "cancelled"])
+def test_claim_of_what_is_not_to_run(world: Restartable, state: str) -> None:
+    world.wait(1)
+    if state == "waiting":
+        world.submit(after=[1])
+        world.restart()
+        claim = holds(4, 1, "running", START, defined_ns=world.now - SECOND)
+    else:
+        claim = holds(1, 1, "running", START)
+        world.hold(1) if state == "held" else world.cancel(1)
+    effects = world.join("w1", holds=[claim])
+    assert drops(effects) == {"w1": [(claim.task_id, 1)]}
+    assert world.states(claim.task_id) == [state]
+    if state == "held":
+        world.release(1)
+        world.join("w2")
+        assert world.task(1).attempt == 2, "what the worker still says of the first is not of this one"
+
+
+def test_delayed_retry_that_runs_already() -> None:
+    """The dispatch after the pause was not recorded, the failure before it was."""
+    world = Restartable()
+    world.join()
+    world.submit(rules=TaskRules(retries=3, retry_delay_s=0))
+    world.finish(1, cause=Cause.ERROR)
+    world.wake()
+    world.restart()
+    world.join(holds=[holds(1, 2, "running", world.now)])
+    assert world.states(1) == ["running"]
+
+
+def test_start_that_was_delayed_and_has_come(world: Restartable) -> None:
+    world = Restartable()
+    world.join()
+    world.submit(delay_s=5)
+    world.wake_in(5)
+    world.restart()
+    world.join(holds=[holds(1, 1, "running", world.now)])
+    assert world.states(1) == ["running"]
+
+
+# ------------------------------------------------------------------------------------------------------------- cancel
+
+
+def test_cancel_that_was_promised_outlives_the_restart() -> None:
+    world = Restartable()
+    world.join()
+    world.submit(2, job="j")
+    world.submit(after=[1])
+    world.start(1)
+    world.cancel(1)
+    world.restart()
+    assert world.engine.next_deadline() == world.now
+    effects = world.wake()
+    assert [(fact.task_id, fact.state) for fact in of(effects.facts, fx.TaskFinished)] == [
+        (1, "cancelled"),
+        (3, "cancelled"),
+    ]
+    assert [task.id for task in effects.finished] == [1, 3]
+    assert drops(world.join(holds=[holds(1, 1, "running", START)])) == {"w1": [(1, 1)]}
+    assert world.states(1, 2, 3) == ["cancelled", "assigned", "cancelled"]
+    world.restart()
+    assert world.states(1, 2, 3) == ["cancelled", "queued", "cancelled"]
+
+
+def test_adopted_from_another_worker_while_it_is_being_cancelled(world: Restartable) -> None:
+    world.join("w1", holds=[holds(1, 1, "running", START)])
+    world.cancel(1)
+    effects = world.join("w2", holds=[holds(1, 2, "running", START)])
+    assert of(effects.actions, fx.StopAttempts) == [fx.StopAttempts(WorkerId("w2"), [(TaskId(1), 2)], Cause.CANCELLED)]
+
+
+# ---------------------------------------------------------------------------------------------------------- nonsense
+
+
+def any_claim(known: int) -> st.SearchStrategy[HoldsAttempt]:
+    numbers = st.sampled_from([0, -1, 1, 2, 3, START, 1 << 31, (1 << 64) - 1])
+    return st.builds(
+        HoldsAttempt,
+        st.integers(0, known + 2).map(TaskId),
+        numbers,
+        st.sampled_from(["backlog", "running", "finished", "?", ""]),
+        numbers,
+        st.lists(st.integers(-1, 3), max_size=3).map(tuple),
+        numbers,
+        st.sampled_from([START, 0, START, (1 << 64) - 1]),
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["w1", "w2", "w3"]), st.lists(any_claim(8), max_size=10)), max_size=6))
+def test_whatever_workers_claim(greetings: list[tuple[str, list[HoldsAttempt]]]) -> None:
+    world = Restartable()
+    world.join("w1", cpus=2, num_gpus=2)
+    world.join("w2")
+    world.submit(3)
+    world.submit(2, min_gpus=1, cpus=0)
+    world.submit(hold=True)
+    world.submit(after=[1])
+    world.start(1, 2)
+    world.restart()
+    world.submit()
+    for name, claims in greetings:
+        world.handle(joined(name, holds=claims, cpus=2, num_gpus=2))
+    world.pass_grace()
+    for task in world.engine.tasks.rows.values():
+        assert 0 <= task.attempt < 1 << 32
+
+
+# ------------------------------------------------------------------------------------------------------------- random
+
+
+class Restarting(Chaos):
+    """A random run whose daemon is killed now and then, with the turns that were not yet on disk."""
+
+    def __init__(self, policy: str, seed: int, *, lies: bool) -> None:
+        super().__init__(policy, seed, lies=lies)
+        self.recorded = Recorded()
+        #: Turns that are not on disk: what was heard in them from which run of a worker, and what came of it.
+        self.unsafe: list[tuple[list[tuple[ev.AttemptsFinished, int]], list[fx.Fact], list[FinishedTask]]] = []
+        self.restarts = 0
+
+    def handle(self, events: list[ev.Event]) -> fx.Effects:
+        effects = super().handle(events)
+        heard = [(e, self.twin.workers[e.worker_id].run) for e in events if isinstance(e, ev.AttemptsFinished)]
+        self.unsafe.append((heard, effects.facts, finished_records(effects.facts, effects.finished)))
+        for fact, record in zip(of(effects.facts, fx.TaskFinished), self.unsafe[-1][2], strict=True):
+            if fact.result is not None:
+                assert fact.result == b"r%d.%d" % (record.id, record.submitted_ns)
+        if self.dice.random() < 0.5:
+            self.sync()
+        return effects
+
+    def sync(self) -> None:
+        for _, facts, finished_tasks in self.unsafe:
+            self.recorded.add(facts, finished_tasks)
+        self.unsafe = []
+
+    def step(self) -> None:
+        if self.dice.random() < 0.04:
+            self.restart()
+        super().step()
+
+    def disturb(self) -> None:
+        """Not here: workers of an earlier start may well be right."""
+
+    def restart(self) -> None:
+        self.restarts += 1
+        for heard, facts, _ in self.unsafe:
+            for fact in facts:
+                if isinstance(fact, fx.TasksAdmitted):
+                    self.admitted -= set(fact.ids)
+                elif isinstance(fact, fx.TaskFinished):
+                    self.ended.pop(fact.task_id)
+            for event, run in heard:  # not acknowledged: the worker still has it
+                worker = self.twin.workers[event.worker_id]
+                if worker.run == run:
+                    known = {(end.task_id, end.attempt) for end in worker.unheard}
+                    worker.unheard += [e for e in event.attempts if (e.task_id, e.attempt) not in known]
+        self.unsafe = []
+        for worker in self.twin.workers.values():
+            worker.disconnect()
+        self.dispatched.clear()
+        self.now += SECOND
+        self.engine = self.make()
+        self.recorded.restore(self.engine, self.now, self.dice.choice([0, 5 * SECOND]))
+        # What was to be cancelled has ended, and the first turn tells of it.
+        assert self.engine.tasks.unfinished_count <= len(self.admitted - set(self.ended))
+
+    def replay(self) -> None:
+        """Not here: the turns are of several engines."""
+
+
+@pytest.mark.parametrize("policy", list(POLICIES))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 1 << 32))
+def test_killed_at_random_steps(policy: str, seed: int) -> None:
+    """Every task that somebody was told of ends exactly once, with a result that is its own."""
+    chaos = Restarting(policy, seed, lies=False)
+    for _ in range(150):
+        chaos.step()
+    chaos.sync()
+    chaos.restart()
+    chaos.calm()
+    assert chaos.restarts
+
+
+@pytest.mark.parametrize("policy", list(POLICIES))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 1 << 32))
+def test_killed_among_lying_workers(policy: str, seed: int) -> None:
+    """The tables agree, whatever workers claim."""
+    chaos = Restarting(policy, seed, lies=True)
+    for _ in range(150):
+        chaos.step()
+
+
+def test_restored_worker_resources_do_not_matter() -> None:
+    """A worker may come back with other resources than it had."""
+    world = Restartable()
+    world.join("w1", cpus=8)
+    world.submit(3)
+    world.restart()
+    assert dispatches(world.join("w1", cpus=1)) == {"w1": [(1, 1)]}
+    assert world.worker("w1").resources == WorkerResources(cpus=1)

@@ -1,0 +1,297 @@
+"""Facts as rows: whatever happens, in whatever transactions, the live rows say what has not ended."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schedd.core import effects as fx
+from schedd.core.model import (
+    AttemptRecord,
+    Cause,
+    Command,
+    Failed,
+    Report,
+    Succeeded,
+    Task,
+    TaskId,
+    TaskRules,
+    TaskSpec,
+    WorkerId,
+)
+from schedd.core.tasks import RESULT_DROPPED
+from schedd.errors import JournalError
+from schedd.journal.records import (
+    CHECKSUM_BYTES,
+    LiveIndex,
+    Rows,
+    decode_fact,
+    decode_facts,
+    decode_finished,
+    decode_ids,
+    encode_facts,
+    encode_finished,
+    finished_record,
+    finished_records,
+    finished_row,
+)
+
+from .builders import START, admitted, changed, ended, entered, failed, finished, gone, held, record, released
+
+
+class Disk:
+    """The tables that rows are written to, as sets and lists."""
+
+    def __init__(self) -> None:
+        self.batches: dict[int, bytes] = {}
+        self.ended: list[tuple[int, bytes]] = []
+        self.changes: list[tuple[int, bytes]] = []
+        self.workers: dict[str, bytes] = {}
+
+    def write(self, rows: Rows) -> None:
+        """As `Journal._commit` does."""
+        for first, blob in rows.batches:
+            assert first not in self.batches
+            self.batches[first] = blob
+        self.ended += rows.ended
+        self.changes += rows.changes
+        self.workers |= dict(rows.workers)
+        for first in rows.batches_done:
+            del self.batches[first]
+        self.ended = [row for row in self.ended if row[0] not in rows.batches_done]
+        self.changes = [row for row in self.changes if row[0] not in rows.changes_done]
+        for name in rows.workers_gone:
+            self.workers.pop(name, None)
+
+    def index(self) -> LiveIndex:
+        """As `Journal.load` does."""
+        index = LiveIndex()
+        gone = Counter(dict.fromkeys(self.batches, 0))
+        for first, blob in self.ended:
+            gone[first] += len(decode_ids(blob))
+        for first, blob in sorted(self.batches.items()):
+            index.load(first, len(self.admitted(blob).ids) - gone[first])
+        for task_id, _ in self.changes:
+            index.load_changed(task_id)
+        for name in self.workers:
+            index.load_worker(WorkerId(name))
+        return index
+
+    @staticmethod
+    def admitted(blob: bytes) -> fx.TasksAdmitted:
+        fact = decode_fact(blob)
+        assert isinstance(fact, fx.TasksAdmitted)
+        return fact
+
+    def unfinished(self) -> list[int]:
+        over = {i for _, blob in self.ended for i in decode_ids(blob)}
+        ids = [i for _, blob in sorted(self.batches.items()) for i in self.admitted(blob).ids]
+        return [i for i in ids if i not in over]
+
+
+class Story:
+    """Random facts that could have come of an engine, and what they mean, told the simple way."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        self.draw = data.draw
+        self.next_id = 1
+        self.live: list[int] = []
+        self.held: set[int] = set()
+        self.priority: dict[int, float] = {}
+        self.failures: Counter[int] = Counter()
+        self.workers: set[str] = set()
+
+    def facts(self) -> list[fx.Fact]:
+        return [fact for _ in range(self.draw(st.integers(0, 12))) for fact in self.fact()]
+
+    def fact(self) -> list[fx.Fact]:
+        kind = self.draw(st.sampled_from(["admit", "end", "end", "hold", "change", "fail", "worker", "dispatch"]))
+        if kind == "admit":
+            count = self.draw(st.integers(1, 6))
+            ids = list(range(self.next_id, self.next_id + count))
+            self.next_id += count
+            self.live += ids
+            return [admitted(ids)]
+        if kind == "worker":
+            name = self.draw(st.sampled_from(["a", "b", "c"]))
+            leaves = self.draw(st.booleans())
+            (self.workers.discard if leaves else self.workers.add)(name)
+            return [gone(name) if leaves else entered(name)]
+        return self.of_task(kind, self.draw(st.sampled_from(self.live))) if self.live else []
+
+    def of_task(self, kind: str, task_id: int) -> list[fx.Fact]:
+        match kind:
+            case "end":
+                self.live.remove(task_id)
+                return [failed(task_id, cause=Cause.OK), ended(task_id)]
+            case "hold":
+                now_held = task_id not in self.held
+                self.held ^= {task_id}
+                return [held(task_id) if now_held else released(task_id)]
+            case "change":
+                self.priority[task_id] = self.draw(st.sampled_from([1.0, 2.0, 3.0]))
+                return [changed(task_id, self.priority[task_id])]
+            case "fail":
+                self.failures[task_id] += 1
+                return [failed(task_id, self.failures[task_id])]
+            case _:
+                return [fx.AttemptDispatched(TaskId(task_id), 1, WorkerId("a"), START)]
+
+    def agree(self, disk: Disk) -> None:
+        """The rows on disk mean what happened, and there are none for what is over."""
+        assert disk.unfinished() == self.live
+        assert disk.workers.keys() == self.workers
+        assert {task_id for task_id, _ in disk.changes} <= set(self.live)
+        assert {first for first, _ in disk.ended} <= disk.batches.keys()
+        now_held: set[int] = set()
+        priority: dict[int, float] = {}
+        failures: Counter[int] = Counter()
+        for _, blob in disk.changes:
+            match decode_fact(blob):
+                case fx.TaskHeld(task_id=i):
+                    now_held.add(i)
+                case fx.TaskReleased(task_id=i):
+                    now_held.discard(i)
+                case fx.TaskChanged(task_id=i, priority=value):
+                    priority[i] = value
+                case fx.AttemptEnded(task_id=i):
+                    failures[i] += 1
+        live = set(self.live)
+        assert now_held == self.held & live
+        assert priority == {i: p for i, p in self.priority.items() if i in live}
+        assert failures == Counter({i: n for i, n in self.failures.items() if i in live})
+
+
+@given(st.data())
+def test_rows_mean_what_happened(data: st.DataObject) -> None:
+    """Any facts in any transactions, with restarts in between."""
+    story, disk, index = Story(data), Disk(), LiveIndex()
+    for _ in range(data.draw(st.integers(1, 12))):
+        disk.write(index.plan(story.facts()))
+        story.agree(disk)
+        assert index.batch_count == len(disk.batches)
+        if data.draw(st.booleans()):
+            index = disk.index()
+
+
+def test_task_that_comes_and_goes_in_one_transaction_leaves_no_row() -> None:
+    rows = LiveIndex().plan([admitted([1, 2]), held(1), ended(1), failed(2), ended(2)])
+    assert rows == Rows()
+
+
+def test_only_the_last_priority_of_a_transaction_is_written() -> None:
+    index = LiveIndex()
+    index.plan([admitted([1])])
+    rows = index.plan([changed(1, 1.0), held(1), changed(1, 2.0), changed(1, 3.0)])
+    assert [decode_fact(blob) for _, blob in rows.changes] == [held(1), changed(1, 3.0)]
+
+
+def test_worker_that_is_known_is_not_written_again() -> None:
+    index = LiveIndex()
+    assert len(index.plan([entered("a"), entered("a")]).workers) == 1
+    assert index.plan([entered("a")]) == Rows()
+    rows = index.plan([gone("a"), entered("b"), gone("b")])
+    assert not rows.workers
+    assert rows.workers_gone == ["a", "b"]
+
+
+def test_worker_that_is_started_anew_within_one_transaction() -> None:
+    index = LiveIndex()
+    index.plan([entered("a")])
+    rows = index.plan([gone("a"), entered("a")])
+    assert [name for name, _ in rows.workers] == ["a"]
+    assert not rows.workers_gone
+
+
+def test_end_of_a_task_that_is_in_no_batch() -> None:
+    index = LiveIndex()
+    index.plan([admitted([5])])
+    assert index.plan([ended(3)]) == Rows()
+
+
+@pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled"])
+def test_finished_task_and_back(state: str) -> None:
+    attempts = (record(3, Cause.ERROR), record(7))
+    known = finished(
+        4, START + 5, b"r", state=state, job="j", key="k", priority=2.0, attempts=attempts, report=Report(3, {"x": 1.0})
+    )
+    (again,) = decode_finished(encode_finished([known]))
+    assert again == known
+    row = finished_row(again)
+    assert row.state.name == state
+    assert (row.id, row.job, row.key, row.priority, row.attempt) == (4, "j", "k", 2.0, 7)
+    assert row.attempts == attempts
+    assert row.report == Report(3, {"x": 1.0})
+    assert row.result == RESULT_DROPPED
+    assert finished_row(finished(1, result=None)).result is None
+
+
+def test_what_to_do_is_kept_of_what_did_not_succeed() -> None:
+    rules = TaskRules(retries=3)
+    values = {"payload": Command(["x"]), "argument": b"a", "rules": rules, "after": (TaskId(1),)}
+    done = finished_record(Task(id=TaskId(2), state=Succeeded(1), **values), None)  # type: ignore[arg-type]
+    assert (done.payload, done.argument, done.after) == (None, b"", ())
+    not_done = finished_row(finished_record(Task(id=TaskId(2), state=Failed(1), **values), None))  # type: ignore[arg-type]
+    assert (not_done.payload, not_done.argument, not_done.rules, not_done.after) == (
+        Command(["x"]),
+        b"a",
+        rules,
+        (TaskId(1),),
+    )
+
+
+def test_result_is_written_though_memory_gave_it_up_in_the_same_turn() -> None:
+    rows = [Task(id=TaskId(i), state=Succeeded(1), result=RESULT_DROPPED) for i in (1, 2)]
+    facts = [ended(1, result=b"one"), held(9), ended(2, result=None)]
+    assert [r.result for r in finished_records(facts, rows)] == [b"one", None]
+
+
+# ------------------------------------------------------------------------------------------------------------- damage
+
+BLOBS = {
+    decode_facts: encode_facts([admitted([1, 2], TaskSpec(Command(["rm", "-r", "a"]))), ended(1)]),
+    decode_finished: encode_finished([finished(1, result=b"result")]),
+}
+
+
+@pytest.mark.parametrize("decode", BLOBS)
+def test_any_flipped_bit_is_noticed(decode: object) -> None:
+    blob = BLOBS[decode]  # type: ignore[index]
+    for position in range(len(blob)):
+        for bit in range(8):
+            damaged = bytearray(blob)
+            damaged[position] ^= 1 << bit
+            with pytest.raises(JournalError):
+                decode(bytes(damaged))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("decode", [decode_fact, decode_facts, decode_ids, decode_finished])
+@pytest.mark.parametrize("blob", [b"", b"abc", bytes(CHECKSUM_BYTES), b"\0" * 40])
+def test_what_is_no_row(decode: object, blob: bytes) -> None:
+    with pytest.raises(JournalError):
+        decode(blob)  # type: ignore[operator]
+
+
+def test_every_fact_of_the_engine_can_be_read_back() -> None:
+    kinds = {kind for kind in vars(fx).values() if isinstance(kind, type) and issubclass(kind, fx.Fact)} - {fx.Fact}
+    known = [
+        admitted([1]), held(1), released(1), changed(1, 2.0), failed(1), ended(1, result=b"r"), entered("a"), gone("a"),
+        fx.CancelAsked(TaskId(1)),
+        fx.AttemptDispatched(TaskId(1), 1, WorkerId("a"), START),
+        fx.AttemptBegan(TaskId(1), 1, START),
+        fx.WorkerWentSilent(WorkerId("a"), START, START, "x"),
+        fx.WorkerStartedDraining(WorkerId("a"), START),
+        fx.AttemptStolen(TaskId(1), WorkerId("a"), WorkerId("b"), START),
+    ]  # fmt: skip
+    assert {type(fact) for fact in known} == kinds
+    assert decode_facts(encode_facts(known)) == known
+
+
+def test_record_of_an_attempt_keeps_its_times() -> None:
+    one = AttemptRecord(1, WorkerId("w"), 1, 2, 3, Cause.TIMEOUT, 9, 15, "late", (0, 2))
+    (fact,) = decode_facts(encode_facts([fx.AttemptEnded(TaskId(1), one)]))
+    assert isinstance(fact, fx.AttemptEnded)
+    assert fact.record == one
