@@ -65,6 +65,11 @@ def state_dir(given: str = "") -> Path:
     return (Path(base) if base else Path.home() / ".local" / "state") / "schedd"
 
 
+def journal_path(given: str = "") -> Path:
+    """Where the daemon's journal is: as given, else `journal.db` where state lives."""
+    return Path(given).expanduser() if given else state_dir() / "journal.db"
+
+
 def runtime_dir(given: str = "") -> Path:
     """Where sockets live: as given, else schedd's folder in the XDG runtime directory, else one in the state."""
     if given:

@@ -110,6 +110,17 @@ class LimitsSettings(Struct, frozen=True, forbid_unknown_fields=True):
     results_keep_mb: NotNegative = 512.0
 
 
+class JournalSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Table [journal]: what is on disk, and how safe it is before anybody is told."""
+
+    enabled: bool = True
+    path: str = ""
+    durability: Literal["full", "normal", "off"] = "full"
+    adoption_grace_s: NotNegative = 30.0
+    keep_days: NotNegative = 30.0
+    keep_mb: NotNegative = 4096.0
+
+
 class LogSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Table [log]."""
 
@@ -125,6 +136,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     prefetch: PrefetchSettings = PrefetchSettings()
     heartbeat: HeartbeatSettings = HeartbeatSettings()
     limits: LimitsSettings = LimitsSettings()
+    journal: JournalSettings = JournalSettings()
     log: LogSettings = LogSettings()
     worker: WorkerSettings = WorkerSettings()
 

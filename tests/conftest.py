@@ -27,12 +27,18 @@ def _root() -> str | None:
     return None if os.geteuid() == 0 else "not root"
 
 
+def _loop() -> str | None:
+    return None if Path("/dev/loop-control").exists() else "no loop devices"
+
+
 #: Why it is missing, or None, by the name of what a test may need.
 NEEDS: dict[str, Callable[[], str | None]] = {
     "root": _root,
     "setsid": _tool("setsid", "util-linux"),
     "strace": _tool("strace", "strace"),
     "unshare": _tool("unshare", "util-linux"),
+    "mkfs.ext4": _tool("mkfs.ext4", "e2fsprogs"),
+    "loop": _loop,
     "cc": _tool("cc", "gcc"),
 }
 
@@ -60,6 +66,15 @@ def pytest_runtest_makereport(
             if isinstance(value, Cluster):
                 report.sections += [(f"log of {name}", text) for name, text in value.logs()]
     return report
+
+
+@pytest.fixture(autouse=True, scope="session")
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep whatever a test starts away from the journal of the user who runs it."""
+    folder = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCHEDD_STATE_DIR", str(folder))
+        yield folder
 
 
 @pytest.fixture

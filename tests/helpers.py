@@ -255,7 +255,8 @@ class Cluster:
     # ------------------------------------------------------------------------------------------------------- the end
 
     def env(self, more: dict[str, str] | None = None) -> dict[str, str]:
-        return {**os.environ, MARK: self.mark, "PYTHONUNBUFFERED": "1", **(more or {})}
+        own = {MARK: self.mark, "PYTHONUNBUFFERED": "1", "SCHEDD_STATE_DIR": str(self.folder / "daemon")}
+        return {**os.environ, **own, **(more or {})}
 
     def pids(self) -> list[int]:
         """Every process that is left of this cluster, tasks and what they started included."""

@@ -53,8 +53,8 @@ class Hub(Protocol):
     def has_output(self, peer: Peer) -> None:
         """Have `peer.flush` called at the end of this turn."""
 
-    def task_done(self, task_id: TaskId, with_result: bool) -> m.TaskDone | None:
-        """What to tell a watcher of a final task; None where it is forgotten."""
+    def task_done(self, peer: Peer, task_id: TaskId, with_result: bool) -> m.TaskDone | None:
+        """What to tell a watcher of a final task; None where it is forgotten, or will be told later."""
 
 
 class Peer(asyncio.Protocol):
@@ -235,7 +235,7 @@ class Peer(asyncio.Protocol):
         told: list[m.TaskDone] = []
         size = 0
         for position, (task_id, with_result) in enumerate(self._done):
-            done = self._hub.task_done(task_id, with_result)
+            done = self._hub.task_done(self, task_id, with_result)
             if done is None:
                 continue
             size += len(done.result or b"")

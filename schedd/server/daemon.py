@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import random
 import resource
@@ -18,14 +19,17 @@ import anyio
 import uvloop
 
 import schedd
-from schedd.address import Address, parse_address
+from schedd.address import Address, journal_path, parse_address
 from schedd.config import Settings
 from schedd.core.engine import Engine
 from schedd.core.model import SECOND
 from schedd.core.placement import PrefetchRule
 from schedd.core.tables import EngineSettings
-from schedd.errors import ConfigError, ScheddError
+from schedd.errors import ConfigError, JournalError, ScheddError
+from schedd.journal.records import finished_row
+from schedd.journal.store import Journal, Retention
 from schedd.log import Log, set_up
+from schedd.server.archive import Archive
 from schedd.server.clock import Clock
 from schedd.server.connections import Peer
 from schedd.server.service import Service
@@ -66,7 +70,7 @@ def serve(settings: Settings, *, address_file: str | None = None) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(Daemon(settings, address_file).run())
-    except (ListenError, ConfigError) as error:
+    except (ListenError, ConfigError, JournalError) as error:
         log.error("cannot_start", error=error.message, hint=error.hint)
         return 1
 
@@ -103,6 +107,7 @@ class Daemon:
         try:
             # Signals first: whoever learns that we listen may want us to stop.
             with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                self._open_journal(engine, service, clock)
                 await self._listen(service)
                 async with anyio.create_task_group() as group:
                     group.start_soon(self._stop_on_signal, service, signals)
@@ -112,12 +117,55 @@ class Daemon:
             service.loop.stop()
             for server in self._servers:
                 server.close()
+            journal = service.promises.journal
+            if journal is not None and not journal.close():
+                log.error("journal_not_closed", effect="what was not acknowledged may be lost")
             self._clean_up()
         if self._crash is not None:
-            log.error("engine_failed", error=repr(self._crash))
+            log.error("daemon_failed", error=repr(self._crash))
             raise self._crash
         log.info("stopped", unfinished=engine.tasks.unfinished_count)
         return 0
+
+    def _open_journal(self, engine: Engine, service: Service, clock: Clock) -> None:
+        """Open the journal and start from what it has. Raises JournalError."""
+        settings = self._settings.journal
+        if not settings.enabled:
+            log.warning("no_journal", effect="what is unfinished when the daemon stops is lost")
+            return
+        path = journal_path(settings.path)
+        retention = Retention(int(settings.keep_days * 86400 * SECOND), int(settings.keep_mb * 1024 * 1024))
+        promises = service.promises
+        loop = asyncio.get_running_loop()
+
+        def crashed(error: BaseException) -> None:
+            loop.call_soon_threadsafe(self._crashed, error)
+
+        journal = Journal(
+            path,
+            settings.durability,
+            retention,
+            committed=promises.committed,
+            failing=promises.failing,
+            crashed=crashed,
+        )
+        live = journal.load(self._settings.limits.finished_keep_count)
+        workers = [worker.worker_id for worker in live.workers]
+        grace_ns = int(settings.adoption_grace_s * SECOND)
+        finished = [finished_row(record) for record in live.finished]
+        engine.restore(
+            live.batches, live.ended, live.changes, finished, workers, live.next_id, clock.now_ns(), grace_ns
+        )
+        service.loop.wake()  # what a restart leaves to be done, and the deadlines
+        journal.start()
+        promises.journal = journal
+        service.archive = Archive(path)
+        unfinished = engine.tasks.unfinished_count
+        del live
+        # A million rows that are here to stay need not be looked at by every collection.
+        gc.collect()
+        gc.freeze()
+        log.info("journal_open", path=path, durability=settings.durability, unfinished=unfinished, workers=len(workers))
 
     async def _listen(self, service: Service) -> None:
         settings = self._settings.server
@@ -156,11 +204,14 @@ class Daemon:
         """Close what listens and every connection; done when the last has got what was written for it."""
         for server in self._servers:
             server.close()
-        service.close_all()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.server.stop_timeout_s
 
         def look() -> None:
+            if service.promises.pending_count and loop.time() < deadline:
+                loop.call_later(0.005, look)
+                return
+            service.close_all()
             if not service.connection_count or loop.time() > deadline:
                 self._done.set()
             else:

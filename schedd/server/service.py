@@ -13,11 +13,14 @@ from schedd.config import Settings
 from schedd.core import effects as fx
 from schedd.core.engine import Engine
 from schedd.core.events import WorkerDisconnected
-from schedd.core.model import SECOND, Task, TaskId, WorkerId, WorkerStatus
+from schedd.core.model import SECOND, Instant, Task, TaskId, WorkerId, WorkerStatus
+from schedd.core.tasks import RESULT_DROPPED
 from schedd.log import Log
 from schedd.server import recording, translate
+from schedd.server.archive import Archive
 from schedd.server.clock import Clock
 from schedd.server.connections import Peer
+from schedd.server.durable import Promise, Promises
 from schedd.server.loop import EngineLoop
 from schedd.server.watching import Listener, Watch, Watchers
 from schedd.wire import messages as m
@@ -35,6 +38,9 @@ REPORTS_PER_MESSAGE_MAX = 1000
 ENVELOPE_BYTES_MAX = 64 * 1024
 #: A heartbeat is asked for after the interval times a random factor between these.
 HEARTBEAT_STAGGER = (0.8, 1.0)
+#: Results, and bytes of them, that are read from the journal for a watcher in one go.
+FETCHED_TOGETHER_MAX = 100
+FETCHED_BYTES_MAX = 8 * 1024 * 1024
 #: Names of peers are at most this long, in characters.
 NAME_MAX = 200
 
@@ -59,6 +65,15 @@ class Service:
         self._workers: dict[WorkerId, Peer] = {}
         self._watchers = Watchers()
         self._dirty: list[Peer] = []
+        self.promises = Promises(self._flush)
+        #: Set where there is a journal.
+        self.archive: Archive | None = None
+        #: Ends that workers told in this turn, to be acknowledged when they are on disk.
+        self._acks: list[tuple[Peer, int]] = []
+        #: Ends to be told whose results are on disk only.
+        self._on_disk: dict[Peer, list[Task]] = {}
+        #: Tasks whose end is not on disk yet: nobody may be told.
+        self._untold: set[TaskId] = set()
         self._numbers = count(1)
         #: Requests whose answer comes out of the engine: the peer, its number, and what to do with a `Submitted`.
         self._origins: dict[int, tuple[Peer, int, bool]] = {}
@@ -72,6 +87,8 @@ class Service:
             m.ExplainTask: self._explain,
             m.WatchTasks: self._watch,
             m.ReadLog: self._read_log,
+            m.ListHistory: self._history,
+            m.BackUp: self._back_up,
         }
 
     # ---------------------------------------------------------------------------------------------------- connections
@@ -168,7 +185,7 @@ class Service:
             if event is not None:
                 self.loop.post(event)
             if isinstance(message, m.AttemptsFinished):
-                peer.send(m.AckFinished(message.seq))
+                self._acks.append((peer, message.seq))
             elif isinstance(message, m.Heartbeat):
                 # Staggered, or a whole cluster that came back together would report together for ever.
                 stagger = random.uniform(*HEARTBEAT_STAGGER)
@@ -188,6 +205,11 @@ class Service:
         reader = self._readers.get(type(request))
         if reader is not None:
             self.loop.ask(lambda: self._answer(peer, request, reader))
+            return
+        if isinstance(request, m.Submit) and self.promises.failure:
+            text = f"the journal cannot be written: {self.promises.failure}"
+            hint = "make room on the disk of the daemon; it recovers by itself"
+            peer.send(m.RequestFailed(request.request, m.JOURNAL_FAILING, text, hint))
             return
         origin = next(self._numbers)
         event = translate.request_event(request, origin)
@@ -216,8 +238,15 @@ class Service:
         if unknown and len(request.selection.ids) == len(unknown):
             self._unknown(peer, request.request, unknown[0])
             return
-        details = [translate.task_detail(self.engine, task) for task in rows] if request.detail else []
-        peer.send(m.TaskList(request.request, [translate.task_view(task) for task in rows], details, more))
+        if not request.detail:
+            peer.send(m.TaskList(request.request, [translate.task_view(task) for task in rows], [], more))
+            return
+
+        def answer(results: dict[TaskId, bytes]) -> None:
+            details = [translate.task_detail(self.engine, task, results.get(task.id)) for task in rows]
+            peer.send(m.TaskList(request.request, [translate.task_view(task) for task in rows], details, more))
+
+        self._fetch_results(rows, answer)
 
     def _unknown(self, peer: Peer, request: int, task_id: int) -> None:
         hint = "finished tasks are forgotten in time" if 0 < task_id < self.engine.tasks.next_id else ""
@@ -277,12 +306,67 @@ class Service:
         total = finished = 0
         for task in self.engine.tasks.select(selection):
             total += 1
-            if task.state.is_final:
+            if self._is_told(task):
                 finished += 1
                 peer.send_done(task.id, request.results)
             else:
                 self._watchers.add(task.id, watch)
         peer.send(m.Watching(request.request, total, finished))
+
+    # ---------------------------------------------------------------------------------------- what the journal knows
+
+    def _history(self, peer: Peer, request: m.ListHistory) -> None:
+        self._ask_archive(peer, request.request, lambda archive: archive.history(request))
+
+    def _back_up(self, peer: Peer, request: m.BackUp) -> None:
+        self._ask_archive(peer, request.request, lambda archive: archive.back_up(request))
+
+    def _ask_archive(self, peer: Peer, request: int, question: Callable[[Archive], Any]) -> None:
+        archive = self.archive
+        if archive is None:
+            hint = "set journal.enabled = true in config.toml"
+            peer.send(m.RequestFailed(request, m.NO_JOURNAL, "this daemon keeps no journal", hint))
+            return
+        archive.ask(
+            lambda: question(archive),
+            peer.send,
+            lambda message, hint: peer.send(m.RequestFailed(request, m.JOURNAL_FAILING, message, hint)),
+        )
+
+    def _fetch_results(self, rows: list[Task], answer: Callable[[dict[TaskId, bytes]], None]) -> None:
+        """Give `answer` the results of these rows that are on disk only; at once where there are none."""
+        wanted = [(t.id, _ended_ns(t)) for t in rows if t.result == RESULT_DROPPED]
+        archive = self.archive
+        if not wanted or archive is None:
+            answer({})
+            return
+        # What does not fit into a frame cannot be answered anyway.
+        archive.ask(
+            lambda: archive.results(wanted, FRAME_BYTES_MAX),
+            lambda found: answer(found[0]),
+            lambda message, hint: answer({}),
+        )
+
+    def _tell_from_disk(self, peer: Peer, rows: list[Task]) -> None:
+        """Tell a watcher of ends whose results are on disk only, a part after the other, as fast as it reads."""
+        archive = self.archive
+        if archive is None or peer.is_closing:
+            return
+        wanted = [(task.id, _ended_ns(task)) for task in rows[:FETCHED_TOGETHER_MAX]]
+
+        def answer(found: tuple[dict[TaskId, bytes], int]) -> None:
+            results, looked = found
+            for task in rows[:looked]:  # a message each: a result may be large
+                peer.send(m.TasksDone([translate.task_done(task, True, results.get(task.id))]))
+            rest = rows[looked:]
+            if rest and peer.is_paused:
+                peer.put_off(lambda: self._tell_from_disk(peer, rest))
+            elif rest:
+                self._tell_from_disk(peer, rest)
+
+        archive.ask(
+            lambda: archive.results(wanted, FETCHED_BYTES_MAX), answer, lambda message, hint: answer(({}, len(wanted)))
+        )
 
     # ------------------------------------------------------------------------------------------------- output of tasks
 
@@ -330,18 +414,40 @@ class Service:
         for action in effects.actions:
             if type(action) is fx.PublishReports:  # of what ended in this very turn, too: before its end
                 self._publish(action)
-        self._follow(effects.facts)
+        promises: list[Promise] = []
         for action in effects.actions:
-            self._act(action)
+            promise = self._act(action)
+            if promise is not None:
+                promises.append(promise)
+        ended = self._ended(effects.facts)
+        if ended:
+            promises.append(lambda: self._tell_ended(ended))
+        if self._acks:
+            acks, self._acks = self._acks, []
+            promises.append(lambda: self._acknowledge(acks))
+        self.promises.record(self.loop.turns, effects, promises, self.clock.now_ns())
 
-    def _follow(self, facts: list[fx.Fact]) -> None:
+    def _ended(self, facts: list[fx.Fact]) -> list[TaskId]:
+        ended = []
         for fact in facts:
             if type(fact) is fx.TaskFinished:
-                for watch in self._watchers.take(fact.task_id):
-                    if watch.peer is not None:
-                        watch.peer.send_done(fact.task_id, watch.results)
+                ended.append(fact.task_id)
             elif type(fact) is fx.WorkerGone and fact.lost:
                 self._part(fact)
+        self._untold.update(ended)
+        return ended
+
+    def _tell_ended(self, ended: list[TaskId]) -> None:
+        self._untold.difference_update(ended)
+        for task_id in ended:
+            for watch in self._watchers.take(task_id):
+                if watch.peer is not None:
+                    watch.peer.send_done(task_id, watch.results)
+
+    @staticmethod
+    def _acknowledge(acks: list[tuple[Peer, int]]) -> None:
+        for peer, seq in acks:
+            peer.send(m.AckFinished(seq))
 
     def _part(self, gone: fx.WorkerGone) -> None:
         """Cut the connection of a worker that was given up while it was silent: it has to introduce itself anew."""
@@ -349,14 +455,17 @@ class Service:
         if peer is not None and peer.incarnation == gone.incarnation:
             peer.abort()
 
-    def _act(self, action: fx.Action) -> None:
+    def _act(self, action: fx.Action) -> Promise | None:
+        """Do what an action says; a reply is returned instead, for when the facts behind it are on disk."""
         match action:
             case fx.ReplySubmitted():
-                self._reply_submitted(action)
+                return lambda: self._reply_submitted(action)
             case fx.ReplyChanged():
-                self._reply(action.origin, lambda n: m.Changed(n, action.changed, action.unchanged))
+                return lambda: self._reply(action.origin, lambda n: m.Changed(n, action.changed, action.unchanged))
             case fx.ReplyDeclined():
-                self._reply(action.origin, lambda n: m.RequestFailed(n, action.code, action.message, action.hint))
+                return lambda: self._reply(
+                    action.origin, lambda n: m.RequestFailed(n, action.code, action.message, action.hint)
+                )
             case fx.PublishReports():
                 pass  # done already
             case _:
@@ -364,6 +473,7 @@ class Service:
                 if worker is not None:  # else it is told when it comes back
                     for message in translate.worker_messages(action):
                         worker.send(message)
+        return None
 
     def _reply(self, origin: int, message: Callable[[int], Any]) -> None:
         peer, request, _ = self._origins.pop(origin)
@@ -380,10 +490,14 @@ class Service:
             peer.watches.append(watch)
         for task_id in action.ids:
             task = self.engine.tasks.get(task_id)
-            if task is None or task.state.is_final:  # an old one, found by its key, or forgotten already
+            if task is None or self._is_told(task):  # an old one, found by its key, or forgotten already
                 peer.send_done(task_id, with_result=True)
             else:
                 self._watchers.add(task_id, watch)
+
+    def _is_told(self, task: Task) -> bool:
+        """Whether the task has ended and everybody may know."""
+        return task.state.is_final and task.id not in self._untold
 
     def _publish(self, action: fx.PublishReports) -> None:
         by_peer: dict[Listener, list[m.AttemptReport]] = {}
@@ -396,14 +510,31 @@ class Service:
             for start in range(0, len(reports), REPORTS_PER_MESSAGE_MAX):
                 peer.send(m.TaskReports(reports[start : start + REPORTS_PER_MESSAGE_MAX]))
 
-    def task_done(self, task_id: TaskId, with_result: bool) -> m.TaskDone | None:
+    def task_done(self, peer: Peer, task_id: TaskId, with_result: bool) -> m.TaskDone | None:
         task = self.engine.tasks.get(task_id)
-        return translate.task_done(task, with_result) if task is not None else None
+        if task is None:
+            return None
+        if with_result and task.result == RESULT_DROPPED and self.archive is not None:
+            self._on_disk.setdefault(peer, []).append(task)
+            return None
+        return translate.task_done(task, with_result)
 
     def _flush(self) -> None:
+        self._flush_peers()
+        if self._on_disk:
+            waiting, self._on_disk = self._on_disk, {}
+            for peer, rows in waiting.items():
+                # Those that ended together are together on disk.
+                self._tell_from_disk(peer, sorted(rows, key=_ended_ns))
+
+    def _flush_peers(self) -> None:
         while self._dirty:
             peers, self._dirty = self._dirty, []
             for peer in peers:
                 peer.flush()
             if len(peers) == len(self._dirty):
                 return  # each has more than one write may carry: the next turn goes on
+
+
+def _ended_ns(task: Task) -> Instant:
+    return getattr(task.state, "at_ns", 0)

@@ -94,10 +94,10 @@ def dispatch_messages(tasks: list[Task]) -> list[m.Dispatch]:
     messages: list[m.Dispatch] = []
     specs: list[m.WireSpec] = []
     attempts: list[m.WireAttempt] = []
-    index_of: dict[tuple[int, int, int, str, str], int] = {}
+    index_of: dict[tuple[int, int, int, str, str, int], int] = {}
     size = 0
     for task in tasks:
-        key = (id(task.payload), id(task.requirements), id(task.rules), task.kind, task.job)
+        key = (id(task.payload), id(task.requirements), id(task.rules), task.kind, task.job, task.defined_ns)
         index = index_of.get(key)
         size += len(task.argument) + (_payload_bytes(task.payload) if index is None else 0)
         if size > DISPATCH_BYTES_MAX and attempts:
@@ -109,7 +109,7 @@ def dispatch_messages(tasks: list[Task]) -> list[m.Dispatch]:
             payload = task.payload
             if payload is None:
                 raise ValueError(f"task {task.id} has no payload")
-            specs.append(m.WireSpec(payload, task.requirements, task.rules, task.kind, task.job))
+            specs.append(m.WireSpec(payload, task.requirements, task.rules, task.kind, task.job, task.defined_ns))
         attempts.append(m.WireAttempt(task.id, task.attempt, index, task.argument, task.variant))
     messages.append(m.Dispatch(specs, attempts))
     return messages
@@ -151,15 +151,16 @@ def _seconds(instant: Instant) -> float | None:
     return instant / SECOND if instant else None
 
 
-def task_done(task: Task, with_result: bool) -> m.TaskDone:
-    """What a watcher hears of a final task."""
+def task_done(task: Task, with_result: bool, fetched: bytes | None = None) -> m.TaskDone:
+    """What a watcher hears of a final task; `fetched`: its result, where that was on disk only."""
     last = task.attempts[-1] if task.attempts else None
-    dropped = task.result is not None and task.result == RESULT_DROPPED
+    result = fetched or task.result
+    dropped = result is not None and result == RESULT_DROPPED
     return m.TaskDone(
         task.id,
         task.state.name,
         _cause(task) or "",
-        task.result if with_result and not dropped else None,
+        result if with_result and not dropped else None,
         last.message if last is not None else "",
         last.exit_code if last is not None else None,
         last.worker_id if last is not None else "",
@@ -200,8 +201,8 @@ def task_view(task: Task) -> m.TaskView:
     )
 
 
-def task_detail(engine: Engine, task: Task) -> m.TaskDetail:
-    """What `show` adds."""
+def task_detail(engine: Engine, task: Task, fetched: bytes | None = None) -> m.TaskDetail:
+    """What `show` adds; `fetched`: the result, where that was on disk only."""
     worker = engine.resources.workers.get(task.worker_id) if task.worker_id else None
     devices = []
     if worker is not None and worker.ledger is not None and task.reserved:
@@ -216,7 +217,7 @@ def task_detail(engine: Engine, task: Task) -> m.TaskDetail:
         attempts=list(task.attempts),
         devices=devices,
         not_before=_seconds(task.not_before_ns),
-        result=task.result or None,
+        result=fetched or task.result or None,
     )
 
 

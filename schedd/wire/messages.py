@@ -43,6 +43,8 @@ QUEUE_FULL = "queue_full"
 TOO_LARGE = "too_large"
 SHUTTING_DOWN = "shutting_down"
 WORKER_AWAY = "worker_away"
+JOURNAL_FAILING = "journal_failing"
+NO_JOURNAL = "no_journal"
 
 
 # ------------------------------------------------------------------------------------------------------- handshake
@@ -99,13 +101,18 @@ class Refused(Struct, frozen=True, tag=True, array_like=True):
 
 
 class WireSpec(Struct, frozen=True, array_like=True):
-    """What several attempts of one frame have in common."""
+    """What several attempts of one frame have in common.
+
+    `defined_ns` comes back with `HoldsAttempt`: a daemon that was killed may have lost what it had told nobody, and
+    mean something else by these ids.
+    """
 
     payload: Payload
     requirements: TaskRequirements
     rules: TaskRules
     kind: str
     job: str
+    defined_ns: int = 0
 
 
 class WireAttempt(Struct, frozen=True, array_like=True):
@@ -354,6 +361,29 @@ class ReadLog(Struct, frozen=True, tag=True, array_like=True):
     limit: int = 65536
 
 
+class ListHistory(Struct, frozen=True, tag=True, array_like=True):
+    """Ask the journal for tasks that have ended, the newest end first; answered by `HistoryList`.
+
+    `since_ns`: only ends from then on; 0: no bound. `job`, `kind`, `states`: empty for all. `cursor`: where the
+    last answer ended; zeros: begin with the newest.
+    """
+
+    request: int
+    job: str = ""
+    kind: str = ""
+    states: list[str] = field(default_factory=list)
+    since_ns: int = 0
+    cursor: tuple[int, int] = (0, 0)
+    limit: int = 1000
+
+
+class BackUp(Struct, frozen=True, tag=True, array_like=True):
+    """Write a copy of the journal, as of now, to a new file on the daemon's machine; answered by `BackedUp`."""
+
+    request: int
+    path: str
+
+
 # ------------------------------------------------------------------------------------------------ daemon to client
 
 
@@ -446,6 +476,21 @@ class TaskList(Struct, frozen=True, tag=True, array_like=True):
     tasks: list[TaskView]
     details: list[TaskDetail] = field(default_factory=list)
     more: bool = False
+
+
+class HistoryList(Struct, frozen=True, tag=True, array_like=True):
+    """`attempts` is as long as `tasks`. There may be more, also after an empty answer, unless `cursor` is zeros."""
+
+    request: int
+    tasks: list[TaskView]
+    attempts: list[list[AttemptRecord]]
+    cursor: tuple[int, int] = (0, 0)
+
+
+class BackedUp(Struct, frozen=True, tag=True, array_like=True):
+    request: int
+    path: str
+    size_bytes: int
 
 
 class JobView(Struct, frozen=True):
@@ -559,6 +604,8 @@ ClientRequest = (
     | SetPriorities
     | DrainWorkers
     | ReadLog
+    | ListHistory
+    | BackUp
 )
 FromWorker = (
     Heartbeat
@@ -597,6 +644,8 @@ ToClient = (
     | Explanation
     | Changed
     | LogData
+    | HistoryList
+    | BackedUp
 )
 
 _hello_decoder = msgspec.msgpack.Decoder(Hello)

@@ -179,6 +179,8 @@ class RawWorker(RawPeer):
         self.name = WorkerId(name)
         self._seq = 0
         self._pending: list[m.WireAttempt] = []
+        #: All specs that were dispatched.
+        self.specs: list[m.WireSpec] = []
         peer = m.WorkerHello(self.name, incarnation, resources or WorkerResources(cpus=cpus), holds=holds or [])
         self.greet(m.Hello(m.PROTOCOL, "test", peer))
 
@@ -188,7 +190,9 @@ class RawWorker(RawPeer):
     def attempts(self, count: int = 1) -> list[m.WireAttempt]:
         """The next so many attempts that the daemon dispatches."""
         while len(self._pending) < count:
-            self._pending += self.expect(m.Dispatch).attempts
+            dispatch = self.expect(m.Dispatch)
+            self._pending += dispatch.attempts
+            self.specs += dispatch.specs
         got, self._pending = self._pending[:count], self._pending[count:]
         return got
 

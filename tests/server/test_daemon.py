@@ -186,7 +186,7 @@ def test_service_manager_is_told(cluster: Cluster) -> None:
 
 
 def test_service_manager_that_is_gone_or_abstract(cluster: Cluster) -> None:
-    cluster.start_daemon(env={"NOTIFY_SOCKET": str(cluster.folder / "nobody")})
+    cluster.start_daemon(env={"NOTIFY_SOCKET": str(cluster.folder / "nobody")}).stop()
     name = f"schedd-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"\0{name}")

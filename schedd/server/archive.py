@@ -1,0 +1,94 @@
+"""What only the journal can answer, asked in a thread beside the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from schedd.core.model import Instant, TaskId
+from schedd.errors import JournalError
+from schedd.journal.records import FinishedTask, finished_row
+from schedd.journal.store import Reader
+from schedd.log import Log
+from schedd.server import translate
+from schedd.wire import messages as m
+
+log = Log("schedd.server")
+
+T = TypeVar("T")
+
+#: A page of history has at most so many tasks.
+HISTORY_LIMIT_MAX = 5000
+#: And looks at so many at most, so that nobody's search keeps the threads from others.
+HISTORY_LOOKED_MAX = 50_000
+#: Questions that may be under way at a time; more wait for their turn.
+THREADS_MAX = 2
+
+
+class Archive:
+    """Reads the journal for the service. Each answer is given in the loop."""
+
+    def __init__(self, path: Path) -> None:
+        self._reader = Reader(path)
+        self._slots = asyncio.Semaphore(THREADS_MAX)
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def ask(self, question: Callable[[], T], answer: Callable[[T], None], failed: Callable[[str, str], None]) -> None:
+        """Run a question in a thread; `answer` gets what it returned, `failed` a message and a hint."""
+        asking = asyncio.ensure_future(self._ask(question, answer, failed))
+        self._under_way.add(asking)
+        asking.add_done_callback(self._under_way.discard)
+
+    async def _ask(
+        self, question: Callable[[], T], answer: Callable[[T], None], failed: Callable[[str, str], None]
+    ) -> None:
+        try:
+            async with self._slots:
+                found = await asyncio.to_thread(question)
+        except JournalError as error:
+            failed(error.message, error.hint)
+        except sqlite3.Error as error:
+            failed(f"the journal cannot be read: {error}", "see `schedd journal check`")
+        except Exception as error:  # whoever asked is not left without an answer
+            log.error("question_failed", error=repr(error))
+            failed(f"the question failed: {error}", "")
+        else:
+            answer(found)
+
+    def results(self, wanted: list[tuple[TaskId, Instant]], bytes_max: int) -> tuple[dict[TaskId, bytes], int]:
+        """The results of tasks that ended at these instants, and how many of them were looked at: see `Reader`."""
+        return self._reader.results(wanted, bytes_max)
+
+    def history(self, request: m.ListHistory) -> m.HistoryList:
+        """A page of tasks that have ended, the newest end first. Looks at a bounded number of them."""
+        limit = min(max(1, request.limit), HISTORY_LIMIT_MAX)
+        states = frozenset(request.states)
+        tasks: list[Any] = []
+        attempts: list[Any] = []
+        for looked, (cursor, record) in enumerate(self._reader.finished(request.cursor), 1):
+            if request.since_ns and record.at_ns < request.since_ns:
+                break
+            if _is_meant(record, request, states):
+                tasks.append(translate.task_view(finished_row(record)))
+                attempts.append(list(record.attempts))
+            if len(tasks) == limit or looked == HISTORY_LOOKED_MAX:
+                return m.HistoryList(request.request, tasks, attempts, cursor)
+        return m.HistoryList(request.request, tasks, attempts)
+
+    def back_up(self, request: m.BackUp) -> m.BackedUp:
+        """Write a copy of the journal. Raises JournalError."""
+        target = Path(request.path)
+        if not target.is_absolute():
+            raise JournalError(f"{request.path!r} is no absolute path", "the file is written on the daemon's machine")
+        return m.BackedUp(request.request, str(target), self._reader.backup(target))
+
+
+def _is_meant(record: FinishedTask, request: m.ListHistory, states: frozenset[str]) -> bool:
+    if request.job and record.job != request.job:
+        return False
+    if request.kind and record.kind != request.kind:
+        return False
+    return not states or record.state in states

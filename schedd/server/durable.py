@@ -1,0 +1,76 @@
+"""What others will rely on is on disk before they are told.
+
+Each turn hands its facts to the journal. What the turn promises (an acknowledged submit, a recorded result) waits here
+until the journal has written them, and leaves in the order of the turns. What promises nothing (a dispatch, a revoke)
+does not wait: workers bring what they run to the next start of the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from schedd.core.effects import Effects
+from schedd.core.model import Instant
+from schedd.journal.records import finished_records
+from schedd.journal.store import Journal
+from schedd.log import Log
+
+log = Log("schedd.server")
+
+Promise = Callable[[], None]
+
+
+class Promises:
+    """Promises by the turn whose facts they need. Without a journal, or with durability "off", none waits."""
+
+    def __init__(self, kept: Callable[[], None]) -> None:
+        #: Called after promises were kept outside of a turn, to write what they say.
+        self._kept = kept
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[tuple[int, Sequence[Promise]]] = deque()
+        self.journal: Journal | None = None
+        #: Why the journal cannot be written now; "": it can.
+        self.failure = ""
+
+    @property
+    def pending_count(self) -> int:
+        """Turns that are not on disk yet and have promised something."""
+        return len(self._waiting)
+
+    def record(self, turn: int, effects: Effects, promises: Sequence[Promise], now: Instant) -> None:
+        """Take the facts of a turn to the journal, and keep its promises when they are there."""
+        journal, facts = self.journal, effects.facts
+        if journal is not None and facts:
+            journal.append(turn, facts, finished_records(facts, effects.finished), now)
+        if journal is None or journal.durability == "off" or not (facts or self._waiting):
+            for promise in promises:
+                promise()
+        elif promises:
+            # A turn without facts only keeps the order: it needs no more than those before it.
+            self._waiting.append((turn if facts else self._waiting[-1][0], promises))
+
+    def committed(self, turn: int) -> None:
+        """In the writer thread: all turns up to this one are on disk."""
+        self._loop.call_soon_threadsafe(self._keep, turn)
+
+    def failing(self, reason: str) -> None:
+        """In the writer thread: the disk refuses; "": it no longer does."""
+        self._loop.call_soon_threadsafe(self._note_failure, reason)
+
+    def _keep(self, turn: int) -> None:
+        waiting = self._waiting
+        if not waiting or waiting[0][0] > turn:
+            return
+        while waiting and waiting[0][0] <= turn:
+            for promise in waiting.popleft()[1]:
+                promise()
+        self._kept()
+
+    def _note_failure(self, reason: str) -> None:
+        self.failure = reason
+        if reason:
+            log.error("journal_failing", reason=reason, effect="new submits are refused, ends are not acknowledged")
+        else:
+            log.warning("journal_recovered")
