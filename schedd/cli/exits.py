@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from schedd.errors import ConfigError, ConnectionLost, RemoteProtocolError, RequestRefused, ScheddError, TaskFailed
+from schedd.errors import (
+    ConfigError,
+    ConnectionLost,
+    JournalError,
+    RemoteProtocolError,
+    RequestRefused,
+    ScheddError,
+    TaskFailed,
+)
 
 
 class Exit(IntEnum):
@@ -25,6 +33,8 @@ class Exit(IntEnum):
     TIMEOUT = 6
     #: A settings file cannot be used, or something that the command needs is not installed.
     CONFIG = 7
+    #: A journal is damaged, or cannot be read or written.
+    JOURNAL = 8
     #: A bug of ours, as in sysexits.h.
     BUG = 70
     #: As a shell reports a death by SIGINT.
@@ -42,6 +52,8 @@ def exit_for(error: ScheddError) -> Exit:
     match error:
         case ConfigError():
             return Exit.CONFIG
+        case JournalError():
+            return Exit.JOURNAL
         case ConnectionLost() | RemoteProtocolError():
             return Exit.NO_DAEMON
         case RequestRefused(code=code) if code in _NOT_FOUND:

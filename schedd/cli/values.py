@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 #: A submit of more tasks than this is refused by the daemon anyway; an array must not fill the memory before that.
 ARRAY_LENGTH_MAX = 1_000_000
@@ -24,6 +25,21 @@ def parse_duration(text: str) -> float:
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError(f"{text!r} is not a duration; write seconds, or for instance 90s, 5m, 1h30m, 2d")
     return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+
+
+def parse_instant(text: str, now: float) -> float:
+    """Read a length of time before `now` (`2h`, `7d`), or an instant in ISO 8601, local unless it says otherwise.
+
+    Returns seconds since the epoch. Raises ValueError.
+    """
+    try:
+        return now - parse_duration(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text.strip()).astimezone().timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise ValueError(f"{text!r} is no time; write for instance 2h, 7d, 2026-11-24 or '2026-11-24 18:30'") from None
 
 
 def parse_numbers(text: str) -> list[int]:

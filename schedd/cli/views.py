@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -12,7 +12,7 @@ import msgspec
 from schedd.cli.output import Column
 from schedd.cli.values import write_duration
 from schedd.core.model import SECOND, Command, Payload, TaskRequirements
-from schedd.wire.messages import JobView, TaskDetail, TaskView, WorkerView
+from schedd.wire.messages import AttemptRecord, JobView, TaskDetail, TaskView, WorkerView
 
 TASK_COLUMNS = [
     Column("id", right=True),
@@ -47,6 +47,28 @@ WORKER_COLUMNS = [
     Column("seen", right=True),
 ]
 
+HISTORY_COLUMNS = [
+    Column("id", right=True),
+    Column("job", fold=True),
+    Column("kind", fold=True),
+    Column("state"),
+    Column("worker", fold=True),
+    Column("ended"),
+    Column("time", right=True),
+    Column("about", fold=True),
+]
+ATTEMPT_COLUMNS = [
+    Column("id", right=True),
+    Column("attempt", right=True),
+    Column("job", fold=True),
+    Column("kind", fold=True),
+    Column("cause"),
+    Column("worker", fold=True),
+    Column("ended"),
+    Column("time", right=True),
+    Column("about", fold=True),
+]
+
 #: States in which a task has not been dispatched.
 BEFORE_DISPATCH = ("held", "waiting", "delayed", "queued")
 
@@ -76,6 +98,28 @@ def task_row(task: TaskView, now: float) -> list[str]:
         task.worker or "",
         task_time(task, now),
         task.message.partition("\n")[0] or ("" if task.finished_at else progress(task)),
+    ]
+
+
+def history_row(task: TaskView) -> list[str]:
+    """Make a row for `HISTORY_COLUMNS`."""
+    number, job, kind, state, _, worker, time, about = task_row(task, task.finished_at or 0.0)
+    return [number, job, kind, state, worker, clock(task.finished_at), time, about]
+
+
+def attempt_row(task: TaskView, record: AttemptRecord) -> list[str]:
+    """Make a row for `ATTEMPT_COLUMNS`."""
+    began = record.started_at_ns
+    return [
+        str(task.id),
+        str(record.attempt),
+        task.job,
+        task.kind,
+        str(record.cause),
+        record.worker_id,
+        clock(_seconds(record.finished_at_ns)),
+        write_duration((record.finished_at_ns - began) / SECOND) if began else "",
+        record.message.partition("\n")[0],
     ]
 
 
@@ -159,7 +203,7 @@ def _seconds(instant_ns: int) -> float | None:
     return instant_ns / SECOND if instant_ns else None
 
 
-def attempts(detail: TaskDetail) -> list[dict[str, Any]]:
+def attempts(records: Sequence[AttemptRecord]) -> list[dict[str, Any]]:
     """List the attempts that have ended, with times in seconds since the epoch."""
     return [
         {
@@ -174,7 +218,7 @@ def attempts(detail: TaskDetail) -> list[dict[str, Any]]:
             "message": record.message,
             "devices": record.devices,
         }
-        for record in detail.attempts
+        for record in records
     ]
 
 
@@ -188,7 +232,7 @@ def task_with_detail(task: TaskView, detail: TaskDetail) -> dict[str, Any]:
         "rules": every_field(detail.rules),
         "after": detail.after,
         "missing": detail.missing,
-        "attempts": attempts(detail),
+        "attempts": attempts(detail.attempts),
         "devices": detail.devices,
         "not_before": detail.not_before,
         "result": readable(detail.result),

@@ -7,6 +7,7 @@ submits costs one message. `watch` and `wait` use a connection of their own, bec
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from itertools import zip_longest
@@ -17,15 +18,20 @@ from schedd.client.connection import Answer, Connection, open_connection
 from schedd.client.mapping import Calls, MapRun
 from schedd.client.options import NOT_OF_MAP, Options, read_options, read_request
 from schedd.client.pipeline import SUBMIT_BYTES_MAX, SUBMIT_TASKS_MAX, Pipeline
+from schedd.client.retrying import plan_retry, without
 from schedd.client.selecting import UNFINISHED, Which, select
 from schedd.client.splitting import cut, part_of
 from schedd.client.task import AsyncTask
 from schedd.client.ticket import Order
 from schedd.client.watching import watch
-from schedd.core.model import TaskId, TaskRequirements, WorkerId
+from schedd.core.model import SECOND, TaskId, TaskRequirements, WorkerId
 from schedd.errors import ConnectionLost, RequestRefused, ScheddError
 from schedd.wire.messages import (
+    UNKNOWN_TASK,
+    AttemptRecord,
     AttemptReport,
+    BackedUp,
+    BackUp,
     CancelTasks,
     Changed,
     ClientRequest,
@@ -33,9 +39,11 @@ from schedd.wire.messages import (
     ExplainTask,
     Explanation,
     GetStats,
+    HistoryList,
     HoldTasks,
     JobList,
     JobView,
+    ListHistory,
     ListJobs,
     ListTasks,
     ListWorkers,
@@ -295,6 +303,60 @@ class AsyncClient:
     ) -> LogData:
         """Read a piece of a task's output from the worker that has it; `offset` below 0 counts from the end."""
         return await self._ask(LogData, ReadLog, task_id, attempt, stream, offset, limit)
+
+    # ------------------------------------------------------------------------------------------------------- journal
+
+    async def history(
+        self,
+        *,
+        job: str = "",
+        kind: str = "",
+        states: Iterable[str] = (),
+        since: float = 0.0,
+        limit: int | None = None,
+    ) -> list[tuple[TaskView, list[AttemptRecord]]]:
+        """List tasks that have ended, the newest end first, with their attempts, as far as the journal goes back.
+
+        since: seconds since the epoch. limit: None for all there are.
+        """
+        rows: list[tuple[TaskView, list[AttemptRecord]]] = []
+        since_ns, cursor = int(since * SECOND), (0, 0)
+        while limit is None or len(rows) < limit:
+            size = PAGE_TASKS if limit is None else min(PAGE_TASKS, limit - len(rows))
+            page = await self._ask(HistoryList, ListHistory, job, kind, list(states), since_ns, cursor, size)
+            rows += zip(page.tasks, page.attempts, strict=True)
+            cursor = page.cursor
+            if cursor == (0, 0):
+                break
+        return rows
+
+    async def backup(self, path: str | os.PathLike[str]) -> BackedUp:
+        """Have the daemon write a copy of its journal, as of now, to a new file: an absolute path on its machine."""
+        return await self._ask(BackedUp, BackUp, os.fspath(path))
+
+    async def retry(self, which: Which) -> tuple[list[tuple[TaskId, TaskId]], Changed, list[str]]:
+        """Submit tasks that failed or were cancelled again, as new ones that do the same for the same job.
+
+        Returns the old and the new id of each, what was left as it is and why, and the warnings of the submit.
+        Raises RequestRefused where one waits for a task that failed and is not done again with it.
+        """
+        plan = plan_retry(await self.show(which))
+        changed = Changed(0, len(plan.ids), [(task_id, reason) for task_id, reason in plan.unchanged])
+        if not plan.ids:
+            return [], changed, []
+        done = await self._succeeded(plan.others)
+        submitted = await self.submit_many(plan.specs, without(plan.entries, done))
+        return list(zip(plan.ids, submitted.ids, strict=True)), changed, submitted.warnings
+
+    async def _succeeded(self, ids: list[TaskId]) -> list[TaskId]:
+        if not ids:
+            return []
+        try:
+            return [view.id for view in await self.tasks(Selection(ids=ids)) if view.state == "succeeded"]
+        except RequestRefused as error:
+            if error.code != UNKNOWN_TASK:  # of all of them; the submit says so, too
+                raise
+            return []
 
     # -------------------------------------------------------------------------------------------------------- inside
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -22,7 +23,9 @@ from schedd.client.thread import LoopThread
 from schedd.core.model import TaskId, TaskRequirements, WorkerId
 from schedd.errors import ConnectionLost
 from schedd.wire.messages import (
+    AttemptRecord,
     AttemptReport,
+    BackedUp,
     Changed,
     Explanation,
     JobView,
@@ -220,6 +223,20 @@ class Client:
     def workers(self) -> list[WorkerView]:
         """List the workers."""
         return self._thread.run(self._client.workers())
+
+    def history(
+        self, *, job: str = "", kind: str = "", states: Iterable[str] = (), since: float = 0.0, limit: int | None = None
+    ) -> list[tuple[TaskView, list[AttemptRecord]]]:
+        """List tasks that have ended, the newest end first. As `AsyncClient.history`."""
+        return self._thread.run(self._client.history(job=job, kind=kind, states=states, since=since, limit=limit))
+
+    def backup(self, path: str | os.PathLike[str]) -> BackedUp:
+        """Have the daemon write a copy of its journal. As `AsyncClient.backup`."""
+        return self._thread.run(self._client.backup(path))
+
+    def retry(self, which: Which) -> tuple[list[tuple[TaskId, TaskId]], Changed, list[str]]:
+        """Submit tasks that failed or were cancelled again. As `AsyncClient.retry`."""
+        return self._thread.run(self._client.retry(which))
 
     def stats(self) -> Stats:
         """Return the daemon's counters."""

@@ -223,6 +223,13 @@ class FakeDaemon:
                 return [wire.LogData(number, self.log[start : start + limit], start, size, True, 1)]
             case wire.DrainWorkers(workers=names):
                 return [wire.Changed(number, len(names))]
+            case wire.ListHistory(limit=limit, cursor=cursor):
+                ended = [row for row in self.tasks.values() if row[0].finished_at and row[0].id > cursor[0]]
+                views, records = [row[0] for row in ended[:limit]], [row[1].attempts for row in ended[:limit]]
+                more = (int(views[-1].id), 0) if len(ended) > len(views) else (0, 0)
+                return [wire.HistoryList(number, views, records, more)]
+            case wire.BackUp(path=path):
+                return [wire.BackedUp(number, path, 12_345)]
             case wire.SetPriorities(priorities=priorities):
                 return [wire.Changed(number, len(priorities))]
             case _:

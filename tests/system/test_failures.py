@@ -119,7 +119,7 @@ def _name(pid: int) -> str:
         return ""
 
 
-def test_daemon_that_is_started_anew(cluster: Cluster, gate: Gate) -> None:
+def test_daemon_that_is_started_anew_without_its_journal(cluster: Cluster, gate: Gate, tmp_path: Path) -> None:
     """Workers find it again by themselves, drop what it does not know, and take new work."""
     daemon = cluster.start_daemon(QUICK)
     address = cluster.address
@@ -129,7 +129,7 @@ def test_daemon_that_is_started_anew(cluster: Cluster, gate: Gate) -> None:
     daemon.kill()
     wait_until(lambda: worker.log().count("connect_failed") >= 2, what="the worker tries again and again")
     assert worker.is_alive
-    cluster.start_daemon(QUICK, listen=address)
+    cluster.start_daemon(QUICK, listen=address, env={"SCHEDD_STATE_DIR": str(tmp_path / "other")})
     cluster.wait_for_workers("w1")
     wait_until(lambda: not _shells(cluster), what="the attempt that nobody knows is killed")
     task = cluster.client.submit(abs, -5)
@@ -235,9 +235,10 @@ def test_dependencies(cluster: Cluster, gate: Gate) -> None:
     first = client.submit(gate.command)
     second = client.submit(["true"], after=[first])
     third = client.submit(["true"], after=[first, second])
-    bad = client.submit(["false"])
+    bad = client.submit(["false"], hold=True)
     never = client.submit(["true"], after=[bad])
     neither = client.submit(["true"], after=[never])
+    client.release([bad.id])
     assert ends(cluster, bad.id, never.id, neither.id) == ["failed", "cancelled", "cancelled"]
     assert f"needs task {bad.id}, which failed" in cluster.task(never.id).message
     assert [cluster.task(task.id).state for task in (second, third)] == ["waiting", "waiting"]

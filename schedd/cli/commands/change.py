@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 NAMED_UNCHANGED = 10
 
 
+def show_unchanged(session: Session, changed: Changed, noun: str) -> None:
+    """Write what a request left as it is, with the reasons."""
+    for which, reason in changed.unchanged[:NAMED_UNCHANGED]:
+        session.out.say(f"{noun} {which} left as it is: {reason}")
+    if len(changed.unchanged) > NAMED_UNCHANGED:
+        session.out.say(f"… and {len(changed.unchanged) - NAMED_UNCHANGED} more left as they are")
+
+
 def show_changed(session: Session, verb: str, changed: Changed, *, named: bool, noun: str = "task") -> Exit:
     """Write what a request changed and what it left, with the reasons.
 
@@ -26,10 +34,7 @@ def show_changed(session: Session, verb: str, changed: Changed, *, named: bool, 
         out.json({"changed": changed.changed, "unchanged": unchanged})
     else:
         out.say(f"{verb} {changed.changed} {noun}{'s' * (changed.changed != 1)}")
-        for which, reason in changed.unchanged[:NAMED_UNCHANGED]:
-            out.say(f"{noun} {which} left as it is: {reason}")
-        if len(changed.unchanged) > NAMED_UNCHANGED:
-            out.say(f"… and {len(changed.unchanged) - NAMED_UNCHANGED} more left as they are")
+        show_unchanged(session, changed, noun)
     if not named or changed.changed or not changed.unchanged:
         return Exit.OK
     # The one reason that scripts must tell from the others; the daemon gives reasons in words only.

@@ -100,7 +100,7 @@ def _ends(detail: TaskDetail) -> list[tuple[str, str]]:
     from schedd.cli.views import attempts, readable
 
     rows: list[tuple[str, str]] = []
-    for record in attempts(detail):
+    for record in attempts(detail.attempts):
         started, finished = record["started_at"], record["finished_at"]
         ran = f" after {write_duration(finished - started)}" if started and finished else ""
         code = "" if record["exit_code"] is None else f", exit code {record['exit_code']}"
