@@ -119,7 +119,9 @@ class Service:
         settings, address_file = folder / "config.toml", folder / "address"
         settings.write_text(config or '[log]\nlevel = "warning"\n')
         argv = [sys.executable, "-m", "schedd.server", "--config", str(settings), "--listen", "127.0.0.1:0"]
-        self.daemon = _start([*argv, "--address-file", str(address_file)], folder / "daemon.log")
+        argv += ["--address-file", str(address_file)]
+        # The daemon's journal goes with the folder, too.
+        self.daemon = _start(argv, folder / "daemon.log", {**os.environ, "SCHEDD_STATE_DIR": str(folder)})
         self.workers: list[subprocess.Popen[bytes]] = []
         try:
             wait_for(address_file.exists, "the daemon listens")
@@ -183,9 +185,9 @@ def _reaped(process: psutil.Process) -> float:
     return float(times.children_user + times.children_system)
 
 
-def _start(argv: list[str], log: Path) -> subprocess.Popen[bytes]:
+def _start(argv: list[str], log: Path, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
-        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env)
 
 
 def wait_for(predicate: Callable[[], object], what: str, timeout: float = START_TIMEOUT_S) -> None:

@@ -32,7 +32,10 @@ def serve_ready(folder: Path) -> tuple[float, float]:
         argv = [*schedd(), "serve", "--listen", "127.0.0.1:0", "--address-file", str(address_file)]
         started = time.perf_counter()
         daemon = subprocess.Popen(
-            argv, env={**os.environ, "NOTIFY_SOCKET": str(notify)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            argv,
+            env={**os.environ, "NOTIFY_SOCKET": str(notify), "SCHEDD_STATE_DIR": str(folder)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         try:
             while not address_file.exists() and daemon.poll() is None:
