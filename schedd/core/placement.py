@@ -29,8 +29,8 @@ from schedd.core.stats import RuntimeTable
 
 #: Blocked classes that may hold a claim at a time: more would keep much of a cluster waiting for what is rare.
 CLAIMS_MAX = 64
-#: Pairs of a class set aside and a changed worker that are looked at one by one; above, all classes are tried.
-WAKE_PAIRS_MAX = 20_000
+#: With more classes aside than this, all that could use a changed worker come back at once, not one by one.
+STIRRED_MAX = 32
 #: Tasks placed in one pass; the rest follows in the next turn, so that the loop stays free (20 us each).
 PLACED_PER_PASS_MAX = 1000
 #: Workers looked at when a claim is made, and of these, the freest ones, whose earliest start is worked out.
@@ -109,6 +109,12 @@ class Placer:
         self._claims: dict[int, Claim] = {}
         #: Classes that were set aside and have not claimed yet: nobody came after them so far.
         self._unclaimed: list[ClassQueue] = []
+        #: Workers that have changed and have something to offer to a class that is aside, by seq.
+        self._offers: dict[int, WorkerInfo] = {}
+        #: Seqs of the workers with room, as of their last change, and perhaps of some that are gone.
+        self._roomy: set[int] = set()
+        #: When classes were set aside in this pass, by number: only what changed after that may bring them back.
+        self._refused: dict[int, int] = {}
         #: The classes and workers that were there when the claims were last looked over.
         self._claims_version = (-1, -1)
         self._found: tuple[Task, WorkerInfo, int] | None = None
@@ -127,59 +133,117 @@ class Placer:
         self._indexes = WeakKeyDictionary()
         self._claims.clear()
         self._unclaimed.clear()
+        self._offers.clear()
+        self._roomy = set(self._resources.by_seq)
 
     def run(self, now: Instant) -> bool:
         """One pass, of at most `PLACED_PER_PASS_MAX` tasks; True where it was cut short."""
         self._now = now
         self._left = PLACED_PER_PASS_MAX
         self._depths.clear()
+        self._refused.clear()
+        if len(self._roomy) > len(self._resources):
+            self._roomy.intersection_update(self._resources.by_seq)
         self._policy.plan(self, now)
         self._found = None
-        return self._left <= 0
+        if self._left <= 0:
+            return True
+        self._offers.clear()
+        return False
 
     # ------------------------------------------------------------------------------------------------- the draft
 
     def head(self) -> Task | None:
         if self._left <= 0:
             return None
-        self._wake()
+        self._absorb()
         if self._saturated():
             return None
-        self._current = queue = self._queue.best()
+        queue = self._queue.best()
+        if self._offers:
+            queue = self._stir(queue)
+        self._current = queue
         return self._queue.head(queue) if queue is not None else None
 
     def _saturated(self) -> bool:
         """Whether no waiting task could go anywhere: nothing is free, and no backlog may grow."""
-        return self._wants_cpus() and not self._resources.open
+        return not (self._roomy or self._takes_any())
 
-    def _wants_cpus(self) -> bool:
-        """Whether a worker without a free CPU is of no use to anybody: no backlog may grow, and no task needs none."""
-        return not (self._has_backlogs or self._runtimes.short or self._queue.without_cpu)
+    def _takes_any(self) -> bool:
+        """Whether even a worker that is full may get something: work sent ahead, or a task that needs no CPU."""
+        return bool(self._runtimes.short or self._queue.without_cpu)
 
-    def _wake(self) -> None:
-        """Bring back the classes that could use a worker that has changed. O(changed workers * classes aside)."""
-        queue, resources = self._queue, self._resources
-        while True:
-            for returned in queue.take_returned():
-                self._drop_claim(returned)
-            fresh = resources.take_fresh()
-            if fresh and self._wants_cpus():
-                fresh = [worker for worker in fresh if worker.seq in resources.open]
-            if not fresh:
-                return
-            aside = queue.aside()
-            all_of_them = len(aside) * len(fresh) > WAKE_PAIRS_MAX
-            for waiting in aside:
-                if all_of_them or any(self._could_use(waiting, worker) for worker in fresh):
-                    queue.bring_back(waiting)
+    def _has_room(self, worker: WorkerInfo) -> bool:
+        """Whether a CPU is free there, or the policy would let its backlog grow."""
+        if worker.seq in self._resources.open:
+            return True
+        return self._has_backlogs and worker.accepts_work and _queued(worker) < self._policy.backlog_limit(worker)
+
+    def _absorb(self) -> None:
+        """Take in what has changed: classes that came back give up their claims, workers may have offers."""
+        for returned in self._queue.take_returned():
+            self._drop_claim(returned)
+        offers, roomy = self._offers, self._roomy
+        for worker in self._resources.take_fresh():
+            if self._has_room(worker):
+                roomy.add(worker.seq)
+                offers[worker.seq] = worker
+                continue
+            roomy.discard(worker.seq)
+            if self._takes_any():
+                offers[worker.seq] = worker
+            else:
+                offers.pop(worker.seq, None)
+
+    def _stir(self, queue: ClassQueue | None) -> ClassQueue | None:
+        """Bring back the best class aside that could use an offer, unless `queue`, which is not aside, goes first.
+
+        One at a time: what it takes may leave nothing for the next. A class that was set aside in this pass comes back
+        only for what changed since, so a pass ends.
+        """
+        waiting = self._queue.aside()
+        if len(waiting) > STIRRED_MAX:
+            return self._stir_all(waiting)
+        if not waiting:
+            self._offers.clear()
+            return queue
+        rank_of = self._rank_of
+        limit = rank_of(queue) if queue is not None else None
+        if limit is not None and limit < min(map(rank_of, waiting)):
+            return queue
+        for each in sorted(waiting, key=rank_of):
+            if limit is not None and limit < rank_of(each):
+                return queue
+            if self._has_offer(each):
+                self._queue.bring_back(each)
+                self._absorb()
+                return each
+        if limit is None:
+            self._offers.clear()
+        return queue
+
+    def _stir_all(self, waiting: list[ClassQueue]) -> ClassQueue | None:
+        for each in waiting:
+            if self._has_offer(each):
+                self._queue.bring_back(each)
+        self._offers.clear()
+        self._absorb()
+        return self._queue.best()
+
+    def _has_offer(self, queue: ClassQueue) -> bool:
+        refused = self._refused.get(queue.request.number, -1)
+        return any(w.version > refused and self._could_use(queue, w) for w in self._offers.values())
 
     def _could_use(self, queue: ClassQueue, worker: WorkerInfo) -> bool:
         request, ledger, task = queue.request, worker.ledger, self._queue.head(queue)
         if task is None or ledger is None or not worker.accepts_work:
             return False
         if ledger.free_cpus < request.cpus_min and not self._has_backlogs and not self._base_depth(task):
+            return False  # what most workers say to most classes, at the least cost
+        found = self._fit(task, request, worker, self._possible(self._of(request), request, worker), None)
+        if found is None:
             return False
-        return self._fit(task, request, worker, self._possible(self._of(request), request, worker), None) is not None
+        return not self._claims or self._leaves_claim(task, worker, request.needs[found[1]], found[0])
 
     def head_of(self, request: RequestClass) -> Task | None:
         queue = self._queue.find(request)
@@ -192,7 +256,7 @@ class Placer:
         request = task.request
         if request is None:
             return None
-        index = self._index(request)
+        index = self._index(request, task)
         heap, by_seq = index.heap, self._resources.by_seq
         passed: list[Entry] = []
         chosen: WorkerInfo | None = None
@@ -245,6 +309,7 @@ class Placer:
             return
         self._queue.set_aside(queue)
         self._unclaimed.append(queue)
+        self._refused[request.number] = self._resources.base + len(self._resources.changes)
 
     # --------------------------------------------------------------------------------------------- what fits where
 
@@ -303,6 +368,8 @@ class Placer:
 
     def _base_depth(self, task: Task) -> int:
         """Attempts of its kind that a slot needs in its backlog to hide the round trip."""
+        if task.kind not in self._runtimes.short:
+            return 0
         hint_s = task.requirements.estimated_time
         depth = self._depths.get((task.kind, hint_s))
         if depth is None:
@@ -320,43 +387,40 @@ class Placer:
             index = self._indexes[request] = Candidates()
         return index
 
-    def _index(self, request: RequestClass) -> Candidates:
-        """The index of a class, up to date. O(changes since it was last looked at * log workers)."""
+    def _index(self, request: RequestClass, task: Task) -> Candidates:
+        """The index of the class of `task`, up to date. O(changes since it was last looked at * log workers)."""
         index = self._of(request)
         resources = self._resources
-        resources.commit()
+        self._absorb()
         end = resources.base + len(resources.changes)
         if index.cursor < resources.base:
-            self._rebuild(index, request)
+            self._rebuild(index, request, task)
         elif index.cursor < end:
-            self._follow(index, request)
+            self._follow(index, request, task)
         index.cursor = end
         return index
 
-    def _rebuild(self, index: Candidates, request: RequestClass) -> None:
+    def _rebuild(self, index: Candidates, request: RequestClass, task: Task) -> None:
         index.possible.clear()
-        task = self._sample(request)
         entries = (self._entry(index, task, request, worker) for worker in self._resources)
         index.heap = [entry for entry in entries if entry is not None]
         heapify(index.heap)
 
-    def _follow(self, index: Candidates, request: RequestClass) -> None:
+    def _follow(self, index: Candidates, request: RequestClass, task: Task) -> None:
         resources = self._resources
         changes, base = resources.changes, resources.base
-        task = self._sample(request)
-        # What a worker must have free, where nothing may wait there, to be looked at closely.
-        cpus = 0 if self._has_backlogs or self._base_depth(task) else request.cpus_min
+        takes_any = self._takes_any() or bool(self._base_depth(task)) or not request.cpus_min
         for position in range(index.cursor - base, len(changes)):
             worker = resources.by_seq.get(changes[position])
             # Only the newest change of a worker counts.
             if worker is None or worker.version != base + position + 1:
                 continue
-            if worker.ledger is not None and worker.ledger.free_cpus >= cpus:
+            if takes_any or worker.seq in self._roomy:
                 entry = self._entry(index, task, request, worker)
                 if entry is not None:
                     heappush(index.heap, entry)
         if len(index.heap) > 64 + 8 * len(resources):
-            self._rebuild(index, request)
+            self._rebuild(index, request, task)
 
     def _entry(self, index: Candidates, task: Task, request: RequestClass, worker: WorkerInfo) -> Entry | None:
         status = worker.status
@@ -378,12 +442,6 @@ class Placer:
         index.possible[worker.seq] = (ledger, possible)
         return possible
 
-    def _sample(self, request: RequestClass) -> Task:
-        """A task that stands for its class: the head of its queue where there is one."""
-        queue = self._queue.find(request)
-        task = self._queue.head(queue) if queue is not None else None
-        return task if task is not None else Task(id=0, kind=request.kind, requirements=request.requirements)  # type: ignore[arg-type]
-
     def _place(self, task: Task, worker: WorkerInfo, variant: int) -> None:
         queue = self._current
         if queue is None:
@@ -398,8 +456,11 @@ class Placer:
     # ----------------------------------------------------------------------------------------- claims and backfill
 
     def _claims_due(self) -> bool:
-        version = (self._queue.classes_version, self._resources.members_version)
-        return bool(self._unclaimed) or (bool(self._queue.has_aside) and version != self._claims_version)
+        if self._unclaimed:
+            return True
+        classes, members = self._claims_version
+        is_news = classes != self._queue.classes_version or members != self._resources.members_version
+        return is_news and self._queue.has_aside
 
     def _make_claims(self) -> None:
         """Let the classes that are aside claim, best rank first, before anyone else is placed."""

@@ -32,6 +32,9 @@ class Restore:
         for batch in batches:
             by_kind = t.policy.by_kind
             classes = [t.classes.intern(spec.requirements, spec.kind, by_kind) for spec in batch.specs]
+            for spec in batch.specs:
+                if spec.requirements.estimated_time is not None:
+                    t.runtimes.hint(spec.kind, spec.requirements.estimated_time)
             for entry, task_id in zip(batch.tasks, batch.ids, strict=True):
                 if task_id in ended:
                     continue
