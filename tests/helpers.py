@@ -23,14 +23,6 @@ TIMEOUT_S = 20.0
 POLL_S = 0.005
 #: Marks every process that a cluster started, and what those started.
 MARK = "SCHEDD_TEST_CLUSTER"
-#: `schedd worker` with a detailed log.
-WORKER_PROGRAM = """
-import sys
-from schedd.cli.main import main
-from schedd.log import set_up
-set_up("debug")
-sys.exit(main(["worker", *sys.argv[1:]]))
-"""
 
 
 def wait_until(predicate: Callable[[], T], timeout: float = TIMEOUT_S, what: str = "") -> T:
@@ -188,8 +180,8 @@ class Cluster:
         """Start a worker; returns once the daemon has it. options: as of `schedd worker`."""
         state = self.folder / "state"
         self._count += 1
-        argv = [sys.executable, "-c", WORKER_PROGRAM, "--connect", self.address, "--name", name]
-        argv += ["--cpus", str(cpus), "--state-dir", str(state), *options]
+        argv = [sys.executable, "-m", "schedd.cli", "worker", "--connect", self.address, "--name", name]
+        argv += ["--log-level", "debug", "--cpus", str(cpus), "--state-dir", str(state), *options]
         if config:
             settings = self.folder / f"worker-{self._count}.toml"
             settings.write_text(config)

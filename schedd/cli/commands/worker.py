@@ -28,8 +28,9 @@ schedd worker --config worker.toml --no-gpus
 @click.option("--no-gpus", is_flag=True, help="Offer no GPUs.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label that tasks can ask for. Repeatable.")
 @click.option("--resource", "resources", multiple=True, metavar="NAME=AMOUNT", help="An amount of something else.")
-@click.option("--state-dir", metavar="DIR", help="Where output and unacknowledged results are kept.")
-@click.option("--config", metavar="FILE", help="Settings; the table [worker] counts.")
+@click.option("--state-dir", metavar="DIR", help="Where the output of tasks is kept.")
+@click.option("--config", metavar="FILE", help="Settings; the tables [worker] and [log] count.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Default: info.")
 def worker_command(
     connect: str | None,
     cpus: float | None,
@@ -40,6 +41,7 @@ def worker_command(
     resources: tuple[str, ...],
     state_dir: str | None,
     config: str | None,
+    log_level: str | None,
 ) -> int:
     """Offer this machine to a daemon: run tasks until told to stop.
 
@@ -51,7 +53,7 @@ def worker_command(
     from schedd.log import set_up
     from schedd.worker.main import main as run_worker
 
-    settings = _settings(config)
+    settings, level = _settings(config)
     try:
         given = {
             "connect": connect,
@@ -66,11 +68,12 @@ def worker_command(
     except ValueError as error:
         raise BadInput(str(error)) from None
     settings = replace(settings, **{key: value for key, value in given.items() if value is not None})
-    set_up("info")
+    set_up(log_level or level)
     return run_worker(settings, daemon_address(settings.connect))
 
 
-def _settings(config: str | None) -> WorkerSettings:
-    from schedd.config import WorkerSettings, load_settings
+def _settings(config: str | None) -> tuple[WorkerSettings, str]:
+    from schedd.config import load_settings
 
-    return load_settings(config).worker if config is not None else WorkerSettings()
+    settings = load_settings(config)
+    return settings.worker, settings.log.level
