@@ -64,12 +64,26 @@ class Ledger:
     only ways to change it.
     """
 
-    __slots__ = ("cpus", "custom", "devices", "free_cpus", "free_custom", "free_ram_mb", "labels", "ram_mb")
+    __slots__ = (
+        "cpus",
+        "custom",
+        "devices",
+        "free_cpus",
+        "free_custom",
+        "free_ram_mb",
+        "labels",
+        "ram_mb",
+        "slot_cpus",
+        "slots",
+    )
 
     def __init__(self, resources: WorkerResources) -> None:
         self.cpus = self.free_cpus = round(resources.cpus * WHOLE)
         self.ram_mb = self.free_ram_mb = round(resources.ram_gb * MB_PER_GB)
         self.devices = [DeviceLedger(g.uuid, g.model, g.memory_mb, WHOLE, g.memory_mb) for g in resources.devices()]
+        #: Units of concurrency, and the CPUs of one on a worker without devices.
+        self.slots = len(self.devices) or max(1, int(resources.cpus))
+        self.slot_cpus = min(WHOLE, self.cpus)
         self.labels = resources.labels
         self.custom = {name: round(value * WHOLE) for name, value in resources.custom.items()}
         self.free_custom = dict(self.custom)

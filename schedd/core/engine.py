@@ -28,6 +28,7 @@ from schedd.core.model import (
     TaskId,
     WorkerId,
     WorkerInfo,
+    WorkerStatus,
 )
 from schedd.core.policies.base import TaskScheduler
 from schedd.core.requests import Requests
@@ -35,6 +36,9 @@ from schedd.core.resources import ResourceManager
 from schedd.core.restore import Restore
 from schedd.core.tables import Counters, EngineSettings, Tables
 from schedd.core.tasks import DISPATCHED, TaskTable, story
+
+#: An enumeration looks its members up by name at each use; this one is used for each event of a worker.
+_UNREACHABLE = WorkerStatus.UNREACHABLE
 
 
 class Engine:
@@ -123,7 +127,8 @@ class Engine:
         worker = self._t.resources.workers.get(worker_id)
         if worker is not None and type(event) not in (ev.WorkerJoined, ev.WorkerDisconnected):
             worker.last_seen_ns = self._t.now
-            self._fleet.on_seen(worker)
+            if worker.status is _UNREACHABLE:
+                self._fleet.on_return(worker)
 
     def _on_wakeup(self, event: ev.Wakeup) -> None:
         self._lag_ns = max(self._lag_ns, event.lag_ns)

@@ -220,17 +220,16 @@ class Fleet:
         else:
             self._silent(worker, f"nothing heard for {(t.now - worker.last_seen_ns) / SECOND:.0f} s")
 
-    def on_seen(self, worker: WorkerInfo) -> None:
+    def on_return(self, worker: WorkerInfo) -> None:
         """A worker that was believed silent has spoken on its old connection."""
         t = self._t
-        if worker.status == WorkerStatus.UNREACHABLE:
-            t.resources.set_status(worker, WorkerStatus.DRAINING if worker.draining else WorkerStatus.IDLE)
-            t.deadlines.cancel(("lost", worker.worker_id))
-            t.deadlines.set(("lease", worker.worker_id), t.now + t.lease_ns())
-            t.facts.append(
-                fx.WorkerEntered(worker.worker_id, worker.incarnation, worker.resources, t.now, again=True)  # type: ignore[arg-type]
-            )
-            t.placement_wanted = True
+        t.resources.set_status(worker, WorkerStatus.DRAINING if worker.draining else WorkerStatus.IDLE)
+        t.deadlines.cancel(("lost", worker.worker_id))
+        t.deadlines.set(("lease", worker.worker_id), t.now + t.lease_ns())
+        t.facts.append(
+            fx.WorkerEntered(worker.worker_id, worker.incarnation, worker.resources, t.now, again=True)  # type: ignore[arg-type]
+        )
+        t.placement_wanted = True
 
     def on_lost(self, worker_id: WorkerId, lag_ns: int) -> None:
         t = self._t

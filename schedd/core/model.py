@@ -444,6 +444,8 @@ class WorkerInfo(Struct, eq=False, repr_omit_defaults=True):
     @property
     def slots(self) -> int:
         """Units of concurrency for the load of a policy: GPUs, or whole CPUs on a worker without any."""
+        if self.ledger is not None:
+            return self.ledger.slots
         if self.num_gpus:
             return self.num_gpus
         return max(1, int(self.resources.cpus)) if self.resources is not None else 1
@@ -451,7 +453,8 @@ class WorkerInfo(Struct, eq=False, repr_omit_defaults=True):
     @property
     def load(self) -> float:
         """Running per slot plus backlog, moves in flight counted on both sides."""
-        return self.task_count / self.slots + len(self.task_queue) - self.outgoing + self.incoming
+        slots = self.ledger.slots if self.ledger is not None else self.slots
+        return self.task_count / slots + len(self.task_queue) - self.outgoing + self.incoming
 
     @property
     def accepts_work(self) -> bool:

@@ -16,12 +16,11 @@ import math
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import islice
-from weakref import WeakKeyDictionary
 
 from msgspec import Struct
 
 from schedd.core.capacity import Ledger, Need
-from schedd.core.model import SECOND, Instant, Running, Task, WorkerInfo, WorkerStatus
+from schedd.core.model import SECOND, Instant, Running, Task, WorkerInfo
 from schedd.core.policies.base import Fit, TaskScheduler
 from schedd.core.queue import ClassQueue, Rank, RequestClass, TaskQueue
 from schedd.core.resources import ResourceManager, need_of
@@ -36,6 +35,8 @@ PLACED_PER_PASS_MAX = 1000
 #: Workers looked at when a claim is made, and of these, the freest ones, whose earliest start is worked out.
 CLAIM_SAMPLE_MAX = 64
 CLAIM_CANDIDATES_MAX = 4
+#: Indexes of classes of which nothing waits: the next task of such a class is placed without building one anew.
+INDEXES_SPARE_MAX = 256
 #: Other classes that are compared with one to see whether it could starve.
 STARVE_COMPARED_MAX = 64
 
@@ -104,7 +105,8 @@ class Placer:
         self._runtimes = runtimes
         self._rule = rule
         self._dispatch = dispatch
-        self._indexes: WeakKeyDictionary[RequestClass, Candidates] = WeakKeyDictionary()
+        #: By number of the class; of those that no longer wait only as many as `INDEXES_SPARE_MAX` are kept.
+        self._indexes: dict[int, Candidates] = {}
         self._depths: dict[tuple[str, float | None], int] = {}
         self._claims: dict[int, Claim] = {}
         #: Classes that were set aside and have not claimed yet: nobody came after them so far.
@@ -130,7 +132,7 @@ class Placer:
         self._policy, self._queue = policy, queue
         self._fills_evenly = policy.fills_evenly
         self._has_backlogs = type(policy).backlog_limit is not TaskScheduler.backlog_limit
-        self._indexes = WeakKeyDictionary()
+        self._indexes = {}
         self._claims.clear()
         self._unclaimed.clear()
         self._offers.clear()
@@ -173,27 +175,25 @@ class Placer:
         """Whether even a worker that is full may get something: work sent ahead, or a task that needs no CPU."""
         return bool(self._runtimes.short or self._queue.without_cpu)
 
-    def _has_room(self, worker: WorkerInfo) -> bool:
-        """Whether a CPU is free there, or the policy would let its backlog grow."""
-        if worker.seq in self._resources.open:
-            return True
-        return self._has_backlogs and worker.accepts_work and _queued(worker) < self._policy.backlog_limit(worker)
-
     def _absorb(self) -> None:
-        """Take in what has changed: classes that came back give up their claims, workers may have offers."""
+        """Take in what has changed: classes that came back give up their claims, workers may have offers.
+
+        A worker has room where a CPU is free, or the policy would let its backlog grow.
+        """
         for returned in self._queue.take_returned():
             self._drop_claim(returned)
-        offers, roomy = self._offers, self._roomy
+        open_seqs, limit_of = self._resources.open, self._policy.backlog_limit if self._has_backlogs else None
         for worker in self._resources.take_fresh():
-            if self._has_room(worker):
-                roomy.add(worker.seq)
-                offers[worker.seq] = worker
+            seq = worker.seq
+            if seq in open_seqs or (limit_of and worker.accepts_work and _queued(worker) < limit_of(worker)):
+                self._roomy.add(seq)
+                self._offers[seq] = worker
                 continue
-            roomy.discard(worker.seq)
+            self._roomy.discard(seq)
             if self._takes_any():
-                offers[worker.seq] = worker
+                self._offers[seq] = worker
             else:
-                offers.pop(worker.seq, None)
+                self._offers.pop(seq, None)
 
     def _stir(self, queue: ClassQueue | None) -> ClassQueue | None:
         """Bring back the best class aside that could use an offer, unless `queue`, which is not aside, goes first.
@@ -201,12 +201,12 @@ class Placer:
         One at a time: what it takes may leave nothing for the next. A class that was set aside in this pass comes back
         only for what changed since, so a pass ends.
         """
+        if not self._queue.has_aside:
+            self._offers.clear()
+            return queue
         waiting = self._queue.aside()
         if len(waiting) > STIRRED_MAX:
             return self._stir_all(waiting)
-        if not waiting:
-            self._offers.clear()
-            return queue
         rank_of = self._rank_of
         limit = rank_of(queue) if queue is not None else None
         if limit is not None and limit < min(map(rank_of, waiting)):
@@ -349,22 +349,25 @@ class Placer:
         ledger = worker.ledger
         if not possible or ledger is None:
             return None
-        queued = _queued(worker)
+        queued = len(worker.task_queue) - worker.outgoing + worker.incoming
         if queued <= 0:
             for variant in possible:
                 if ledger.can_fit(request.needs[variant]):
                     return (0.0, variant)
         if depth is None:
             depth = self._depth(task, worker, request.needs[possible[0]])
-        return (1.0 + self._fills_evenly * queued / worker.slots, possible[0]) if queued < depth else None
+        return (1.0 + self._fills_evenly * queued / ledger.slots, possible[0]) if queued < depth else None
 
     def _depth(self, task: Task, worker: WorkerInfo, need: Need) -> int:
-        depth = self._base_depth(task)
+        depth = self._base_depth(task) if self._runtimes.short else 0
         if depth:
             ledger = worker.ledger
             slots = ledger.cpus // need.cpus if need.cpus and ledger is not None else worker.slots
             depth = min(depth * max(1, slots), self._rule.depth_max)
-        return max(depth, self._policy.backlog_limit(worker)) if self._has_backlogs else depth
+        if not self._has_backlogs:
+            return depth
+        limit = self._policy.backlog_limit(worker)
+        return limit if limit > depth else depth
 
     def _base_depth(self, task: Task) -> int:
         """Attempts of its kind that a slot needs in its backlog to hide the round trip."""
@@ -382,16 +385,20 @@ class Placer:
     # -------------------------------------------------------------------------------------------------- the index
 
     def _of(self, request: RequestClass) -> Candidates:
-        index = self._indexes.get(request)
+        index = self._indexes.get(request.number)
         if index is None:
-            index = self._indexes[request] = Candidates()
+            waiting = self._queue.numbers()
+            if len(self._indexes) >= INDEXES_SPARE_MAX + 2 * len(waiting):
+                self._indexes = {number: kept for number, kept in self._indexes.items() if number in waiting}
+            index = self._indexes[request.number] = Candidates()
         return index
 
     def _index(self, request: RequestClass, task: Task) -> Candidates:
         """The index of the class of `task`, up to date. O(changes since it was last looked at * log workers)."""
         index = self._of(request)
         resources = self._resources
-        self._absorb()
+        if resources.has_news:
+            self._absorb()
         end = resources.base + len(resources.changes)
         if index.cursor < resources.base:
             self._rebuild(index, request, task)
@@ -408,14 +415,14 @@ class Placer:
 
     def _follow(self, index: Candidates, request: RequestClass, task: Task) -> None:
         resources = self._resources
-        changes, base = resources.changes, resources.base
-        takes_any = self._takes_any() or bool(self._base_depth(task)) or not request.cpus_min
+        changes, base, by_seq, roomy = resources.changes, resources.base, resources.by_seq, self._roomy
+        takes_any = self._takes_any() or not request.cpus_min
         for position in range(index.cursor - base, len(changes)):
-            worker = resources.by_seq.get(changes[position])
+            worker = by_seq.get(changes[position])
             # Only the newest change of a worker counts.
             if worker is None or worker.version != base + position + 1:
                 continue
-            if takes_any or worker.seq in self._roomy:
+            if takes_any or worker.seq in roomy:
                 entry = self._entry(index, task, request, worker)
                 if entry is not None:
                     heappush(index.heap, entry)
@@ -423,8 +430,7 @@ class Placer:
             self._rebuild(index, request, task)
 
     def _entry(self, index: Candidates, task: Task, request: RequestClass, worker: WorkerInfo) -> Entry | None:
-        status = worker.status
-        if status is not WorkerStatus.IDLE and status is not WorkerStatus.BUSY:
+        if not worker.accepts_work:
             return None
         found = self._fit(task, request, worker, self._possible(index, request, worker), None)
         if found is None:
@@ -448,8 +454,8 @@ class Placer:
             return
         self._left -= 1
         popped = self._queue.pop(queue)
-        request = popped.request
-        if request is not None and (index := self._indexes.get(request)) is not None and index.claim_seq == worker.seq:
+        index = self._indexes.get(queue.request.number)
+        if index is not None and index.claim_seq == worker.seq:
             index.claim_seq = 0
         self._dispatch(popped, worker, variant)
 
@@ -490,7 +496,7 @@ class Placer:
 
     def _drop_claim(self, queue: ClassQueue) -> None:
         """A class is no longer aside: whoever its claim kept off the worker may look again."""
-        index = self._indexes.get(queue.request)
+        index = self._indexes.get(queue.request.number)
         claim = self._claims.get(index.claim_seq) if index is not None else None
         if index is not None and claim is not None and claim.queue is queue:
             del self._claims[index.claim_seq]

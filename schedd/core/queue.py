@@ -10,7 +10,7 @@ over when it surfaces. Ties are broken by the id, so that a retry keeps its plac
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, KeysView
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count
 from weakref import WeakValueDictionary
@@ -303,6 +303,10 @@ class TaskQueue:
     def find(self, request: RequestClass) -> ClassQueue | None:
         """The queue of a class; None where nothing of it waits."""
         return self._queues.get(request.number)
+
+    def numbers(self) -> KeysView[int]:
+        """Return the numbers of the classes that wait."""
+        return self._queues.keys()
 
     def classes_beside(self, request: RequestClass) -> Iterator[ClassQueue]:
         """Yield the other classes that wait."""

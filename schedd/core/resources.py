@@ -8,10 +8,10 @@ head starts as soon as it fits beside what runs, and nothing overtakes it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from schedd.core.capacity import WHOLE, Ledger, Need, compile_needs
+from schedd.core.capacity import Ledger, Need, compile_needs
 from schedd.core.model import (
     Instant,
     Running,
@@ -22,6 +22,9 @@ from schedd.core.model import (
     WorkerResources,
     WorkerStatus,
 )
+
+#: An enumeration looks its members up by name at each use; these are used for each placement.
+_IDLE, _BUSY = WorkerStatus.IDLE, WorkerStatus.BUSY
 
 
 def need_of(task: Task) -> Need:
@@ -252,29 +255,40 @@ class ResourceManager:
             return
         changes = self.changes
         for worker in touched.values():
-            if worker.status is WorkerStatus.IDLE or worker.status is WorkerStatus.BUSY:
-                worker.status = WorkerStatus.IDLE if self._has_free(worker) else WorkerStatus.BUSY
-            if worker.accepts_work and worker.ledger is not None and worker.ledger.free_cpus > 0:
+            ledger, is_open = worker.ledger, False
+            if worker.status is _IDLE or worker.status is _BUSY:
+                worker.status = _IDLE if self._has_free(worker) else _BUSY
+                is_open = ledger is not None and ledger.free_cpus > 0
+            if is_open:
                 self.open.add(worker.seq)
             else:
                 self.open.discard(worker.seq)
             changes.append(worker.seq)
             worker.version = self.base + len(changes)
-        self._fresh.update(touched)
-        touched.clear()
+        if self._fresh:
+            self._fresh.update(touched)
+        else:
+            self._fresh = touched
+        self._touched = {}
         if len(changes) > 4096 + 4 * len(self.workers):
             # Whoever is behind builds anew, which is cheaper than to follow that many changes.
             self.base += len(changes)
             changes.clear()
 
-    def take_fresh(self) -> list[WorkerInfo]:
+    @property
+    def has_news(self) -> bool:
+        """Whether `take_fresh` would return anything."""
+        return bool(self._touched or self._fresh)
+
+    def take_fresh(self) -> Iterable[WorkerInfo]:
         """The workers that changed since the last call, after a `commit`."""
-        self.commit()
-        if not self._fresh:
-            return []
-        fresh = list(self._fresh.values())
-        self._fresh.clear()
-        return fresh
+        if self._touched:
+            self.commit()
+        fresh = self._fresh
+        if not fresh:
+            return ()
+        self._fresh = {}
+        return fresh.values()
 
     @staticmethod
     def _has_free(worker: WorkerInfo) -> bool:
@@ -283,7 +297,7 @@ class ResourceManager:
             return True
         if ledger.devices:
             return any(device.free_share for device in ledger.devices)
-        return ledger.free_cpus >= min(WHOLE, ledger.cpus)
+        return ledger.free_cpus >= ledger.slot_cpus
 
     def check(self) -> None:
         """Recompute every derived number. Raises AssertionError."""

@@ -40,6 +40,10 @@ from schedd.core.timers import Deadlines
 ATTEMPTS_KEPT_MAX = 20
 #: Workers beyond this number send heartbeats less often, so that the daemon hears at most this many an interval.
 HEARTBEATS_PER_INTERVAL_MAX = 500
+#: An enumeration looks its members up by name at each use; these are used for each end of an attempt.
+_OK = Cause.OK
+#: How an attempt ends by its own doing.
+_OWN_ENDS = frozenset({Cause.OK, Cause.ERROR, Cause.TIMEOUT})
 
 DeadlineKey = tuple[Literal["delay", "lease", "lost", "steal", "refresh", "place", "adopt"], int | str]
 
@@ -119,12 +123,8 @@ class Tables:
     def take_effects(self) -> fx.Effects:
         """Hand over what the turn brought about. A worker is told to drop and stop before it gets anything new."""
         actions = self.actions
-        for worker_id, attempts in self._drops.items():
-            actions.append(fx.DropAttempts(worker_id, attempts))
-        for worker_id, attempts in self._stops.items():
-            actions.append(fx.StopAttempts(worker_id, attempts, Cause.CANCELLED))
-        for worker_id, attempts in self._revokes.items():
-            actions.append(fx.RevokeAttempts(worker_id, attempts))
+        if self._drops or self._stops or self._revokes:
+            self._take_orders(actions)
         for worker_id, tasks in self._dispatches.items():
             actions.append(fx.DispatchAttempts(worker_id, tasks))
         if self._reports:
@@ -132,10 +132,18 @@ class Tables:
             self._reports = []
         effects = fx.Effects(self.facts, actions, self._finished)
         self.facts, self.actions, self._finished = [], [], []
-        for outbox in (self._drops, self._stops, self._revokes):
-            outbox.clear()
         self._dispatches = {}
         return effects
+
+    def _take_orders(self, actions: list[fx.Action]) -> None:
+        for worker_id, attempts in self._drops.items():
+            actions.append(fx.DropAttempts(worker_id, attempts))
+        for worker_id, attempts in self._stops.items():
+            actions.append(fx.StopAttempts(worker_id, attempts, Cause.CANCELLED))
+        for worker_id, attempts in self._revokes.items():
+            actions.append(fx.RevokeAttempts(worker_id, attempts))
+        for outbox in (self._drops, self._stops, self._revokes):
+            outbox.clear()
 
     # ------------------------------------------------------------------------------------------- waiting and queueing
 
@@ -229,7 +237,7 @@ class Tables:
         """An attempt has ended and is off its worker: decide what becomes of the task."""
         self.note_attempt(task, record)
         cause = record.cause
-        if cause is Cause.OK:
+        if cause is _OK:
             self.finish(task, Succeeded(self.now), "", result)
         elif cause is Cause.CANCELLED or task.cancelling:
             self.finish(task, Cancelled(self.now), record.message, result)
@@ -280,10 +288,10 @@ class Tables:
 
     def learn(self, task: Task, worker: WorkerInfo, record: AttemptRecord) -> None:
         """Let estimates and policy learn from an attempt that ran to its own end."""
-        if not record.started_at_ns or record.cause not in (Cause.OK, Cause.ERROR, Cause.TIMEOUT):
+        if not record.started_at_ns or record.cause not in _OWN_ENDS:
             return
         runtime_s = max(0, record.finished_at_ns - record.started_at_ns) / SECOND
-        success = record.cause is Cause.OK
+        success = record.cause is _OK
         self.runtimes.observe(task.kind, runtime_s, success)
         if not self._policy_learns:
             return
