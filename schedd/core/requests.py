@@ -30,6 +30,8 @@ from schedd.core.tasks import DISPATCHED, UNDISPATCHED, make_task
 UNCHANGED_NAMED_MAX = 100
 #: One submit has at most so many tasks: 30 ms of the loop's time.
 SUBMIT_TASKS_MAX = 10_000
+#: A kind, a job or a key is at most so many characters long: each is held in memory many times, and shown in tables.
+NAME_LENGTH_MAX = 512
 #: A delayed start further away than this is a mistake (30 years).
 DELAY_S_MAX = 1e9
 
@@ -119,6 +121,7 @@ class Requests:
                 if not key or key in keys:
                     raise Declined("bad_request", f"key {key!r} is empty or stands twice in one submit")
                 keys.add(key)
+                _check_name("key", key)
                 if (existing := self._same_key(key, spec, entry)) is not None:
                     known.append(existing)
                     continue
@@ -315,10 +318,18 @@ class Requests:
 def _check_spec(spec: TaskSpec) -> None:
     if not math.isfinite(spec.priority):
         raise Declined("bad_request", f"{spec.priority} is no priority")
+    for word, name in (("kind", spec.kind), ("job", spec.job)):
+        _check_name(word, name)
     if not 0 <= spec.delay_s <= DELAY_S_MAX:
         raise Declined("bad_request", f"a delay of {spec.delay_s} s makes no sense")
     if any(ref < 0 for ref in spec.after):
         raise Declined("bad_request", "what all tasks of a spec wait for must be ids")
+
+
+def _check_name(word: str, name: str) -> None:
+    if len(name) > NAME_LENGTH_MAX:
+        text = f"a {word} of {len(name)} characters is above the bound of {NAME_LENGTH_MAX}"
+        raise Declined("bad_request", text, f"it begins with {name[:40]!r}")
 
 
 def blocker(request: RequestClass, worker: WorkerInfo) -> str:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from schedd.core import effects as fx
-from schedd.core.model import SECOND, AttemptRecord, Cause
+from schedd.core.model import SECOND, AttemptRecord, Cause, Task
+from schedd.core.tasks import TaskTable
 from schedd.log import Log
 
 log = Log("schedd.server")
 
 
-def record(facts: list[fx.Fact]) -> None:
+def record(facts: list[fx.Fact], tasks: TaskTable) -> None:
     """Log the facts of a turn. Attempts that went well are of level debug, all others of level info."""
     attempts_wanted = log.enabled(logging.DEBUG)
     for fact in facts:
@@ -21,12 +22,12 @@ def record(facts: list[fx.Fact]) -> None:
         if kind is fx.AttemptEnded:
             ended: fx.AttemptEnded = fact  # type: ignore[assignment]
             if attempts_wanted or ended.record.cause is not Cause.OK:
-                _attempt(ended)
+                _attempt(ended, tasks.get(ended.task_id))
         elif kind in _LINES:
             _LINES[kind](fact)
 
 
-def _attempt(fact: fx.AttemptEnded) -> None:
+def _attempt(fact: fx.AttemptEnded, task: Task | None) -> None:
     r: AttemptRecord = fact.record
     began = r.started_at_ns
     log.info(
@@ -36,7 +37,7 @@ def _attempt(fact: fx.AttemptEnded) -> None:
         worker=r.worker_id,
         outcome=r.cause,
         exit_code=r.exit_code,
-        queueing_delay_s=(began - r.dispatched_at_ns) / SECOND if began else None,
+        queueing_delay_s=(began - task.submitted_ns) / SECOND if began and task is not None else None,
         runtime_s=(r.finished_at_ns - began) / SECOND if began else None,
         message=r.message or None,
     )

@@ -410,7 +410,7 @@ class Service:
     # ------------------------------------------------------------------------------------------------------- outward
 
     def _outward(self, effects: fx.Effects) -> None:
-        recording.record(effects.facts)
+        recording.record(effects.facts, self.engine.tasks)
         for action in effects.actions:
             if type(action) is fx.PublishReports:  # of what ended in this very turn, too: before its end
                 self._publish(action)
