@@ -102,6 +102,20 @@ class HeartbeatSettings(Struct, frozen=True, forbid_unknown_fields=True):
     lost_after_s: Positive = 40.0
 
 
+class RetriesSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Table [retries]: how often a task that says nothing else is tried again after each cause, and how."""
+
+    error: Count = 0
+    timeout: Count = 0
+    oom_host: Count = 2
+    oom_gpu: Count = 2
+    lost: Count = 3
+    rejected: Count = 3
+    memory_growth: Annotated[float, Meta(ge=1, le=1000)] = 1.5
+    delay_s: Annotated[float, Meta(ge=0, le=1e7)] = 1.0
+    delay_max_s: Annotated[float, Meta(ge=0, le=1e7)] = 300.0
+
+
 class LimitsSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Table [limits]: bounds of the daemon's memory."""
 
@@ -135,6 +149,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     stealing: StealingSettings = StealingSettings()
     prefetch: PrefetchSettings = PrefetchSettings()
     heartbeat: HeartbeatSettings = HeartbeatSettings()
+    retries: RetriesSettings = RetriesSettings()
     limits: LimitsSettings = LimitsSettings()
     journal: JournalSettings = JournalSettings()
     log: LogSettings = LogSettings()
@@ -200,6 +215,8 @@ def _check_relations(settings: Settings, source: str) -> None:
             f"{source}: heartbeat.lease_s = {beat.lease_s:g} is less than three times interval_s = {beat.interval_s:g}",
             "one lost heartbeat must not make a worker unreachable",
         )
+    if settings.retries.delay_max_s < settings.retries.delay_s:
+        raise ConfigError(f"{source}: retries.delay_max_s is less than retries.delay_s")
     for key, text in (("server.listen", settings.server.listen), ("worker.connect", settings.worker.connect)):
         if not text:
             continue

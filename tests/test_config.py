@@ -68,6 +68,7 @@ def test_misspelt_key(path: tuple[str, ...], key: str) -> None:
         ("[heartbeat]\ninterval_s = 'often'", "my.toml: heartbeat.interval_s: expected float, got str"),
         ("[limits]\nunfinished_max = 0", "my.toml: limits.unfinished_max: expected int >= 1"),
         ("[policy.adaptive]\nlearning_rate = 2", "my.toml: policy.adaptive.learning_rate: expected float <= 1.0"),
+        ("[retries]\nmemory_growth = 0.5", "my.toml: retries.memory_growth: expected float >= 1.0"),
         ("[log]\nlevel = 'loud'", "my.toml: log.level: invalid enum value 'loud'"),
         ("[worker]\ngpus = 'some'", "my.toml: worker.gpus: invalid enum value 'some'"),
         ("[worker.labels]\nzone = 1", "my.toml: worker.labels[...]: expected str, got int"),
@@ -96,6 +97,7 @@ def test_not_toml() -> None:
         ("[server]\nlisten = 'here:there'", "server.listen: 'here:there' is not an address", "use HOST:PORT"),
         ("[worker]\nconnect = 'unix:'", "worker.connect: 'unix:' is not a socket path", "a path has"),
         ("[worker]\nreconnect_delay_s = 20", "worker.reconnect_delay_max_s is less than", ""),
+        ("[retries]\ndelay_s = 301", "retries.delay_max_s is less than", ""),
     ],
 )
 def test_relations(text: str, message: str, hint: str) -> None:

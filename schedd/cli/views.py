@@ -11,7 +11,7 @@ import msgspec
 
 from schedd.cli.output import Column
 from schedd.cli.values import write_duration
-from schedd.core.model import SECOND, Command, Payload, TaskRequirements
+from schedd.core.model import SECOND, CauseLimit, Command, Payload, TaskRequirements
 from schedd.wire.messages import AttemptRecord, JobView, TaskDetail, TaskView, WorkerView
 
 TASK_COLUMNS = [
@@ -235,6 +235,7 @@ def task_with_detail(task: TaskView, detail: TaskDetail) -> dict[str, Any]:
         "attempts": attempts(detail.attempts),
         "devices": detail.devices,
         "not_before": detail.not_before,
+        "limits": [msgspec.structs.asdict(limit) for limit in detail.limits],
         "result": readable(detail.result),
     }
 
@@ -265,6 +266,11 @@ def write_requirements(wanted: TaskRequirements) -> str:
     if wanted.estimated_time is not None:
         parts.append(f"about {write_duration(wanted.estimated_time)}")
     return ", or ".join([", ".join(parts), *map(write_requirements, wanted.variants)])
+
+
+def write_limits(limits: Sequence[CauseLimit]) -> str:
+    """Write how many retries are used up: "1 of 2 after error, 0 of 3 after lost"."""
+    return ", ".join(f"{min(each.count, each.limit)} of {each.limit} after {each.cause}" for each in limits)
 
 
 def write_map(values: Mapping[str, Any]) -> str:

@@ -71,10 +71,14 @@ class AttemptBegan(Fact, frozen=True, gc=False):
 
 
 class AttemptEnded(Fact, frozen=True, gc=False):
-    """An attempt is over. What became of the task: a `TaskFinished` of the same turn, else it waits to be retried."""
+    """An attempt is over. What became of the task: a `TaskFinished` of the same turn, else it waits to be retried.
+
+    `retry_at_ns`: not before then; 0: at once.
+    """
 
     task_id: TaskId
     record: AttemptRecord
+    retry_at_ns: Instant = 0
 
 
 class TaskFinished(Fact, frozen=True, gc=False):

@@ -18,6 +18,7 @@ from schedd.core.explain import Explanation, explain
 from schedd.core.fleet import Fleet
 from schedd.core.model import (
     Assigned,
+    CauseLimit,
     Delayed,
     Held,
     Instant,
@@ -34,6 +35,7 @@ from schedd.core.policies.base import TaskScheduler
 from schedd.core.requests import Requests
 from schedd.core.resources import ResourceManager
 from schedd.core.restore import Restore
+from schedd.core.retries import limits_of
 from schedd.core.tables import Counters, EngineSettings, Tables
 from schedd.core.tasks import DISPATCHED, TaskTable, story
 
@@ -211,6 +213,10 @@ class Engine:
     def awaited(self) -> frozenset[WorkerId]:
         """Workers that may still come back after a restart; nothing is placed while there are any."""
         return frozenset(self._t.awaited)
+
+    def limits_of(self, task: Task) -> list[CauseLimit]:
+        """How often a task is tried again after which causes, and how much of that is used up."""
+        return limits_of(task, self._t.settings.retries)
 
     def explain(self, task: Task) -> Explanation:
         """Say why a task is where it is, with numbers."""

@@ -2,7 +2,8 @@
 
 A worker is lost in two steps. Silent for longer than its lease, or disconnected, it is *unreachable*: its tasks stay
 its own, it gets nothing new. Silent for longer still it is *lost*: its tasks are queued again, and only those that
-were running are blamed for it. Any message counts as life. While the daemon itself was late it does not judge.
+were running, or may have been, are blamed for it. Any message counts as life. While the daemon itself was late it does
+not judge.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class Fleet:
     def on_worker_disconnected(self, event: ev.WorkerDisconnected) -> None:
         worker = self._t.resources.workers.get(event.worker_id)
         if worker is not None:
-            self._silent(worker, "the connection was lost")
+            self._silent(worker, "the connection was lost", cut=True)
 
     def on_worker_left(self, event: ev.WorkerLeft) -> None:
         worker = self._t.resources.workers.get(event.worker_id)
@@ -243,10 +244,11 @@ class Fleet:
         else:
             self._gone(worker, lost=True, reason="silent for too long")
 
-    def _silent(self, worker: WorkerInfo, reason: str) -> None:
+    def _silent(self, worker: WorkerInfo, reason: str, cut: bool = False) -> None:
         t = self._t
         if worker.status == WorkerStatus.UNREACHABLE:
             return
+        worker.cut = cut
         worker.silent_ns = t.now
         lost_at = t.now + t.settings.lost_after_ns
         t.resources.set_status(worker, WorkerStatus.UNREACHABLE)
@@ -256,36 +258,46 @@ class Fleet:
 
     def _gone(self, worker: WorkerInfo, lost: bool, reason: str) -> None:
         t = self._t
+        status_before = worker.status
         t.resources.set_status(worker, WorkerStatus.DEAD)
         tasks = [*worker.running.values(), *worker.task_queue]
-        for task in tasks:
-            state, devices = task.state, task.devices
-            running = state if isinstance(state, Running) else None
+        cut = lost and (worker.cut or status_before is not WorkerStatus.UNREACHABLE)
+        # All before the first is released: what moves up in the backlog by that has not started.
+        records = [self._lost_attempt(task, worker, lost, cut, reason) for task in tasks]
+        for task, record in zip(tasks, records, strict=True):
             t.release(task, worker)
-            if running is None:
+            if record is None:
                 t.requeue(task)  # it had not started: nobody is blamed
             else:
-                text = f"worker {worker.worker_id} was lost: {reason}" if lost else f"worker {worker.worker_id} left"
-                started = running.started_at_ns
-                t.conclude(
-                    task,
-                    AttemptRecord(
-                        task.attempt,
-                        worker.worker_id,
-                        running.at_ns,
-                        started,
-                        t.now,
-                        Cause.LOST,
-                        message=text,
-                        devices=devices,
-                    ),
-                    None,
-                )
+                t.conclude(task, record, None)
         t.resources.remove(worker.worker_id)
         t.deadlines.cancel(("lease", worker.worker_id))
         t.deadlines.cancel(("lost", worker.worker_id))
         requeued = sum(1 for task in tasks if not task.state.is_final)
         t.facts.append(fx.WorkerGone(worker.worker_id, worker.incarnation, t.now, lost, requeued, reason))
+
+    def _lost_attempt(self, task: Task, worker: WorkerInfo, lost: bool, cut: bool, reason: str) -> AttemptRecord | None:
+        """What is recorded of an attempt that its worker took along; None for one that it cannot have taken up.
+
+        What ran is blamed. So is what held a reservation there when the worker ended at once (`cut`): it starts what
+        it can on arrival, and a task that kills it may be quicker than the word that it started. A worker that fell
+        silent first may never have got what was sent to it since, and a backlog has no part in anything.
+        """
+        state = task.state
+        started = state.started_at_ns if isinstance(state, Running) else 0
+        if not started and not (cut and task.reserved):
+            return None
+        text = f"worker {worker.worker_id} was lost: {reason}" if lost else f"worker {worker.worker_id} left"
+        return AttemptRecord(
+            task.attempt,
+            worker.worker_id,
+            getattr(state, "at_ns", self._t.now),
+            started,
+            self._t.now,
+            Cause.LOST,
+            message=text if started else f"{text}, before it said that the attempt had started",
+            devices=task.devices,
+        )
 
 
 def _could_be(task: Task, worker: WorkerInfo, hold: HoldsAttempt) -> bool:

@@ -140,23 +140,36 @@ Payload = Command | Call
 
 
 class TaskRules(Struct, frozen=True, omit_defaults=True):
-    """How an attempt is bounded and a failure is answered. Limits count failures, so 0 means "never again"."""
+    """How an attempt is bounded and a failure is answered. None: as the daemon's configuration says.
+
+    A limit is how often a task is tried again after attempts that ended with a cause; 0 means "never again".
+    `retries` is that of errors, and of timeouts that have none of their own; `oom_limit` is that of both kinds of
+    memory. memory_growth: what an attempt that ran out of memory asked for, times this, is what the next one asks for.
+    """
 
     timeout_s: float | None = None
     grace_s: float = 5.0
-    retries: int = 0
-    lost_limit: int = 3
-    retry_delay_s: float = 1.0
-    retry_delay_max_s: float = 300.0
+    retries: int | None = None
+    lost_limit: int | None = None
+    retry_delay_s: float | None = None
+    retry_delay_max_s: float | None = None
+    timeout_limit: int | None = None
+    oom_limit: int | None = None
+    rejected_limit: int | None = None
+    memory_growth: float | None = None
 
     def __post_init__(self) -> None:
         if self.timeout_s is not None and not 0 < self.timeout_s <= 1e9:
             raise ValueError(f"timeout_s must be above 0, not {self.timeout_s!r}")
         _amount("grace_s", self.grace_s, most=86400)
-        _amount("retry_delay_s", self.retry_delay_s, most=1e7)
-        _amount("retry_delay_max_s", self.retry_delay_max_s, most=1e7)
-        if not 0 <= self.retries <= 1_000_000 or not 0 <= self.lost_limit <= 1_000_000:
-            raise ValueError("retries and lost_limit must be between 0 and 1,000,000")
+        for name in ("retry_delay_s", "retry_delay_max_s"):
+            if (delay := getattr(self, name)) is not None:
+                _amount(name, delay, most=1e7)
+        for name in ("retries", "lost_limit", "timeout_limit", "oom_limit", "rejected_limit"):
+            if (limit := getattr(self, name)) is not None and not 0 <= limit <= 1_000_000:
+                raise ValueError(f"{name} must be between 0 and 1,000,000, not {limit!r}")
+        if self.memory_growth is not None and not 1 <= self.memory_growth <= 1000:
+            raise ValueError(f"memory_growth must be between 1 and 1,000, not {self.memory_growth!r}")
 
 
 DEFAULT_RULES = TaskRules()
@@ -293,9 +306,8 @@ class Task(Struct, eq=False, gc=False, kw_only=True, repr_omit_defaults=True):
     #: The number of the newest attempt; 0 before the first dispatch.
     attempt: int = 0
     state: State = Queued(0)
-    #: Failures so far that count against `rules`.
-    failed_count: int = 0
-    lost_count: int = 0
+    #: Attempts so far that ended with a cause that has a limit; None: there were none.
+    blamed: dict[Cause, int] | None = None
     #: The request class it is queued under, and the number of the level of that queue that holds it (0: none).
     request: RequestClass | None = None
     place: int = 0
@@ -309,6 +321,10 @@ class Task(Struct, eq=False, gc=False, kw_only=True, repr_omit_defaults=True):
     attempts: tuple[AttemptRecord, ...] = ()
     report: Report | None = None
     result: bytes | None = None
+
+    def blamed_for(self, cause: Cause) -> int:
+        """How many of its attempts ended like this and count."""
+        return self.blamed.get(cause, 0) if self.blamed is not None else 0
 
     @property
     def worker_id(self) -> WorkerId | None:
@@ -435,6 +451,8 @@ class WorkerInfo(Struct, eq=False, repr_omit_defaults=True):
     last_seen_ns: Instant = 0
     #: Since when it is unreachable.
     silent_ns: Instant = 0
+    #: Unreachable because its connection ended, not because it said nothing on it.
+    cut: bool = False
     #: Asked to drain; it stays so while it is unreachable, and when it returns.
     draining: bool = False
     usage: HostUsage | None = None
@@ -562,3 +580,11 @@ class WorkerVerdict(Struct, frozen=True):
 
     worker: WorkerId
     verdict: str
+
+
+class CauseLimit(Struct, frozen=True):
+    """How many attempts of a task count against the limit of a cause, and how often it is tried again after them."""
+
+    cause: Cause
+    count: int
+    limit: int

@@ -23,6 +23,7 @@ from schedd.core.model import (
     WorkerInfo,
 )
 from schedd.core.queue import RequestClass
+from schedd.core.retries import end_pause
 from schedd.core.tables import Tables
 from schedd.core.tasks import DISPATCHED, UNDISPATCHED, make_task
 
@@ -242,6 +243,7 @@ class Requests:
     def _release(self, task: Task) -> str:
         if not isinstance(task.state, Held):
             return "is not held"
+        end_pause(task)
         self._t.settle(task)
         self._t.facts.append(fx.TaskReleased(task.id))
         return ""
@@ -285,9 +287,7 @@ class Requests:
             t.queue.remove(task)  # under its old priority
         task.priority = priority
         if requirements is not task.requirements:
-            task.requirements = requirements
-            task.defined_ns = t.now
-            task.request = t.classes.intern(task.requirements, task.kind, t.policy.by_kind)
+            t.define(task, requirements)
         if queued:
             t.enter(task)
         t.facts.append(fx.TaskChanged(task.id, task.priority, task.requirements, task.defined_ns))

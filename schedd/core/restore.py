@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 
 from schedd.core import effects as fx
-from schedd.core.model import Cancelled, Held, Instant, Task, TaskId, WorkerId
-from schedd.core.tables import ATTEMPTS_KEPT_MAX, Tables, blame
+from schedd.core.model import SECOND, Cancelled, Held, Instant, Task, TaskId, WorkerId
+from schedd.core.retries import blame, end_pause
+from schedd.core.tables import ATTEMPTS_KEPT_MAX, Tables
 from schedd.core.tasks import make_task
 
 
@@ -56,6 +57,7 @@ class Restore:
                     self._held.add(task.id)
                 case fx.TaskReleased():
                     self._held.discard(task.id)
+                    end_pause(task)
                 case fx.TaskChanged():
                     task.priority = fact.priority
                     task.requirements = fact.requirements
@@ -67,6 +69,12 @@ class Restore:
                     task.attempt = fact.record.attempt
                     task.attempts = (*task.attempts, fact.record)[-ATTEMPTS_KEPT_MAX:]
                     blame(task, fact.record.cause)
+                    self._delay(task, fact.retry_at_ns)
+
+    def _delay(self, task: Task, retry_at_ns: Instant) -> None:
+        """Let the pause before a retry go on; a clock that was set back meanwhile makes none longer than its cap."""
+        cap_ns = int(self._t.settings.retries.cap_s(task.rules) * SECOND)
+        task.not_before_ns = max(task.not_before_ns, min(retry_at_ns, self._t.now + cap_ns))
 
     def finished(self, rows: Iterable[Task]) -> None:
         """Enter tasks that had ended, the oldest end first."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from typing import Literal
 
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from schedd.core import effects as fx
+from schedd.core.memory import More, ask_for_more
 from schedd.core.model import (
     SECOND,
     Assigned,
@@ -24,6 +25,7 @@ from schedd.core.model import (
     Succeeded,
     Task,
     TaskId,
+    TaskRequirements,
     Waiting,
     WorkerId,
     WorkerInfo,
@@ -32,12 +34,15 @@ from schedd.core.placement import Placer, PrefetchRule
 from schedd.core.policies.base import Outcome, TaskScheduler
 from schedd.core.queue import RequestClasses, TaskQueue
 from schedd.core.resources import ResourceManager
+from schedd.core.retries import OUT_OF_MEMORY, RetryRules, blame, count_of, used_up
 from schedd.core.stats import RuntimeTable
 from schedd.core.tasks import TaskTable
 from schedd.core.timers import Deadlines
 
 #: Records of ended attempts kept with a task; a task that retries for ever must not grow for ever.
 ATTEMPTS_KEPT_MAX = 20
+#: How an attempt ends through no doing of its own, so that it has no result.
+NOT_OF_THE_TASK = frozenset({Cause.LOST, Cause.REJECTED})
 #: Workers beyond this number send heartbeats less often, so that the daemon hears at most this many an interval.
 HEARTBEATS_PER_INTERVAL_MAX = 500
 #: An enumeration looks its members up by name at each use; these are used for each end of an attempt.
@@ -60,6 +65,7 @@ class EngineSettings(Struct, frozen=True):
     unfinished_max: int = 5_000_000
     finished_keep_count: int = 100_000
     results_keep_bytes: int = 512 * 1024 * 1024
+    retries: RetryRules = RetryRules()
 
 
 class Counters(Struct):
@@ -235,34 +241,76 @@ class Tables:
 
     def conclude(self, task: Task, record: AttemptRecord, result: bytes | None) -> None:
         """An attempt has ended and is off its worker: decide what becomes of the task."""
-        self.note_attempt(task, record)
         cause = record.cause
         if cause is _OK:
+            self.note_attempt(task, record)
             self.finish(task, Succeeded(self.now), "", result)
         elif cause is Cause.CANCELLED or task.cancelling:
+            self.note_attempt(task, record)
             self.finish(task, Cancelled(self.now), record.message, result)
         elif cause is Cause.PREEMPTED:
+            self.note_attempt(task, record)
             self.requeue(task)
-        elif cause in (Cause.LOST, Cause.REJECTED):
-            blame(task, cause)
-            if task.lost_count > task.rules.lost_limit:
-                text = f"{record.message or cause} ({task.lost_count} attempts ended like this, the limit is reached)"
-                self.finish(task, Failed(self.now), text, None)
-            elif cause is Cause.REJECTED:
-                self.retry(task, task.lost_count)
-            else:
-                self.requeue(task)
         else:
-            blame(task, cause)
-            if task.failed_count > task.rules.retries:
-                self.finish(task, Failed(self.now), record.message, result)
-            else:
-                self.retry(task, task.failed_count)
+            self._answer_failure(task, record, result)
 
-    def note_attempt(self, task: Task, record: AttemptRecord) -> None:
+    def _answer_failure(self, task: Task, record: AttemptRecord, result: bytes | None) -> None:
+        """Count an attempt against the limit of its cause; try again within it, end the task beyond it."""
+        cause = record.cause
+        blame(task, cause)
+        count = count_of(task, cause)
+        if count > self.settings.retries.limit(cause, task.rules):
+            self._give_up(task, record, used_up(task, record, count), result)
+            return
+        more = self._more_memory(task, record) if cause in OUT_OF_MEMORY else None
+        if more is not None:
+            record = structs.replace(record, message=_joined(record.message, more.told))
+        elif cause in OUT_OF_MEMORY and task.rules.oom_limit is None:
+            # The configuration's retries are for what may go better; those that a task asks for are done in any case.
+            told = _joined(record.message, "another attempt could ask for nothing else")
+            self._give_up(task, record, told, result)
+            return
+        self._try_again(task, record, None if cause is Cause.LOST else self._pause_ns(task, count), more)
+
+    def _give_up(self, task: Task, record: AttemptRecord, told: str, result: bytes | None) -> None:
+        self.note_attempt(task, structs.replace(record, message=told))
+        self.finish(task, Failed(self.now), told, None if record.cause in NOT_OF_THE_TASK else result)
+
+    def _try_again(self, task: Task, record: AttemptRecord, pause_ns: int | None, more: More | None) -> None:
+        """Let a task wait for its next attempt: in the queue, or (not None) delayed for so long."""
+        if pause_ns is None:
+            self.note_attempt(task, record)
+            self.requeue(task)
+            return
+        task.not_before_ns = self.now + pause_ns
+        self.note_attempt(task, record, task.not_before_ns)
+        self.tasks.set_state(task, Delayed(task.not_before_ns))
+        self.enter(task)
+        if more is not None:
+            self.define(task, more.requirements)
+            self.facts.append(fx.TaskChanged(task.id, task.priority, task.requirements, task.defined_ns))
+
+    def _more_memory(self, task: Task, record: AttemptRecord) -> More | None:
+        """What a task that ran out of memory asks for next; None: nothing else than before."""
+        workers = self.resources.workers
+        worker = workers.get(record.worker_id)
+        ledger = worker.ledger if worker is not None else None
+        devices_mb = [ledger.devices[i].memory_mb for i in record.devices] if ledger is not None else []
+        ledgers = [each.ledger for each in workers.values() if each.ledger is not None]
+        growth = self.settings.retries.growth(task.rules)
+        return ask_for_more(task.requirements, task.variant, record.cause, devices_mb, ledgers, growth)
+
+    def define(self, task: Task, requirements: TaskRequirements) -> None:
+        """Give a task that is in no queue other requirements; a claim under the old ones counts no more."""
+        task.requirements = requirements
+        task.defined_ns = self.now
+        task.variant = 0
+        task.request = self.classes.intern(requirements, task.kind, self.policy.by_kind)
+
+    def note_attempt(self, task: Task, record: AttemptRecord, retry_at_ns: Instant = 0) -> None:
         """Record the end of an attempt in the history of its task, and in the totals."""
         task.attempts = (*task.attempts[-(ATTEMPTS_KEPT_MAX - 1) :], record) if task.attempts else (record,)
-        self.facts.append(fx.AttemptEnded(task.id, record))
+        self.facts.append(fx.AttemptEnded(task.id, record, retry_at_ns))
         causes = self.counters.by_cause
         causes[record.cause] = causes.get(record.cause, 0) + 1
 
@@ -274,17 +322,12 @@ class Tables:
             self.tasks.set_state(task, Queued(self.now))
             self.enter(task)
 
-    def retry(self, task: Task, failures: int) -> None:
-        """Delay the next attempt by a random part of an exponentially growing span.
+    def _pause_ns(self, task: Task, failures: int) -> int:
+        """How long to wait before the next attempt: a random part of an exponentially growing span.
 
-        Full jitter: uniform between 0 and min(cap, base * 2^(failures - 1)) (Brooker, "Exponential Backoff And
-        Jitter", 2015).
+        Full jitter: uniform between 0 and the span (Brooker, "Exponential Backoff And Jitter", 2015).
         """
-        rules = task.rules
-        span = min(rules.retry_delay_max_s, rules.retry_delay_s * 2.0 ** min(failures - 1, 60))
-        delay_ns = int(self.rng.uniform(0, span) * SECOND)
-        self.tasks.set_state(task, Delayed(self.now + delay_ns))
-        self.enter(task)
+        return int(self.rng.uniform(0, self.settings.retries.span_s(task.rules, failures)) * SECOND)
 
     def learn(self, task: Task, worker: WorkerInfo, record: AttemptRecord) -> None:
         """Let estimates and policy learn from an attempt that ran to its own end."""
@@ -361,12 +404,8 @@ class Tables:
         return max(self.settings.lease_ns, 3 * self.heartbeat_ns())
 
 
-def blame(task: Task, cause: Cause) -> None:
-    """Count an attempt that ended like this against the limits of its task."""
-    if cause in (Cause.LOST, Cause.REJECTED):
-        task.lost_count += 1
-    elif cause not in (Cause.OK, Cause.CANCELLED, Cause.PREEMPTED):
-        task.failed_count += 1
+def _joined(message: str, told: str) -> str:
+    return f"{message}; {told}" if message else told
 
 
 def _never_ran(task: Task, now: Instant, reason: str) -> AttemptRecord:

@@ -40,6 +40,7 @@ from schedd.core.model import (
     TaskRules,
     WorkerId,
 )
+from schedd.core.retries import blame
 from schedd.core.tasks import RESULT_DROPPED
 from schedd.errors import JournalError
 
@@ -178,7 +179,7 @@ def finished_records(facts: Iterable[fx.Fact], rows: Iterable[Task]) -> list[Fin
 def finished_row(record: FinishedTask) -> Task:
     """Make the row of a task that had ended before this start; its result stays in the journal."""
     final = {"succeeded": Succeeded, "failed": Failed}.get(record.state, Cancelled)
-    return Task(
+    row = Task(
         id=record.id,
         state=final(record.at_ns),
         job=record.job,
@@ -196,6 +197,9 @@ def finished_row(record: FinishedTask) -> Task:
         after=record.after,
         result=None if record.result is None else RESULT_DROPPED,
     )
+    for attempt in record.attempts:
+        blame(row, attempt.cause)
+    return row
 
 
 def encode_finished(records: Sequence[FinishedTask]) -> bytes:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import anyio
 import uvloop
+from msgspec import structs
 
 import schedd
 from schedd.address import Address, journal_path, parse_address
@@ -24,6 +25,7 @@ from schedd.config import Settings
 from schedd.core.engine import Engine
 from schedd.core.model import SECOND
 from schedd.core.placement import PrefetchRule
+from schedd.core.retries import RetryRules
 from schedd.core.tables import EngineSettings
 from schedd.errors import ConfigError, JournalError, ScheddError
 from schedd.journal.records import finished_row
@@ -60,6 +62,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
         unfinished_max=limits.unfinished_max,
         finished_keep_count=limits.finished_keep_count,
         results_keep_bytes=int(limits.results_keep_mb * 1024 * 1024),
+        retries=RetryRules(**structs.asdict(settings.retries)),
     )
 
 

@@ -218,6 +218,7 @@ def task_detail(engine: Engine, task: Task, fetched: bytes | None = None) -> m.T
         devices=devices,
         not_before=_seconds(task.not_before_ns),
         result=fetched or task.result or None,
+        limits=engine.limits_of(task),
     )
 
 

@@ -18,7 +18,17 @@ from schedd.core.model import AttemptRecord as AttemptRecord
 from schedd.core.model import AttemptReport as AttemptReport
 from schedd.core.model import AttemptStarted as AttemptStarted
 from schedd.core.model import Blocker as Blocker
-from schedd.core.model import Cause, HostUsage, Payload, TaskId, TaskRequirements, TaskRules, WorkerId, WorkerResources
+from schedd.core.model import (
+    Cause,
+    CauseLimit,
+    HostUsage,
+    Payload,
+    TaskId,
+    TaskRequirements,
+    TaskRules,
+    WorkerId,
+    WorkerResources,
+)
 from schedd.core.model import HoldsAttempt as HoldsAttempt
 from schedd.core.model import Selection as Selection
 from schedd.core.model import TaskEntry as TaskEntry
@@ -455,7 +465,7 @@ class TaskView(Struct, frozen=True):
 
 
 class TaskDetail(Struct, frozen=True):
-    """What `show` adds to a view. `attempts` are those that have ended."""
+    """What `show` adds to a view. `attempts` are those that have ended, `limits` those of causes that matter to it."""
 
     payload: Payload | None
     argument: bytes
@@ -467,6 +477,7 @@ class TaskDetail(Struct, frozen=True):
     devices: list[str]
     not_before: float | None
     result: bytes | None
+    limits: list[CauseLimit] = field(default_factory=list)
 
 
 class TaskList(Struct, frozen=True, tag=True, array_like=True):

@@ -163,11 +163,73 @@ def test_failures_still_count() -> None:
     world.finish(1, cause=Cause.LOST)
     world.restart()
     task = world.task(1)
-    assert (task.failed_count, task.lost_count, task.attempt) == (1, 1, 2)
+    assert (task.blamed, task.attempt) == ({Cause.ERROR: 1, Cause.LOST: 1}, 2)
     assert [record.cause for record in task.attempts] == ["error", "lost"]
     assert dispatches(world.join()) == {"w1": [(1, 3)]}
     world.finish(1, cause=Cause.LOST)
     assert world.states(1) == ["failed"]
+
+
+def test_pause_before_a_retry_goes_on() -> None:
+    world = Restartable(seed=1)
+    world.submit(rules=TaskRules(retries=1, retry_delay_s=100))
+    world.join()
+    world.finish(1, cause=Cause.ERROR)
+    until_ns = getattr(world.state(1), "until_ns", 0)
+    assert until_ns > START + 10 * SECOND
+    world.restart(seconds=5)
+    assert getattr(world.state(1), "until_ns", 0) == until_ns
+    assert not dispatches(world.join())
+    world.now = until_ns
+    assert dispatches(world.wake()) == {"w1": [(1, 2)]}
+
+
+def test_pause_that_was_over_meanwhile() -> None:
+    world = Restartable()
+    world.submit(rules=TaskRules(retries=1, retry_delay_s=10))
+    world.join()
+    world.finish(1, cause=Cause.ERROR)
+    world.restart(seconds=10)
+    assert world.states(1) == ["queued"]
+
+
+def test_pause_is_not_made_longer_by_a_clock_that_was_set_back() -> None:
+    world = Restartable(seed=1)
+    world.submit(rules=TaskRules(retries=1, retry_delay_s=100, retry_delay_max_s=100))
+    world.join()
+    world.finish(1, cause=Cause.ERROR)
+    world.restart(seconds=-800)
+    assert getattr(world.state(1), "until_ns", 0) == world.now + 100 * SECOND
+
+
+def test_pause_that_a_release_ended_is_over() -> None:
+    world = Restartable()
+    world.submit(rules=TaskRules(retries=1, retry_delay_s=100))
+    world.join()
+    world.finish(1, cause=Cause.ERROR)
+    world.handle(ev.WorkerLeft(WorkerId("w1")))
+    world.hold(1)
+    world.release(1)
+    world.restart()
+    assert world.states(1) == ["queued"]
+
+
+def test_what_an_attempt_without_memory_made_the_task_ask_for() -> None:
+    world = Restartable()
+    world.submit(rules=TaskRules(retry_delay_s=0), ram=2)
+    world.join(ram_gb=8)
+    world.finish(1, cause=Cause.OOM_HOST)
+    world.restart()
+    assert (world.task(1).requirements, world.task(1).blamed) == (TaskRequirements(ram=3), {Cause.OOM_HOST: 1})
+    assert dispatches(world.join(ram_gb=8)) == {"w1": [(1, 2)]}
+    world.finish(1, cause=Cause.OOM_HOST)
+    assert world.task(1).requirements == TaskRequirements(ram=4.5)
+    world.wake()
+    world.restart()
+    world.join(ram_gb=8)
+    assert world.states(1) == ["assigned"]
+    world.finish(1, cause=Cause.OOM_HOST)
+    assert world.states(1) == ["failed"], "the third is one too many"
 
 
 def test_keys_still_name_their_tasks() -> None:
@@ -298,7 +360,7 @@ def test_tasks_of_a_worker_that_does_not_come_back_start_elsewhere() -> None:
     assert world.states(1, 2) == ["running", "queued"]
     world.finish(1)
     assert world.where(2) == ["w1"]
-    assert world.task(2).lost_count == 0, "nobody knows whether it ran"
+    assert world.task(2).blamed is None, "nobody knows whether it ran"
 
 
 def test_restart_within_the_grace_waits_again() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from zlib import crc32
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -224,6 +226,7 @@ def test_finished_task_and_back(state: str) -> None:
     assert row.state.name == state
     assert (row.id, row.job, row.key, row.priority, row.attempt) == (4, "j", "k", 2.0, 7)
     assert row.attempts == attempts
+    assert row.blamed == {Cause.ERROR: 1}
     assert row.report == Report(3, {"x": 1.0})
     assert row.result == RESULT_DROPPED
     assert finished_row(finished(1, result=None)).result is None
@@ -295,3 +298,26 @@ def test_record_of_an_attempt_keeps_its_times() -> None:
     (fact,) = decode_facts(encode_facts([fx.AttemptEnded(TaskId(1), one)]))
     assert isinstance(fact, fx.AttemptEnded)
     assert fact.record == one
+
+
+def test_end_that_was_written_before_pauses_were() -> None:
+    """A journal of the first version has two fields where there are three."""
+    one = record(2, Cause.ERROR)
+    old = msgspec.msgpack.encode(["AttemptEnded", 7, one])
+    sealed = crc32(old).to_bytes(CHECKSUM_BYTES, "big") + old
+    assert decode_fact(sealed) == fx.AttemptEnded(TaskId(7), one, 0)
+
+
+def test_rules_that_were_written_before_limits_could_be_left_open() -> None:
+    """They left out what was at its default, which now means the configuration's."""
+    spec = {"payload": {"type": "command", "argv": ["x"]}, "rules": {"lost_limit": 1, "retries": 2}}
+    old = msgspec.msgpack.encode(["TasksAdmitted", START, [spec], [[0]], [1]])
+    fact = decode_fact(crc32(old).to_bytes(CHECKSUM_BYTES, "big") + old)
+    assert isinstance(fact, fx.TasksAdmitted)
+    assert fact.specs[0].rules == TaskRules(lost_limit=1, retries=2)
+
+
+def test_pause_comes_back_from_the_journal() -> None:
+    ended = fx.AttemptEnded(TaskId(1), record(1, Cause.ERROR), START + 5)
+    rows = LiveIndex().plan([admitted([1]), ended])
+    assert [decode_fact(blob) for _, blob in rows.changes] == [ended]

@@ -68,7 +68,7 @@ def _head(task: TaskView) -> list[tuple[str, str]]:
 
 
 def _body(task: TaskView, detail: TaskDetail) -> list[tuple[str, str]]:
-    from schedd.cli.views import clock, text_or_base64, write_map, write_requirements
+    from schedd.cli.views import clock, text_or_base64, write_limits, write_map, write_requirements
     from schedd.core.model import Command
 
     rows: list[tuple[str, str]] = []
@@ -86,7 +86,7 @@ def _body(task: TaskView, detail: TaskDetail) -> list[tuple[str, str]]:
     rows += [
         ("needs", write_requirements(detail.requirements)),
         ("timeout", "" if rules.timeout_s is None else write_duration(rules.timeout_s)),
-        ("retries", str(rules.retries) if rules.retries else ""),
+        ("retries", write_limits(detail.limits)),
         ("after", write_ids(detail.after)),
         ("still missing", write_ids(detail.missing)),
         ("not before", "" if detail.not_before is None else clock(detail.not_before)),
@@ -97,14 +97,16 @@ def _body(task: TaskView, detail: TaskDetail) -> list[tuple[str, str]]:
 
 
 def _ends(detail: TaskDetail) -> list[tuple[str, str]]:
-    from schedd.cli.views import attempts, readable
+    from schedd.cli.views import attempts, clock, readable
 
     rows: list[tuple[str, str]] = []
     for record in attempts(detail.attempts):
         started, finished = record["started_at"], record["finished_at"]
         ran = f" after {write_duration(finished - started)}" if started and finished else ""
         code = "" if record["exit_code"] is None else f", exit code {record['exit_code']}"
-        rows.append((f"attempt {record['attempt']}", f"{record['cause']} on {record['worker']}{ran}{code}"))
+        # How it went wrong, and when: for one of several attempts nothing else says it.
+        why = "" if record["cause"] == "ok" else f", {clock(finished)}{_told(record['message'])}"
+        rows.append((f"attempt {record['attempt']}", f"{record['cause']} on {record['worker']}{ran}{code}{why}"))
     if detail.result is not None:
         value = readable(detail.result)
         if isinstance(value, dict) and value.keys() == {"bytes", "base64"}:
@@ -113,3 +115,7 @@ def _ends(detail: TaskDetail) -> list[tuple[str, str]]:
             text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
         rows.append(("result", text if len(text) <= RESULT_CHARACTERS else f"{text[:RESULT_CHARACTERS]} …"))
     return rows
+
+
+def _told(message: str) -> str:
+    return f": {message}" if message else ""
