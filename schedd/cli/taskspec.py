@@ -45,7 +45,13 @@ class TaskOptions(RequirementOptions, frozen=True, forbid_unknown_fields=True, r
     kind: str = ""
     key: str | None = None
     timeout: Duration | None = None
-    retries: int = 0
+    retries: int | None = None
+    retry_timeout: int | None = None
+    retry_oom: int | None = None
+    retry_lost: int | None = None
+    retry_rejected: int | None = None
+    retry_delay: Duration | None = None
+    memory_growth: float | None = None
     grace: Duration = 5.0
     delay: Duration = 0.0
     after: list[int | str] | int | str = field(default_factory=list)
@@ -115,14 +121,25 @@ def make_spec(options: TaskOptions) -> TaskSpec:
         job=options.job,
         priority=options.priority,
         requirements=make_requirements(options),
-        rules=TaskRules(
-            timeout_s=None if options.timeout is None else _seconds(options.timeout),
-            grace_s=_seconds(options.grace),
-            retries=options.retries,
-        ),
+        rules=make_rules(options),
         after=existing_ids(options),
         delay_s=_seconds(options.delay),
         hold=options.hold,
+    )
+
+
+def make_rules(options: TaskOptions) -> TaskRules:
+    """Build how attempts are bounded and failures answered. Raises ValueError."""
+    return TaskRules(
+        timeout_s=None if options.timeout is None else _seconds(options.timeout),
+        grace_s=_seconds(options.grace),
+        retries=options.retries,
+        lost_limit=options.retry_lost,
+        retry_delay_s=None if options.retry_delay is None else _seconds(options.retry_delay),
+        timeout_limit=options.retry_timeout,
+        oom_limit=options.retry_oom,
+        rejected_limit=options.retry_rejected,
+        memory_growth=options.memory_growth,
     )
 
 

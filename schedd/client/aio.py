@@ -118,8 +118,10 @@ class AsyncClient:
 
         `function` may also be an import path, "package.module:name". options: priority, job, kind, key, requirements
         (TaskRequirements) or gpus, gpu_memory (GB), cpus, ram (GB), gpu_model, labels, estimated_time (s); after
-        (ids or tasks), timeout (s), grace (s), retries, delay (s), hold, strict (refuse where no worker fits), and
-        on_report, a function of each AttemptReport. For a call: kwargs. For a command: env, cwd, stdin.
+        (ids or tasks), timeout (s), grace (s), delay (s), hold, strict (refuse where no worker fits), and on_report, a
+        function of each AttemptReport. retries: how often to try again after a failure or timeout; retry_timeout,
+        retry_oom, retry_lost and retry_rejected after these; retry_delay (s), the first pause; memory_growth, a factor.
+        For a call: kwargs. For a command: env, cwd, stdin.
         Raises TypeError naming the nearest valid option, and PicklingError naming what cannot be sent.
         """
         request = read_request(function, args, options)

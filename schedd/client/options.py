@@ -26,7 +26,17 @@ _SHORTCUTS = {
     "custom": "custom",
 }
 #: Option → field of TaskRules.
-_RULES = {"timeout": "timeout_s", "grace": "grace_s", "retries": "retries"}
+_RULES = {
+    "timeout": "timeout_s",
+    "grace": "grace_s",
+    "retries": "retries",
+    "retry_timeout": "timeout_limit",
+    "retry_oom": "oom_limit",
+    "retry_lost": "lost_limit",
+    "retry_rejected": "rejected_limit",
+    "retry_delay": "retry_delay_s",
+    "memory_growth": "memory_growth",
+}
 _OF_COMMANDS = ("env", "cwd", "stdin")
 #: `map` is for calls, and one key cannot name many tasks.
 NOT_OF_MAP = ("key", *_OF_COMMANDS)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from schedd.cli.exits import Exit
-from schedd.core.model import AttemptRecord, Call, Cause, Command, TaskRequirements, WorkerId
+from schedd.core.model import AttemptRecord, Call, Cause, CauseLimit, Command, TaskRequirements, WorkerId
 from schedd.wire import messages as wire
 
 from .conftest import Run
@@ -124,6 +124,30 @@ def test_show_for_people(daemon: FakeDaemon, run: Run) -> None:
     assert lines["needs"].strip() == "1 cpus, 2 × gpu with 8 GB, or 4 cpus"
     assert lines["after"].strip() == "3-5"
     assert lines["still missing"].strip() == "5"
+
+
+def test_show_what_went_wrong_and_how_often_it_may(daemon: FakeDaemon, run: Run) -> None:
+    attempts = [
+        AttemptRecord(
+            1, WorkerId("w1"), 10**9, 2 * 10**9, 5 * 10**9, Cause.OOM_GPU, 1, None, "no memory; asks for 12 GB"
+        ),
+        AttemptRecord(2, WorkerId("w2"), 10**9, 0, 6 * 10**9, Cause.LOST),
+        AttemptRecord(3, WorkerId("w3"), 10**9, 7 * 10**9, 8 * 10**9, Cause.OK, 0),
+    ]
+    limits = [CauseLimit(Cause.ERROR, 0, 2), CauseLimit(Cause.LOST, 4, 3)]
+    daemon.add(view(1, "failed"), detail(attempts=attempts, limits=limits))
+    lines = run("show", "1").out.splitlines()
+    told = {line[:9]: line for line in lines if line.startswith(("attempt 1", "attempt 2", "attempt 3"))}
+    assert told["attempt 1"].split("  ")[1].startswith("oom_gpu on w1 after 3.0s, exit code 1, ")
+    assert told["attempt 1"].endswith(": no memory; asks for 12 GB")
+    assert told["attempt 2"].split("  ")[1].startswith("lost on w2, 19")
+    assert told["attempt 3"].endswith("ok on w3 after 1.0s, exit code 0")
+    assert "retries    0 of 2 after error, 3 of 3 after lost" in lines
+    [task] = run("show", "1", "--json").json()
+    assert task["limits"] == [
+        {"cause": "error", "count": 0, "limit": 2},
+        {"cause": "lost", "count": 4, "limit": 3},
+    ]
 
 
 def test_show_unknown_task(daemon: FakeDaemon, run: Run) -> None:

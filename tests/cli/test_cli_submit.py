@@ -74,6 +74,10 @@ def test_requirements(daemon: FakeDaemon, run: Run, options: list[str], expected
         (["--hold"], "hold", True),
         (["--timeout", "2h"], "rules", TaskRules(timeout_s=7200)),
         (["--retries", "3", "--grace", "250ms"], "rules", TaskRules(retries=3, grace_s=0.25)),
+        (["--retries", "0", "--retry-timeout", "1"], "rules", TaskRules(retries=0, timeout_limit=1)),
+        (["--retry-oom", "2", "--memory-growth", "2"], "rules", TaskRules(oom_limit=2, memory_growth=2)),
+        (["--retry-lost", "0", "--retry-rejected", "9"], "rules", TaskRules(lost_limit=0, rejected_limit=9)),
+        (["--retry-delay", "1m"], "rules", TaskRules(retry_delay_s=60)),
     ],
 )
 def test_spec_fields(daemon: FakeDaemon, run: Run, options: list[str], field: str, expected: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from schedd.client.options import NOT_OF_MAP, SPECS_KEPT_MAX, CallSpecs, Options, read_options, read_request
-from schedd.core.model import Call, Command, TaskRequirements
+from schedd.core.model import Call, Command, TaskRequirements, TaskRules
 
 
 def add(x: int, y: int = 0) -> int:
@@ -54,6 +54,21 @@ def test_all_options_of_a_call() -> None:
     assert (request.options.key, request.options.strict) == ("k1", True)
     assert isinstance(spec.payload, Call)
     assert b"y" in request.argument
+
+
+def test_limits_of_causes() -> None:
+    given = {
+        "retry_timeout": 1,
+        "retry_oom": 2,
+        "retry_lost": 0,
+        "retry_rejected": 4,
+        "retry_delay": 5,
+        "memory_growth": 2,
+    }
+    assert read_options(given).rules == TaskRules(
+        timeout_limit=1, oom_limit=2, lost_limit=0, rejected_limit=4, retry_delay_s=5, memory_growth=2
+    )
+    assert read_options({"job": "j"}).rules == TaskRules(), "what is not said is the daemon's to say"
 
 
 def test_defaults() -> None:
@@ -108,7 +123,16 @@ def test_unusable_option(given: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{"cpus": -1}, {"gpus": 1.5}, {"timeout": 0}, {"delay": -1}, {"delay": float("nan")}, {"retries": -1}]
+    "given",
+    [
+        {"cpus": -1},
+        {"gpus": 1.5},
+        {"timeout": 0},
+        {"delay": -1},
+        {"delay": float("nan")},
+        {"retries": -1},
+        {"memory_growth": 0.5},
+    ],
 )
 def test_meaningless_amount(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):

@@ -14,7 +14,11 @@ from pathlib import Path
 import pytest
 from helpers import Cluster, wait_until
 
+from schedd.config import parse_settings
 from schedd.core.model import WorkerResources
+from schedd.core.retries import RetryRules
+from schedd.core.tables import EngineSettings
+from schedd.server.daemon import engine_settings
 from schedd.wire import messages as m
 
 from .peers import RawClient, RawPeer, RawWorker
@@ -23,6 +27,12 @@ from .peers import RawClient, RawPeer, RawWorker
 def run_server(*arguments: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "schedd.server", *arguments]
     return subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+
+
+def test_limits_of_the_configuration_reach_the_engine() -> None:
+    assert engine_settings(parse_settings("")) == EngineSettings()
+    settings = engine_settings(parse_settings("[retries]\nlost = 7\nmemory_growth = 2.0\ndelay_max_s = 9.0"))
+    assert settings.retries == RetryRules(lost=7, memory_growth=2, delay_max_s=9)
 
 
 def test_port_that_is_taken(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ schedd submit --gpus 1 --gpu-memory 12 --priority 5 --job sweep -- python train.
 schedd submit --array 1-100 --wait -- python evaluate.py --fold {}
 schedd submit --each-line configs.txt --cpus 2 -- ./evaluate.sh
 schedd submit --after 12,13 --timeout 2h --retries 2 -- python report.py
+schedd submit --gpus 1 --gpu-memory 12 --retry-oom 3 -- python train.py
 schedd submit --file job.toml --strict
 """
 
@@ -42,7 +43,15 @@ _OPTIONS: list[Decorator] = [
     click.option("--kind", metavar="K", help="What the learning groups by. Default: the program's name."),
     click.option("--key", metavar="KEY", help="Submit at most once: again with the same key gives the same task."),
     click.option("--timeout", type=DURATION, metavar="DURATION", help="End an attempt that runs longer (90s, 5m, 2h)."),
-    click.option("--retries", type=int, metavar="N", help="Try again after a failure, at most N times."),
+    click.option("--retries", type=int, metavar="N", help="Try again after a failure or timeout, at most N times."),
+    click.option("--retry-timeout", type=int, metavar="N", help="The same after a timeout alone."),
+    click.option("--retry-oom", type=int, metavar="N", help="The same after it ran out of memory."),
+    click.option("--retry-lost", type=int, metavar="N", help="The same after its worker was lost."),
+    click.option("--retry-rejected", type=int, metavar="N", help="The same after a worker could not hold it."),
+    click.option("--retry-delay", type=DURATION, metavar="DURATION", help="The first pause is up to this long."),
+    click.option(
+        "--memory-growth", type=float, metavar="X", help="Out of memory, ask for X times as much. 1: for no more."
+    ),
     click.option(
         "--grace", type=DURATION, metavar="S", help="Between asking a task to end and killing it. Default: 5 s."
     ),
