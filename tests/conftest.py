@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from helpers import Cluster
 
+from schedd.worker.oom import FIRST_PID_NAMESPACE
+
 
 def _tool(name: str, package: str) -> Callable[[], str | None]:
     def check() -> str | None:
@@ -31,6 +33,17 @@ def _loop() -> str | None:
     return None if Path("/dev/loop-control").exists() else "no loop devices"
 
 
+def _oom() -> str | None:
+    """Whether the kernel can be made to kill a process of ours for lack of memory, and will say so to us."""
+    if os.geteuid():
+        return "not root"
+    if not Path("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists():
+        return "no memory cgroups of the first version"
+    if Path("/proc/self/ns/pid").stat().st_ino != FIRST_PID_NAMESPACE:
+        return "in a PID namespace"
+    return None if os.access("/dev/kmsg", os.R_OK) else "/dev/kmsg cannot be read"
+
+
 #: Why it is missing, or None, by the name of what a test may need.
 NEEDS: dict[str, Callable[[], str | None]] = {
     "root": _root,
@@ -40,6 +53,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "mkfs.ext4": _tool("mkfs.ext4", "e2fsprogs"),
     "loop": _loop,
     "cc": _tool("cc", "gcc"),
+    "oom": functools.cache(_oom),
 }
 
 

@@ -50,6 +50,7 @@ from schedd.worker.child_messages import (
     spool,
 )
 from schedd.worker.processes import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
+from schedd.worker.symptoms import names_and_texts, out_of_memory
 
 CHANNEL_FD = 3
 OUTPUTS = ((1, "stdout"), (2, "stderr"))
@@ -265,8 +266,11 @@ def _line(text: str) -> str:
 
 
 def _cause_of(error: BaseException) -> Cause:
-    if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in _describe(error):
-        return Cause.OOM_GPU
+    """Why a call failed. An allocator that was refused memory says so by MemoryError, whose word is evidence enough."""
+    symptom = out_of_memory(names_and_texts(error))
+    if symptom is not None:
+        return symptom.cause
+    # Pyarrow and others have kinds of it with names of their own.
     return Cause.OOM_HOST if isinstance(error, MemoryError) else Cause.ERROR
 
 

@@ -38,6 +38,7 @@ from schedd.worker.child_process import AHEAD_MAX, LONG_NS, Child, Sent, keep_ou
 from schedd.worker.commands import OnEnded
 from schedd.worker.functions import FunctionNumbers
 from schedd.worker.logs import LogStore
+from schedd.worker.oom import KernelOom
 from schedd.worker.processes import describe_exit, reap, signal_group, signal_tree
 
 #: What was sent ahead is taken back when the call before it takes longer than this.
@@ -64,6 +65,7 @@ class Children:
         align: Callable[[int], int],
         ask_for_turn: Callable[[], None],
         on_root_gone: Callable[[], object],
+        kernel: KernelOom,
         *,
         worker: str,
         idle_s: float,
@@ -78,6 +80,7 @@ class Children:
         self._align = align
         self._ask_for_turn = ask_for_turn
         self._on_root_gone = on_root_gone
+        self._kernel = kernel
         self._worker = worker
         self._idle_s = idle_s
         self._result_bytes_max = result_bytes_max
@@ -343,9 +346,11 @@ class Children:
         keep_output(child, self._logs)
         failure = "the child process died" if child.ready else "the child process did not start"
         exit_code, signal_number = (code, None) if code >= 0 else (None, -code)
+        cause, message = Cause.ERROR, f"{failure}: {describe_exit(code)}"
+        if code == -signal.SIGKILL and self._kernel.named(child.pid):
+            cause, message = Cause.OOM_HOST, f"{message}: the kernel killed it for lack of memory"
         for sent in child.sent:
-            message = f"{failure}: {describe_exit(code)}"
-            self._end(sent.row, Ending(Cause.ERROR, None, exit_code, signal_number, message))
+            self._end(sent.row, Ending(cause, None, exit_code, signal_number, message))
         child.sent.clear()
         self._on_root_gone()
         self._ask_for_turn()

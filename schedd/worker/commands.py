@@ -15,14 +15,24 @@ from msgspec import Struct
 from schedd.core.model import Cause, Command
 from schedd.worker.attempts import Attempt, Ending
 from schedd.worker.logs import LogFiles, LogStore
+from schedd.worker.oom import KernelOom
 from schedd.worker.processes import ROOT_VARIABLE, describe_exit, reap, signal_group, signal_tree, spawn_watched
+from schedd.worker.symptoms import out_of_memory
 
 #: How much of the end of stderr is looked at for what went wrong, and how many characters of its last line are told.
 TAIL_BYTES = 8192
 LAST_LINE_MAX = 300
-_GPU_OOM_WORDS = (b"CUDA out of memory", b"CUDA_ERROR_OUT_OF_MEMORY", b"OutOfMemoryError: CUDA", b"HIP out of memory")
+#: What a shell says of a child that died of SIGKILL.
+SHELL_KILLED = 128 + signal.SIGKILL
 
 OnEnded = Callable[[Attempt, Ending], None]
+#: How many processes of an attempt its cgroup saw killed for lack of memory; 0 where it has no cgroup.
+OomKillsOf = Callable[[Attempt], int]
+
+
+def no_cgroup(_row: Attempt) -> int:
+    """The `OomKillsOf` of a worker without cgroups."""
+    return 0
 
 
 class RunningCommand(Struct, eq=False):
@@ -45,6 +55,8 @@ class Commands:
         env_of: Callable[[Attempt], dict[str, str]],
         sweep: Callable[[], bool],
         result_bytes_max: int,
+        kernel: KernelOom,
+        oom_kills_of: OomKillsOf = no_cgroup,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._folder = folder
@@ -53,6 +65,8 @@ class Commands:
         self._env_of = env_of
         self._sweep = sweep
         self._result_bytes_max = result_bytes_max
+        self._kernel = kernel
+        self._oom_kills_of = oom_kills_of
         self._running: dict[Attempt, RunningCommand] = {}
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
@@ -125,14 +139,26 @@ class Commands:
         exit_code, signal_number = (code, None) if code >= 0 else (None, -code)
         if code == 0:
             return Ending(Cause.OK, result, exit_code, message=note)
+        cause, message = self._why(command, code)
+        return Ending(cause, result, exit_code, signal_number, f"{message}; {note}" if note else message)
+
+    def _why(self, command: RunningCommand, code: int) -> tuple[Cause, str]:
+        """Why a command failed, by what the kernel knows, else by what it said itself."""
         message = describe_exit(code)
-        cause = Cause.ERROR
+        if self._oom_kills_of(command.row):
+            return Cause.OOM_HOST, f"{message}: its cgroup was out of memory"
+        if code == -signal.SIGKILL and self._kernel.named(command.pid):
+            return Cause.OOM_HOST, f"{message}: the kernel killed it for lack of memory"
         tail = self._stderr_tail(command.row.name)
-        if any(words in tail for words in _GPU_OOM_WORDS):
-            cause, message = Cause.OOM_GPU, f"{message}: out of GPU memory"
+        if (symptom := out_of_memory(tail.decode(errors="replace"))) is not None:
+            where = "GPU memory" if symptom.cause is Cause.OOM_GPU else "memory"
+            return symptom.cause, f"{message}: out of {where}: {printable(symptom.line)}"
+        if code in (-signal.SIGKILL, SHELL_KILLED) and self._kernel.has_risen():
+            # Somebody's process, perhaps not ours.
+            message += " (the kernel has just killed a process of this host for lack of memory)"
         elif last := last_line(tail):
             message = f"{message}: {last}"
-        return Ending(cause, result, exit_code, signal_number, f"{message}; {note}" if note else message)
+        return Cause.ERROR, message
 
     def _read_result(self, path: str) -> tuple[bytes | None, str]:
         """Read what a command wrote to `SCHEDD_RESULT`. Returns the JSON, or None and what is wrong."""
@@ -183,7 +209,12 @@ def last_line(tail: bytes) -> str:
     """The last words that a program left on stderr, which mostly say what went wrong; printable, and not many."""
     lines = tail.decode(errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return "".join(c if c.isprintable() else "?" for c in last[:LAST_LINE_MAX])
+    return printable(last[:LAST_LINE_MAX])
+
+
+def printable(text: str) -> str:
+    """Put a question mark for each character that a terminal could take for something else."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _write_all(fd: int, data: bytes) -> None:

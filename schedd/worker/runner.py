@@ -25,6 +25,7 @@ from schedd.worker.attempts import Action, Attempt, Ending, KillAttempt, StartAt
 from schedd.worker.children import Children, OnReport
 from schedd.worker.commands import Commands, OnEnded
 from schedd.worker.logs import LogStore
+from schedd.worker.oom import KernelOom
 from schedd.worker.processes import ROOT_VARIABLE
 from schedd.worker.strays import Strays
 
@@ -93,6 +94,7 @@ class Runner:
         self._run_folder = _make_run_folder(options.folder)
         self._reports, self._report_path, self._socket_folder = _bind_reports(self._run_folder)
         self._base_env = self._make_base_env()
+        self._kernel = KernelOom()
         self._commands = Commands(
             self._run_folder,
             self.logs,
@@ -100,6 +102,7 @@ class Runner:
             self._command_env,
             self._sweep,
             options.result_bytes_max,
+            self._kernel,
         )
         # A child of ours is a subreaper itself: while it lives, what its calls leave comes to it.
         self._strays = Strays(options.incarnation, self._roots, self._commands.roots, sole=options.sole)
@@ -113,6 +116,7 @@ class Runner:
             align,
             ask_for_turn,
             self._sweep,
+            self._kernel,
             worker=options.worker,
             idle_s=options.child_idle_s,
             result_bytes_max=options.result_bytes_max,
@@ -221,6 +225,7 @@ class Runner:
         self._tick_timer = self._loop.call_later(TICK_S, self._tick)
         self._children.end_idle()
         self._sweep()
+        self._kernel.look()
 
     def _on_reports(self) -> None:
         for _ in range(REPORTS_PER_TURN):
@@ -249,6 +254,7 @@ class Runner:
                 break
             time.sleep(STRAY_DELAY_S)
         self.logs.close_all()
+        self._kernel.close()
         self._loop.remove_reader(self._reports.fileno())
         self._reports.close()
         os.close(self._lock)

@@ -148,7 +148,10 @@ async def test_report_that_is_nonsense_is_ignored(tmp_path: Path) -> None:
 async def test_gpu_out_of_memory_has_its_own_cause(tmp_path: Path) -> None:
     async with running_worker(tmp_path) as run:
         end = await run.daemon.run(Command(["sh", "-c", "echo 'RuntimeError: CUDA out of memory.' >&2; exit 1"]))
-        assert (end.cause, end.message) == (Cause.OOM_GPU, "exit code 1: out of GPU memory")
+        assert (end.cause, end.message) == (
+            Cause.OOM_GPU,
+            "exit code 1: out of GPU memory: RuntimeError: CUDA out of memory.",
+        )
 
 
 async def test_cancel_ends_a_tree_that_ignores_sigterm(tmp_path: Path) -> None:
