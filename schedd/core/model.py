@@ -583,7 +583,7 @@ class WorkerVerdict(Struct, frozen=True):
 
 
 class CauseLimit(Struct, frozen=True):
-    """How many attempts of a task count against the limit of a cause, and how often it is tried again after them."""
+    """How many attempts of a task ended with a cause, and how often it is tried again after such."""
 
     cause: Cause
     count: int

@@ -91,7 +91,7 @@ def count_of(task: Task, cause: Cause) -> int:
 def limits_of(task: Task, rules: RetryRules) -> list[CauseLimit]:
     """The limits that mean something to a task: its own, and those of what has happened to it."""
     return [
-        CauseLimit(cause, count_of(task, cause), rules.limit(cause, task.rules))
+        CauseLimit(cause, task.blamed_for(cause), rules.limit(cause, task.rules))
         for cause in LIMITED
         if task.blamed_for(cause) or own_limit(cause, task.rules) is not None
     ]
