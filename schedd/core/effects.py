@@ -92,11 +92,14 @@ class TaskFinished(Fact, frozen=True, gc=False):
 
 
 class WorkerEntered(Fact, frozen=True):
+    """A worker is there. `draining`: it takes nothing new; so in the live rows, where that came later."""
+
     worker_id: WorkerId
     incarnation: str
     resources: WorkerResources
     at_ns: Instant
     again: bool = False
+    draining: bool = False
 
 
 class WorkerWentSilent(Fact, frozen=True, gc=False):
@@ -120,6 +123,13 @@ class WorkerGone(Fact, frozen=True, gc=False):
 
 
 class WorkerStartedDraining(Fact, frozen=True, gc=False):
+    worker_id: WorkerId
+    at_ns: Instant
+
+
+class WorkerStoppedDraining(Fact, frozen=True, gc=False):
+    """A drain was undone."""
+
     worker_id: WorkerId
     at_ns: Instant
 

@@ -8,7 +8,7 @@ given: the daemon, the simulator and the tests run the very same machine.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from schedd.core import effects as fx
@@ -110,16 +110,19 @@ class Engine:
         next_id: int,
         now: Instant,
         grace_ns: Instant,
+        draining: Mapping[WorkerId, str] | None = None,
     ) -> None:
         """Fill the tables, which must be empty, with what was recorded; once, before the first `handle`.
 
-        Places nothing until `workers` have come back, for `grace_ns` at the longest. O(live tasks).
+        Places nothing until `workers` have come back, for `grace_ns` at the longest. `draining`: the incarnations of
+        those that were; who comes back as another takes work. O(live tasks).
         """
         restore = Restore(self._t, now)
         restore.batches(batches, ended)
         restore.changes(changes)
         restore.finished(finished)
         restore.finish(workers, next_id, grace_ns)
+        self._t.drained = dict(draining or {})
 
     def next_deadline(self) -> Instant | None:
         """When the engine must be called with a `Wakeup` at the latest; None: not before the next event."""

@@ -25,6 +25,7 @@ from schedd.core.model import (
     TaskId,
     WorkerId,
     WorkerInfo,
+    WorkerResources,
     WorkerStatus,
 )
 from schedd.core.resources import need_of
@@ -53,6 +54,7 @@ class Fleet:
         if worker is None:
             worker = t.resources.add(event.worker_id, event.resources, t.now)
             worker.incarnation = event.incarnation
+            worker.draining = t.drained.pop(event.worker_id, None) == event.incarnation
         worker.host, worker.pid = event.host, event.pid
         worker.last_seen_ns = t.now
         t.resources.set_status(worker, WorkerStatus.DRAINING if worker.draining else WorkerStatus.IDLE)
@@ -60,8 +62,13 @@ class Fleet:
         t.stop_awaiting(worker.worker_id)
         t.deadlines.cancel(("lost", worker.worker_id))
         t.deadlines.set(("lease", worker.worker_id), t.now + t.lease_ns())
-        t.facts.append(fx.WorkerEntered(worker.worker_id, event.incarnation, event.resources, t.now, again))
+        self._note_entered(worker, again)
         t.placement_wanted = True
+
+    def _note_entered(self, worker: WorkerInfo, again: bool) -> None:
+        resources = worker.resources or WorkerResources()
+        entered = fx.WorkerEntered(worker.worker_id, worker.incarnation, resources, self._t.now, again, worker.draining)
+        self._t.facts.append(entered)
 
     def _reconcile(self, worker: WorkerInfo, holds: list[HoldsAttempt]) -> None:
         """Make the table say of this worker what it says of itself; what it does not hold never reached it.
@@ -184,6 +191,7 @@ class Fleet:
                 return "is not draining"
             worker.draining = False
             t.resources.set_status(worker, WorkerStatus.IDLE)
+            t.facts.append(fx.WorkerStoppedDraining(worker.worker_id, t.now))
             t.placement_wanted = True
             return ""
         if draining and not leave:
@@ -227,9 +235,7 @@ class Fleet:
         t.resources.set_status(worker, WorkerStatus.DRAINING if worker.draining else WorkerStatus.IDLE)
         t.deadlines.cancel(("lost", worker.worker_id))
         t.deadlines.set(("lease", worker.worker_id), t.now + t.lease_ns())
-        t.facts.append(
-            fx.WorkerEntered(worker.worker_id, worker.incarnation, worker.resources, t.now, again=True)  # type: ignore[arg-type]
-        )
+        self._note_entered(worker, again=True)
         t.placement_wanted = True
 
     def on_lost(self, worker_id: WorkerId, lag_ns: int) -> None:

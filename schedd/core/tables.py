@@ -99,6 +99,8 @@ class Tables:
         #: first id that this start gave: only tasks below it can be brought by a worker.
         self.awaited: set[WorkerId] = set()
         self.restored_below = TaskId(0)
+        #: Workers that were draining before the restart, by their incarnation, until they come.
+        self.drained: dict[WorkerId, str] = {}
         self.facts: list[fx.Fact] = []
         self.actions: list[fx.Action] = []
         self._finished: list[Task] = []

@@ -8,7 +8,7 @@ that are as few as the transactions:
 - `ended`: a row for each transaction and batch, the ids that ended. They go with their batch.
 - `changes`: a row for each fact that changes a task which goes on: held, released, set, an attempt that failed. They go
   with their task.
-- `workers`: who may come back with attempts.
+- `workers`: who may come back with attempts, and whether it was draining.
 
 Dispatches and starts are not kept for a restart: workers bring what they run.
 """
@@ -21,7 +21,7 @@ from typing import TypeVar
 from zlib import crc32
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from schedd.core import effects as fx
 from schedd.core.model import (
@@ -58,6 +58,7 @@ AnyFact = (
     | fx.WorkerWentSilent
     | fx.WorkerGone
     | fx.WorkerStartedDraining
+    | fx.WorkerStoppedDraining
     | fx.AttemptStolen
 )
 
@@ -232,7 +233,7 @@ class LiveIndex:
         self._firsts: list[int] = []
         self._remaining: dict[int, int] = {}
         self._changed: set[int] = set()
-        self._workers: set[WorkerId] = set()
+        self._workers: dict[WorkerId, fx.WorkerEntered] = {}
 
     def load(self, first_id: int, remaining: int) -> None:
         """Enter a batch that was found on disk."""
@@ -242,8 +243,8 @@ class LiveIndex:
     def load_changed(self, task_id: int) -> None:
         self._changed.add(task_id)
 
-    def load_worker(self, worker_id: WorkerId) -> None:
-        self._workers.add(worker_id)
+    def load_worker(self, entered: fx.WorkerEntered) -> None:
+        self._workers[entered.worker_id] = entered
 
     def plan(self, facts: Iterable[fx.Fact]) -> Rows:
         """Work out the rows of a transaction, and count them as written.
@@ -266,10 +267,11 @@ class LiveIndex:
                 case fx.TaskFinished():
                     self._end(fact.task_id, ended, changes, rows)
                 case fx.WorkerEntered():
-                    if fact.worker_id not in self._workers:
-                        self._workers.add(fact.worker_id)
-                        rows.workers_gone = [name for name in rows.workers_gone if name != fact.worker_id]
-                        rows.workers.append((fact.worker_id, encode_fact(fact)))
+                    known = self._workers.get(fact.worker_id)
+                    if known is None or known.incarnation != fact.incarnation:
+                        self._write_worker(fact, rows)
+                case fx.WorkerStartedDraining() | fx.WorkerStoppedDraining():
+                    self._drain(fact.worker_id, type(fact) is fx.WorkerStartedDraining, rows)
                 case fx.WorkerGone():
                     self._forget_worker(fact.worker_id, rows)
         self._finish(rows, fresh, ended, changes)
@@ -287,9 +289,21 @@ class LiveIndex:
         ended.setdefault(first, []).append(task_id)
         self._remaining[first] -= 1
 
+    def _write_worker(self, entered: fx.WorkerEntered, rows: Rows) -> None:
+        name = entered.worker_id
+        self._workers[name] = entered
+        rows.workers_gone = [other for other in rows.workers_gone if other != name]
+        rows.workers = [row for row in rows.workers if row[0] != name]
+        rows.workers.append((name, encode_fact(entered)))
+
+    def _drain(self, worker_id: WorkerId, draining: bool, rows: Rows) -> None:
+        known = self._workers.get(worker_id)
+        if known is not None and known.draining != draining:
+            self._write_worker(structs.replace(known, draining=draining), rows)
+
     def _forget_worker(self, worker_id: WorkerId, rows: Rows) -> None:
         if worker_id in self._workers:
-            self._workers.discard(worker_id)
+            del self._workers[worker_id]
             rows.workers = [row for row in rows.workers if row[0] != worker_id]
             rows.workers_gone.append(worker_id)
 

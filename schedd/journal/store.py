@@ -225,7 +225,7 @@ class Journal:
             worker = decode_fact(blob)
             if isinstance(worker, fx.WorkerEntered):
                 live.workers.append(worker)
-                self._index.load_worker(worker.worker_id)
+                self._index.load_worker(worker)
         return live
 
     def _load_finished(self, most: int) -> list[FinishedTask]:

@@ -156,8 +156,9 @@ class Daemon:
         workers = [worker.worker_id for worker in live.workers]
         grace_ns = int(settings.adoption_grace_s * SECOND)
         finished = [finished_row(record) for record in live.finished]
+        draining = {worker.worker_id: worker.incarnation for worker in live.workers if worker.draining}
         engine.restore(
-            live.batches, live.ended, live.changes, finished, workers, live.next_id, clock.now_ns(), grace_ns
+            live.batches, live.ended, live.changes, finished, workers, live.next_id, clock.now_ns(), grace_ns, draining
         )
         service.loop.wake()  # what a restart leaves to be done, and the deadlines
         journal.start()

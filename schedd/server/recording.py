@@ -74,6 +74,10 @@ def _draining(fact: fx.WorkerStartedDraining) -> None:
     log.info("worker_draining", worker=fact.worker_id)
 
 
+def _undrained(fact: fx.WorkerStoppedDraining) -> None:
+    log.info("worker_undrained", worker=fact.worker_id)
+
+
 def _stolen(fact: fx.AttemptStolen) -> None:
     log.debug("attempt_stolen", task=fact.task_id, victim=fact.victim_id, thief=fact.thief_id)
 
@@ -83,5 +87,6 @@ _LINES: dict[type[fx.Fact], Callable[[Any], None]] = {
     fx.WorkerWentSilent: _silent,
     fx.WorkerGone: _gone,
     fx.WorkerStartedDraining: _draining,
+    fx.WorkerStoppedDraining: _undrained,
     fx.AttemptStolen: _stolen,
 }

@@ -17,7 +17,8 @@ class Recorded:
         self.batches: list[fx.TasksAdmitted] = []
         self.ended: set[int] = set()
         self.changes: list[fx.Fact] = []
-        self.workers: dict[WorkerId, None] = {}
+        self.workers: dict[WorkerId, str] = {}
+        self.draining: set[WorkerId] = set()
         self.finished: list[FinishedTask] = []
 
     def record(self, effects: fx.Effects) -> None:
@@ -32,9 +33,16 @@ class Recorded:
                 case fx.TaskFinished():
                     self.ended.add(fact.task_id)
                 case fx.WorkerEntered():
-                    self.workers[fact.worker_id] = None
+                    if self.workers.get(fact.worker_id) != fact.incarnation:
+                        (self.draining.add if fact.draining else self.draining.discard)(fact.worker_id)
+                    self.workers[fact.worker_id] = fact.incarnation
                 case fx.WorkerGone():
                     self.workers.pop(fact.worker_id, None)
+                    self.draining.discard(fact.worker_id)
+                case fx.WorkerStartedDraining():
+                    self.draining.add(fact.worker_id)
+                case fx.WorkerStoppedDraining():
+                    self.draining.discard(fact.worker_id)
             if isinstance(fact, CHANGES):
                 self.changes.append(fact)
 
@@ -47,5 +55,8 @@ class Recorded:
         batches = [batch for batch in self.batches if not self.ended.issuperset(batch.ids)]
         changes = [fact for fact in self.changes if getattr(fact, "task_id", 0) not in self.ended]
         finished = [finished_row(record) for record in self.finished]
-        engine.restore(batches, self.ended, changes, finished, list(self.workers), self.next_id, now, grace_ns)
+        draining = {name: run for name, run in self.workers.items() if name in self.draining}
+        engine.restore(
+            batches, self.ended, changes, finished, list(self.workers), self.next_id, now, grace_ns, draining
+        )
         engine.check()

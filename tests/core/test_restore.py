@@ -372,6 +372,29 @@ def test_restart_within_the_grace_waits_again() -> None:
     assert world.engine.awaited == {"w1"}
 
 
+def test_worker_that_was_draining_still_is() -> None:
+    world = Restartable()
+    for name in ("kept", "undone", "anew"):
+        world.join(name)
+        world.handle(ev.DrainWorkers(1, [WorkerId(name)], undo=False, leave=False))
+    world.handle(ev.DrainWorkers(1, [WorkerId("undone")], undo=True, leave=False))
+    world.submit(3)
+    world.finish(1)
+    world.restart()
+    effects = world.join("kept")
+    assert of(effects.facts, fx.WorkerEntered)[0].draining
+    assert world.worker("kept").status == "draining"
+    world.join("undone")
+    assert dispatches(world.join("anew", run="b")) == {"undone": [(2, 1)], "anew": [(3, 1)]}
+    world.restart()
+    world.join("kept")
+    assert world.worker("kept").status == "draining"
+    world.handle(ev.DrainWorkers(1, [WorkerId("kept")], undo=True, leave=False))
+    world.restart()
+    world.join("kept")
+    assert world.worker("kept").status == "idle"
+
+
 # ----------------------------------------------------------------------------------------------------------- adoption
 
 

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from schedd.core import effects as fx
 from schedd.core.model import (
@@ -78,8 +79,10 @@ class Disk:
             index.load(first, len(self.admitted(blob).ids) - gone[first])
         for task_id, _ in self.changes:
             index.load_changed(task_id)
-        for name in self.workers:
-            index.load_worker(WorkerId(name))
+        for blob in self.workers.values():
+            worker = decode_fact(blob)
+            assert isinstance(worker, fx.WorkerEntered)
+            index.load_worker(worker)
         return index
 
     @staticmethod
@@ -87,6 +90,11 @@ class Disk:
         fact = decode_fact(blob)
         assert isinstance(fact, fx.TasksAdmitted)
         return fact
+
+    def is_draining(self, name: str) -> bool:
+        fact = decode_fact(self.workers[name])
+        assert isinstance(fact, fx.WorkerEntered)
+        return fact.draining
 
     def unfinished(self) -> list[int]:
         over = {i for _, blob in self.ended for i in decode_ids(blob)}
@@ -104,7 +112,8 @@ class Story:
         self.held: set[int] = set()
         self.priority: dict[int, float] = {}
         self.failures: Counter[int] = Counter()
-        self.workers: set[str] = set()
+        #: Whether it is draining, by the name of each that is there.
+        self.workers: dict[str, bool] = {}
 
     def facts(self) -> list[fx.Fact]:
         return [fact for _ in range(self.draw(st.integers(0, 12))) for fact in self.fact()]
@@ -119,10 +128,25 @@ class Story:
             return [admitted(ids)]
         if kind == "worker":
             name = self.draw(st.sampled_from(["a", "b", "c"]))
-            leaves = self.draw(st.booleans())
-            (self.workers.discard if leaves else self.workers.add)(name)
-            return [gone(name) if leaves else entered(name)]
+            return self.of_worker(name, self.draw(st.sampled_from(["enter", "leave", "drain", "undo"])))
         return self.of_task(kind, self.draw(st.sampled_from(self.live))) if self.live else []
+
+    def of_worker(self, name: str, what: str) -> list[fx.Fact]:
+        match what:
+            case "enter":
+                self.workers.setdefault(name, False)
+                return [entered(name)]
+            case "leave":
+                self.workers.pop(name, None)
+                return [gone(name)]
+            case _ if name not in self.workers:
+                return []
+            case "drain":
+                self.workers[name] = True
+                return [fx.WorkerStartedDraining(WorkerId(name), START)]
+            case _:
+                self.workers[name] = False
+                return [fx.WorkerStoppedDraining(WorkerId(name), START)]
 
     def of_task(self, kind: str, task_id: int) -> list[fx.Fact]:
         match kind:
@@ -145,7 +169,7 @@ class Story:
     def agree(self, disk: Disk) -> None:
         """The rows on disk mean what happened, and there are none for what is over."""
         assert disk.unfinished() == self.live
-        assert disk.workers.keys() == self.workers
+        assert {name: disk.is_draining(name) for name in disk.workers} == self.workers
         assert {task_id for task_id, _ in disk.changes} <= set(self.live)
         assert {first for first, _ in disk.ended} <= disk.batches.keys()
         now_held: set[int] = set()
@@ -206,6 +230,16 @@ def test_worker_that_is_started_anew_within_one_transaction() -> None:
     rows = index.plan([gone("a"), entered("a")])
     assert [name for name, _ in rows.workers] == ["a"]
     assert not rows.workers_gone
+
+
+def test_drain_of_a_worker_that_was_started_anew_while_the_daemon_was_away() -> None:
+    """Nobody said that the old one is gone: the row is of the one that is there."""
+    index = LiveIndex()
+    index.load_worker(structs.replace(entered("a"), draining=True))
+    other = structs.replace(entered("a"), incarnation="two")
+    assert [decode_fact(blob) for _, blob in index.plan([other]).workers] == [other]
+    rows = index.plan([fx.WorkerStartedDraining(WorkerId("a"), START)])
+    assert [decode_fact(blob) for _, blob in rows.workers] == [structs.replace(other, draining=True)]
 
 
 def test_end_of_a_task_that_is_in_no_batch() -> None:
@@ -287,6 +321,7 @@ def test_every_fact_of_the_engine_can_be_read_back() -> None:
         fx.AttemptBegan(TaskId(1), 1, START),
         fx.WorkerWentSilent(WorkerId("a"), START, START, "x"),
         fx.WorkerStartedDraining(WorkerId("a"), START),
+        fx.WorkerStoppedDraining(WorkerId("a"), START),
         fx.AttemptStolen(TaskId(1), WorkerId("a"), WorkerId("b"), START),
     ]  # fmt: skip
     assert {type(fact) for fact in known} == kinds

@@ -252,3 +252,17 @@ def test_everything_is_killed_at_once(cluster: Cluster, restarts: Restarts, tmp_
     (end,) = cluster.client.wait([second.id], timeout=30)
     assert end.state == "succeeded"
     assert _lines(out) == ["first", "second", "second"]
+
+
+def test_drained_worker_takes_nothing_after_a_restart_either(cluster: Cluster, restarts: Restarts) -> None:
+    start_worker(cluster, "w1")
+    assert cluster.client.drain(["w1"], leave=False).changed == 1
+    restarts.kill()
+    wait_until(lambda: cluster.worker_status("w1") == "draining")
+    task = cluster.client.submit(abs, -1)
+    assert cluster.task(task.id).state == "queued"
+    assert cluster.client.drain(["w1"], undo=True).changed == 1
+    assert task.result(30) == 1
+    restarts.kill()
+    cluster.wait_for_workers("w1")
+    assert cluster.worker_status("w1") == "idle"
