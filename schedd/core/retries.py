@@ -115,13 +115,13 @@ def used_up(task: Task, record: AttemptRecord, count: int) -> str:
 
 
 def _lost(records: Iterable[AttemptRecord]) -> str:
-    return ", ".join(f"with {r.worker_id} at {_time_of_day(r.finished_at_ns)} {_ran(r)}" for r in records)
+    return "; ".join(f"with {r.worker_id} at {_time_of_day(r.finished_at_ns)}, {_ran(r)}" for r in records)
 
 
 def _ran(record: AttemptRecord) -> str:
     if not record.started_at_ns:
         return "before it was said to have started"
-    return f"after {max(0, record.finished_at_ns - record.started_at_ns) / SECOND:.1f} s"
+    return f"{max(0, record.finished_at_ns - record.started_at_ns) / SECOND:.1f} s after its start"
 
 
 def _time_of_day(instant: Instant) -> str:

@@ -131,16 +131,17 @@ def test_show_what_went_wrong_and_how_often_it_may(daemon: FakeDaemon, run: Run)
         AttemptRecord(
             1, WorkerId("w1"), 10**9, 2 * 10**9, 5 * 10**9, Cause.OOM_GPU, 1, None, "no memory; asks for 12 GB"
         ),
-        AttemptRecord(2, WorkerId("w2"), 10**9, 0, 6 * 10**9, Cause.LOST),
+        AttemptRecord(2, WorkerId("w2"), 10**9, 0, 6 * 10**9, Cause.ERROR, 7),
         AttemptRecord(3, WorkerId("w3"), 10**9, 7 * 10**9, 8 * 10**9, Cause.OK, 0),
     ]
     limits = [CauseLimit(Cause.ERROR, 0, 2), CauseLimit(Cause.LOST, 4, 3)]
     daemon.add(view(1, "failed"), detail(attempts=attempts, limits=limits))
     lines = run("show", "1").out.splitlines()
     told = {line[:9]: line for line in lines if line.startswith(("attempt 1", "attempt 2", "attempt 3"))}
-    assert told["attempt 1"].split("  ")[1].startswith("oom_gpu on w1 after 3.0s, exit code 1, ")
+    assert told["attempt 1"].split("  ")[1].startswith("oom_gpu on w1 after 3.0s, 19")
     assert told["attempt 1"].endswith(": no memory; asks for 12 GB")
-    assert told["attempt 2"].split("  ")[1].startswith("lost on w2, 19")
+    assert told["attempt 2"].split("  ")[1].startswith("error on w2, 19")
+    assert told["attempt 2"].endswith(", exit code 7")
     assert told["attempt 3"].endswith("ok on w3 after 1.0s, exit code 0")
     assert "retries    0 of 2 after error, 3 of 3 after lost" in lines
     [task] = run("show", "1", "--json").json()

@@ -121,7 +121,7 @@ def test_last_words_of_a_task_that_lost_its_workers() -> None:
     ended = world.task(1).attempts[-1]
     assert ended.message == (
         "worker w2 was lost: silent for too long (lost 2 times, the limit is reached: "
-        "with w1 at 00:17:21 UTC after 41.5 s, with w2 at 00:18:03 UTC after 41.5 s)"
+        "with w1 at 00:17:21 UTC, 41.5 s after its start; with w2 at 00:18:03 UTC, 41.5 s after its start)"
     )
     assert world.engine.explain(world.task(1)).summary == f"failed: {ended.message}"
 
@@ -146,7 +146,7 @@ def test_it_is_blamed_when_the_worker_comes_back_at_once_too() -> None:
     for run in ("a", "b", "c"):
         world.join(run=run)
     assert world.states(1) == ["failed"]
-    assert "with w1 at 00:16:40 UTC before it was said to have started" in world.task(1).attempts[-1].message
+    assert "with w1 at 00:16:40 UTC, before it was said to have started" in world.task(1).attempts[-1].message
 
 
 @pytest.mark.parametrize("disconnected_later", [False, True])

@@ -111,7 +111,7 @@ def test_last_words_of_a_task_that_killed_its_workers(cluster: Cluster, pause: s
     first, second = causes(cluster, task.id)
     assert (first[1], second[1]) == ("lost", "lost")
     assert "(lost 2 times, the limit is reached: with w1 at " in second[2]
-    assert ", with w2 at " in second[2]
+    assert "; with w2 at " in second[2]
 
 
 def test_pause_before_a_retry_outlives_the_daemon(cluster: Cluster) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -68,7 +68,7 @@ def _head(task: TaskView) -> list[tuple[str, str]]:
 
 
 def _body(task: TaskView, detail: TaskDetail) -> list[tuple[str, str]]:
-    from schedd.cli.views import clock, text_or_base64, write_limits, write_map, write_requirements
+    from schedd.cli.views import BEFORE_DISPATCH, clock, text_or_base64, write_limits, write_map, write_requirements
     from schedd.core.model import Command
 
     rows: list[tuple[str, str]] = []
@@ -89,7 +89,7 @@ def _body(task: TaskView, detail: TaskDetail) -> list[tuple[str, str]]:
         ("retries", write_limits(detail.limits)),
         ("after", write_ids(detail.after)),
         ("still missing", write_ids(detail.missing)),
-        ("not before", "" if detail.not_before is None else clock(detail.not_before)),
+        ("not before", clock(detail.not_before) if task.state in BEFORE_DISPATCH and detail.not_before else ""),
         ("devices", ", ".join(detail.devices)),
         ("progress", "" if not task.report else write_map(task.report)),
     ]
@@ -97,16 +97,13 @@ def _body(task: TaskView, detail: TaskDetail) -> list[tuple[str, str]]:
 
 
 def _ends(detail: TaskDetail) -> list[tuple[str, str]]:
-    from schedd.cli.views import attempts, clock, readable
+    from schedd.cli.views import attempts, readable
 
     rows: list[tuple[str, str]] = []
     for record in attempts(detail.attempts):
         started, finished = record["started_at"], record["finished_at"]
         ran = f" after {write_duration(finished - started)}" if started and finished else ""
-        code = "" if record["exit_code"] is None else f", exit code {record['exit_code']}"
-        # How it went wrong, and when: for one of several attempts nothing else says it.
-        why = "" if record["cause"] == "ok" else f", {clock(finished)}{_told(record['message'])}"
-        rows.append((f"attempt {record['attempt']}", f"{record['cause']} on {record['worker']}{ran}{code}{why}"))
+        rows.append((f"attempt {record['attempt']}", f"{record['cause']} on {record['worker']}{ran}{_how(record)}"))
     if detail.result is not None:
         value = readable(detail.result)
         if isinstance(value, dict) and value.keys() == {"bytes", "base64"}:
@@ -117,5 +114,12 @@ def _ends(detail: TaskDetail) -> list[tuple[str, str]]:
     return rows
 
 
-def _told(message: str) -> str:
-    return f": {message}" if message else ""
+def _how(record: dict[str, Any]) -> str:
+    """How an attempt ended; of one that went wrong when and why, for nothing else says it of one of several."""
+    from schedd.cli.views import clock
+
+    code = "" if record["exit_code"] is None else f", exit code {record['exit_code']}"
+    if record["cause"] == "ok":
+        return code
+    told = f": {record['message']}" if record["message"] else code
+    return f", {clock(record['finished_at'])}{told}"
