@@ -19,6 +19,7 @@ from schedd.core.model import (
     Cause,
     Delayed,
     HoldsAttempt,
+    Instant,
     Queued,
     Running,
     Task,
@@ -33,6 +34,9 @@ from schedd.core.tables import Tables
 
 #: No honest worker comes to such an attempt; what one claims must stay a number that fits everywhere.
 ATTEMPT_MAX = 1 << 31
+#: From a dispatch to the end of the connection of a worker that its task killed: the way there, the start, and a busy
+#: machine. Keep-alives and retransmissions of TCP take longer than this to find a peer that is cut off.
+SUSPECT_NS = 5 * SECOND
 
 
 class Fleet:
@@ -254,7 +258,7 @@ class Fleet:
         t = self._t
         if worker.status == WorkerStatus.UNREACHABLE:
             return
-        worker.cut = cut
+        worker.cut_ns = t.now if cut else 0
         worker.silent_ns = t.now
         lost_at = t.now + t.settings.lost_after_ns
         t.resources.set_status(worker, WorkerStatus.UNREACHABLE)
@@ -264,12 +268,11 @@ class Fleet:
 
     def _gone(self, worker: WorkerInfo, lost: bool, reason: str) -> None:
         t = self._t
-        status_before = worker.status
+        cut_ns = worker.cut_ns if worker.status == WorkerStatus.UNREACHABLE else t.now
         t.resources.set_status(worker, WorkerStatus.DEAD)
         tasks = [*worker.running.values(), *worker.task_queue]
-        cut = lost and (worker.cut or status_before is not WorkerStatus.UNREACHABLE)
         # All before the first is released: what moves up in the backlog by that has not started.
-        records = [self._lost_attempt(task, worker, lost, cut, reason) for task in tasks]
+        records = [self._lost_attempt(task, worker, lost, cut_ns, reason) for task in tasks]
         for task, record in zip(tasks, records, strict=True):
             t.release(task, worker)
             if record is None:
@@ -282,22 +285,27 @@ class Fleet:
         requeued = sum(1 for task in tasks if not task.state.is_final)
         t.facts.append(fx.WorkerGone(worker.worker_id, worker.incarnation, t.now, lost, requeued, reason))
 
-    def _lost_attempt(self, task: Task, worker: WorkerInfo, lost: bool, cut: bool, reason: str) -> AttemptRecord | None:
-        """What is recorded of an attempt that its worker took along; None for one that it cannot have taken up.
+    def _lost_attempt(
+        self, task: Task, worker: WorkerInfo, lost: bool, cut_ns: Instant, reason: str
+    ) -> AttemptRecord | None:
+        """What is recorded of an attempt that its worker took along; None for one that nobody is blamed for.
 
-        What ran is blamed. So is what held a reservation there when the worker ended at once (`cut`): it starts what
-        it can on arrival, and a task that kills it may be quicker than the word that it started. A worker that fell
-        silent first may never have got what was sent to it since, and a backlog has no part in anything.
+        What ran is blamed. So is what held a reservation there and was sent shortly before the connection ended
+        (`cut_ns`; 0: it never did): the worker starts that on arrival, and a task that kills it may be quicker than
+        the word that it started. A worker that fell silent first, or was cut off by the network, which takes longer
+        to be noticed, may never have got what was sent to it, and a backlog has no part in anything.
         """
         state = task.state
+        dispatched = getattr(state, "at_ns", self._t.now)
         started = state.started_at_ns if isinstance(state, Running) else 0
-        if not started and not (cut and task.reserved):
+        suspect = lost and task.reserved and cut_ns - dispatched <= SUSPECT_NS
+        if not started and not (cut_ns and suspect):
             return None
         text = f"worker {worker.worker_id} was lost: {reason}" if lost else f"worker {worker.worker_id} left"
         return AttemptRecord(
             task.attempt,
             worker.worker_id,
-            getattr(state, "at_ns", self._t.now),
+            dispatched,
             started,
             self._t.now,
             Cause.LOST,

@@ -451,8 +451,8 @@ class WorkerInfo(Struct, eq=False, repr_omit_defaults=True):
     last_seen_ns: Instant = 0
     #: Since when it is unreachable.
     silent_ns: Instant = 0
-    #: Unreachable because its connection ended, not because it said nothing on it.
-    cut: bool = False
+    #: When its connection ended, where it is unreachable for that and not because it said nothing on it; else 0.
+    cut_ns: Instant = 0
     #: Asked to drain; it stays so while it is unreachable, and when it returns.
     draining: bool = False
     usage: HostUsage | None = None

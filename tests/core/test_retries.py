@@ -164,6 +164,17 @@ def test_what_a_silent_worker_may_never_have_got_is_not_blamed(disconnected_late
     assert (world.task(1).blamed, world.task(1).attempts) == (None, ())
 
 
+def test_connection_that_ends_long_after_the_dispatch() -> None:
+    """So it does where the network is cut: the keep-alives of TCP notice before the lease is over."""
+    world = World()
+    world.join()
+    world.submit()
+    world.wait(10)
+    world.handle(ev.WorkerDisconnected("w1"))  # type: ignore[arg-type]
+    world.wake_in(40)
+    assert (world.states(1), world.task(1).blamed) == (["queued"], None)
+
+
 def test_silence_after_an_earlier_disconnect_is_silence() -> None:
     world = World()
     world.join()
