@@ -116,6 +116,19 @@ class RetriesSettings(Struct, frozen=True, forbid_unknown_fields=True):
     delay_max_s: Annotated[float, Meta(ge=0, le=1e7)] = 300.0
 
 
+class FailureSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Table [failures]: when a worker is quarantined and a kind is held, and when they are tried again."""
+
+    quarantine: bool = True
+    quarantine_failures_min: AtLeastOne = 5
+    hopeless_kind: bool = True
+    hopeless_tasks_min: AtLeastOne = 20
+    hopeless_share: Annotated[float, Meta(gt=0.5, le=1)] = 0.95
+    probe_after_s: Positive = 60.0
+    probe_after_max_s: Positive = 3600.0
+    window_s: Positive = 1800.0
+
+
 class LimitsSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Table [limits]: bounds of the daemon's memory."""
 
@@ -150,6 +163,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     prefetch: PrefetchSettings = PrefetchSettings()
     heartbeat: HeartbeatSettings = HeartbeatSettings()
     retries: RetriesSettings = RetriesSettings()
+    failures: FailureSettings = FailureSettings()
     limits: LimitsSettings = LimitsSettings()
     journal: JournalSettings = JournalSettings()
     log: LogSettings = LogSettings()
@@ -217,6 +231,8 @@ def _check_relations(settings: Settings, source: str) -> None:
         )
     if settings.retries.delay_max_s < settings.retries.delay_s:
         raise ConfigError(f"{source}: retries.delay_max_s is less than retries.delay_s")
+    if settings.failures.probe_after_max_s < settings.failures.probe_after_s:
+        raise ConfigError(f"{source}: failures.probe_after_max_s is less than failures.probe_after_s")
     for key, text in (("server.listen", settings.server.listen), ("worker.connect", settings.worker.connect)):
         if not text:
             continue

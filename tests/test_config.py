@@ -98,6 +98,7 @@ def test_not_toml() -> None:
         ("[worker]\nconnect = 'unix:'", "worker.connect: 'unix:' is not a socket path", "a path has"),
         ("[worker]\nreconnect_delay_s = 20", "worker.reconnect_delay_max_s is less than", ""),
         ("[retries]\ndelay_s = 301", "retries.delay_max_s is less than", ""),
+        ("[failures]\nprobe_after_s = 7200.0", "failures.probe_after_max_s is less than", ""),
     ],
 )
 def test_relations(text: str, message: str, hint: str) -> None:

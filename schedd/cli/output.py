@@ -36,6 +36,7 @@ STYLES = {
     "busy": "cyan",
     "draining": "yellow",
     "unreachable": "red",
+    "quarantined": "red",
     "dead": "red",
 }
 

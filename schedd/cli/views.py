@@ -12,7 +12,7 @@ import msgspec
 from schedd.cli.output import Column
 from schedd.cli.values import write_duration
 from schedd.core.model import SECOND, CauseLimit, Command, Payload, TaskRequirements
-from schedd.wire.messages import AttemptRecord, JobView, TaskDetail, TaskView, WorkerView
+from schedd.wire.messages import AttemptRecord, JobView, QuarantineView, TaskDetail, TaskView, WorkerView
 
 TASK_COLUMNS = [
     Column("id", right=True),
@@ -165,6 +165,13 @@ def worker_row(worker: WorkerView) -> list[str]:
     ]
 
 
+def quarantine(view: QuarantineView, now: float) -> str:
+    """Write why a worker is in quarantine, and what comes next."""
+    wait_s = view.probe_at - now
+    times = f", found bad {view.repeats} times" if view.repeats > 1 else ""
+    return f"{view.reason}{times}; tried again {f'in {write_duration(wait_s)}' if wait_s > 0 else 'when a task suits'}"
+
+
 def text_or_base64(data: bytes) -> Any:
     """Make a JSON value of bytes: their text, or where they are none, their size and base64."""
     try:
@@ -217,6 +224,7 @@ def attempts(records: Sequence[AttemptRecord]) -> list[dict[str, Any]]:
             "signal": record.signal,
             "message": record.message,
             "devices": record.devices,
+            "excused": record.excused,
         }
         for record in records
     ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from schedd.core import effects as fx
 from schedd.core import events as ev
+from schedd.core.guard import Guard
 from schedd.core.model import (
     Assigned,
     AttemptFinished,
@@ -41,8 +42,9 @@ METRIC_NAME_MAX = 128
 class Attempts:
     """The handlers of what workers say about attempts."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, guard: Guard) -> None:
         self._t = tables
+        self._guard = guard
 
     def _current(self, worker_id: WorkerId, task_id: TaskId, attempt: int) -> tuple[Task, WorkerInfo] | None:
         """The row and the worker, if this is the task's current attempt and that worker holds it."""
@@ -107,7 +109,7 @@ class Attempts:
             else:
                 worker.failed_count += 1
             t.learn(task, worker, record)
-            t.conclude(task, record, finished.result)
+            t.conclude(task, self._guard.on_ended(task, worker, record), finished.result)
 
     def _record(self, task: Task, worker: WorkerInfo, finished: AttemptFinished) -> AttemptRecord:
         state = task.state
@@ -161,16 +163,6 @@ class Attempts:
             t.resources.touch(thief)
             t.revoke(task, victim.worker_id)
             t.placement_wanted = True  # a victim that gives its whole backlog away may have room for something else
-
-    def take_back(self, worker: WorkerInfo) -> None:
-        """Ask a worker for its whole backlog, to be queued again."""
-        t = self._t
-        for task in list(worker.task_queue):
-            if isinstance(task.state, Assigned) and not task.cancelling:
-                t.tasks.set_state(task, Revoking(worker.worker_id, task.state.at_ns, WorkerId("")))
-                worker.outgoing += 1
-                t.revoke(task, worker.worker_id)
-        t.resources.touch(worker)
 
     def on_revokes_answered(self, event: ev.RevokesAnswered) -> None:
         for task_id, attempt, given_back in event.answers:

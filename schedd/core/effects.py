@@ -39,7 +39,10 @@ class TaskHeld(Fact, frozen=True, gc=False):
 
 
 class TaskReleased(Fact, frozen=True, gc=False):
+    """`exempt`: it may go although its kind is held."""
+
     task_id: TaskId
+    exempt: bool = False
 
 
 class TaskChanged(Fact, frozen=True, gc=False):
@@ -132,6 +135,48 @@ class WorkerStoppedDraining(Fact, frozen=True, gc=False):
 
     worker_id: WorkerId
     at_ns: Instant
+
+
+class WorkerQuarantined(Fact, frozen=True, gc=False):
+    """Gets nothing but a probe from `probe_at_ns` on; said again, with later numbers, of each probe that fails."""
+
+    worker_id: WorkerId
+    at_ns: Instant
+    probe_at_ns: Instant
+    repeats: int
+    reason: str
+
+
+class WorkerCleared(Fact, frozen=True, gc=False):
+    """A quarantine has ended."""
+
+    worker_id: WorkerId
+    at_ns: Instant
+    reason: str
+
+
+class KindHeld(Fact, frozen=True, gc=False):
+    """What is queued of a kind within a job is held, and what would be queued later; said again of failed probes.
+
+    `held`: how many were.
+    """
+
+    job: str
+    kind: str
+    at_ns: Instant
+    probe_at_ns: Instant
+    repeats: int
+    reason: str
+    held: int = 0
+
+
+class KindReleased(Fact, frozen=True, gc=False):
+    """A kind is no longer held within a job, and what was is queued again."""
+
+    job: str
+    kind: str
+    at_ns: Instant
+    reason: str
 
 
 class AttemptStolen(Fact, frozen=True, gc=False):

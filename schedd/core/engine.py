@@ -16,6 +16,8 @@ from schedd.core import events as ev
 from schedd.core.attempts import Attempts
 from schedd.core.explain import Explanation, explain
 from schedd.core.fleet import Fleet
+from schedd.core.guard import Guard
+from schedd.core.health import KindHold, Quarantine
 from schedd.core.model import (
     Assigned,
     CauseLimit,
@@ -50,9 +52,10 @@ class Engine:
         self, policy: TaskScheduler, settings: EngineSettings | None = None, rng: random.Random | None = None
     ) -> None:
         self._t = t = Tables(settings or EngineSettings(), policy, rng or random.Random(0))
-        self._attempts = attempts = Attempts(t)
-        self._fleet = fleet = Fleet(t, attempts)
-        requests = Requests(t)
+        self._guard = guard = Guard(t)
+        self._attempts = attempts = Attempts(t, guard)
+        self._fleet = fleet = Fleet(t, attempts, guard)
+        requests = Requests(t, guard)
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.SubmitTasks: requests.on_submit_tasks,
             ev.CancelTasks: requests.on_cancel_tasks,
@@ -94,6 +97,8 @@ class Engine:
         if due is not None and due <= now:
             self._expire()
         if t.placement_wanted and not t.awaited:
+            if t.health.due:
+                self._guard.try_due()
             t.placement_wanted = False
             if t.queue.size and t.resources.workers and t.placer.run(now):
                 t.deadlines.set(("place", 0), now)
@@ -111,15 +116,18 @@ class Engine:
         now: Instant,
         grace_ns: Instant,
         draining: Mapping[WorkerId, str] | None = None,
+        verdicts: Iterable[fx.Fact] = (),
     ) -> None:
         """Fill the tables, which must be empty, with what was recorded; once, before the first `handle`.
 
         Places nothing until `workers` have come back, for `grace_ns` at the longest. `draining`: the incarnations of
-        those that were; who comes back as another takes work. O(live tasks).
+        those that were; who comes back as another takes work. `verdicts`: `WorkerQuarantined` and `KindHeld` that
+        stood. O(live tasks).
         """
-        restore = Restore(self._t, now)
+        restore = Restore(self._t, self._guard, now)
         restore.batches(batches, ended)
         restore.changes(changes)
+        restore.verdicts(verdicts)
         restore.finished(finished)
         restore.finish(workers, next_id, grace_ns)
         self._t.drained = dict(draining or {})
@@ -149,6 +157,10 @@ class Engine:
                     self._fleet.on_lease_expired(WorkerId(str(worker_id)), self._lag_ns)
                 case ("lost", worker_id):
                     self._fleet.on_lost(WorkerId(str(worker_id)), self._lag_ns)
+                case ("probe", worker_id):
+                    self._guard.on_probe_due(WorkerId(str(worker_id)))
+                case ("trial", number):
+                    self._guard.on_trial_due(int(number))
                 case ("adopt", _):
                     self._t.stop_awaiting()
                 case ("place", _):
@@ -221,6 +233,14 @@ class Engine:
         """How often a task is tried again after which causes, and how much of that is used up."""
         return limits_of(task, self._t.settings.retries)
 
+    def quarantine_of(self, worker_id: WorkerId) -> Quarantine | None:
+        """The quarantine of a worker, None where there is none; to read."""
+        return self._t.health.quarantines.get(worker_id)
+
+    def holds_of(self, job: str) -> list[KindHold]:
+        """The kinds that are held within a job; to read. O(holds)."""
+        return [hold for hold in self._t.health.holds.values() if hold.job == job]
+
     def explain(self, task: Task) -> Explanation:
         """Say why a task is where it is, with numbers."""
         return explain(self._t, task)
@@ -236,6 +256,7 @@ class Engine:
         t.tasks.check()
         t.queue.check()
         t.resources.check()
+        self._guard.check()
         if not t.placement_wanted and ("place", 0) not in t.deadlines:
             t.placer.check()
         incoming: dict[int, int] = {}

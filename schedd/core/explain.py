@@ -16,6 +16,7 @@ from schedd.core.model import (
     Task,
     Waiting,
     WorkerInfo,
+    WorkerStatus,
     WorkerVerdict,
 )
 from schedd.core.requests import blocker
@@ -38,6 +39,11 @@ def explain(t: Tables, task: Task) -> Explanation:
     """Explain the state of a task. O(workers), and O(queued) for the tasks ahead."""
     state = task.state
     match state:
+        case Held(_, reason) if reason:
+            hold = t.health.hold_of(task)
+            due_s = max(0.0, (hold.probe_at_ns - t.now) / SECOND) if hold is not None else 0.0
+            tried = f"one more task of it is tried in {due_s:.0f} s; `schedd release` lets this one go, or all"
+            return Explanation(reason, [Blocker("its kind is held", detail=tried)], [])
         case Held():
             return Explanation("held until somebody releases it", [Blocker("held")], [])
         case Waiting():
@@ -75,7 +81,10 @@ def _explain_queued(t: Tables, task: Task) -> Explanation:
         reason = _reason(verdict.verdict)
         counts[reason] = counts.get(reason, 0) + 1
     fits = counts.pop("fits now", 0)
+    quarantined = counts.pop("quarantined", 0)
     blockers = [Blocker(reason, count) for reason, count in sorted(counts.items(), key=lambda c: (-c[1], c[0]))]
+    if quarantined:
+        blockers.insert(0, Blocker("quarantined", quarantined, _first_quarantine(verdicts)))
     ahead = _ahead(t, task)
     if ahead:
         blockers.append(Blocker("tasks ahead in the queue", detail=str(ahead)))
@@ -106,6 +115,8 @@ def _verdict(t: Tables, task: Task, worker: WorkerInfo) -> str:
         return "has declared nothing"
     if impossible := blocker(request, worker):
         return impossible
+    if worker.status == WorkerStatus.QUARANTINED:
+        return f"quarantined: {worker.quarantine}"
     if not worker.accepts_work:
         return str(worker.status)
     shortages = [ledger.shortage(need) for need in request.needs if not ledger.blocker(need)]
@@ -120,10 +131,14 @@ def _verdict(t: Tables, task: Task, worker: WorkerInfo) -> str:
 
 def _reason(verdict: str) -> str:
     """The part of a verdict that workers have in common."""
-    for prefix in ("busy", "backlog"):
+    for prefix in ("busy", "backlog", "quarantined"):
         if verdict.startswith(prefix):
             return prefix
     return verdict
+
+
+def _first_quarantine(verdicts: list[WorkerVerdict]) -> str:
+    return next(v.verdict for v in verdicts if _reason(v.verdict) == "quarantined").partition(": ")[2]
 
 
 def _ahead(t: Tables, task: Task) -> int:

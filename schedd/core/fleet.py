@@ -11,6 +11,7 @@ from __future__ import annotations
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.attempts import Attempts
+from schedd.core.guard import Guard
 from schedd.core.model import (
     SECOND,
     Assigned,
@@ -18,6 +19,7 @@ from schedd.core.model import (
     AttemptStarted,
     Cause,
     Delayed,
+    Held,
     HoldsAttempt,
     Instant,
     Queued,
@@ -42,9 +44,10 @@ SUSPECT_NS = 5 * SECOND
 class Fleet:
     """The handlers of workers as such."""
 
-    def __init__(self, tables: Tables, attempts: Attempts) -> None:
+    def __init__(self, tables: Tables, attempts: Attempts, guard: Guard) -> None:
         self._t = tables
         self._attempts = attempts
+        self._guard = guard
 
     # --------------------------------------------------------------------------------------------------- come and go
 
@@ -61,7 +64,8 @@ class Fleet:
             worker.draining = t.drained.pop(event.worker_id, None) == event.incarnation
         worker.host, worker.pid = event.host, event.pid
         worker.last_seen_ns = t.now
-        t.resources.set_status(worker, WorkerStatus.DRAINING if worker.draining else WorkerStatus.IDLE)
+        self._guard.on_joined(worker)
+        t.resources.set_status(worker, worker.status_here)
         self._reconcile(worker, event.holds)
         t.stop_awaiting(worker.worker_id)
         t.deadlines.cancel(("lost", worker.worker_id))
@@ -121,9 +125,10 @@ class Fleet:
             return None
         holder = t.worker_of(task)
         meant = task.id < t.restored_below and task.defined_ns == hold.defined_ns and _could_be(task, worker, hold)
-        if not meant or (holder is None and not isinstance(task.state, Queued | Delayed)):
-            # Of another task that had this id and that nobody was told of, or of other requirements; or it is held, or
-            # waits for others. What the worker may still say of this attempt must not fit the next one.
+        may_run = isinstance(task.state, Queued | Delayed) or (isinstance(task.state, Held) and bool(task.state.reason))
+        if not meant or (holder is None and not may_run):
+            # Of another task that had this id and that nobody was told of, or of other requirements; or its user holds
+            # it, or it waits for others. What the worker may still say of this attempt must not fit the next one.
             if holder is None and not task.state.is_final:
                 task.attempt = hold.attempt
             return None
@@ -133,7 +138,7 @@ class Fleet:
             t.tasks.set_state(task, Queued(t.now))
         else:
             t.withdraw(task)
-            if isinstance(task.state, Delayed):
+            if isinstance(task.state, Delayed | Held):
                 t.tasks.set_state(task, Queued(t.now))
         task.attempt = hold.attempt
         task.variant = hold.variant
@@ -178,7 +183,10 @@ class Fleet:
         changed = 0
         for worker_id in dict.fromkeys(event.workers):
             worker = t.resources.workers.get(worker_id)
-            reason = "unknown worker" if worker is None else self._drain(worker, event.undo, event.leave)
+            if event.undo and self._guard.pardon(worker_id) and (worker is None or not worker.draining):
+                reason = ""
+            else:
+                reason = "unknown worker" if worker is None else self._drain(worker, event.undo, event.leave)
             if reason:
                 unchanged.append((worker_id, reason))
             else:
@@ -194,7 +202,7 @@ class Fleet:
             if not draining:
                 return "is not draining"
             worker.draining = False
-            t.resources.set_status(worker, WorkerStatus.IDLE)
+            t.resources.set_status(worker, worker.status_here)
             t.facts.append(fx.WorkerStoppedDraining(worker.worker_id, t.now))
             t.placement_wanted = True
             return ""
@@ -206,7 +214,7 @@ class Fleet:
         if leave:
             t.actions.append(fx.DrainWorker(worker.worker_id))
         else:
-            self._attempts.take_back(worker)
+            t.take_back(worker)
         return ""
 
     def on_worker_draining(self, event: ev.WorkerDraining) -> None:
@@ -236,7 +244,7 @@ class Fleet:
     def on_return(self, worker: WorkerInfo) -> None:
         """A worker that was believed silent has spoken on its old connection."""
         t = self._t
-        t.resources.set_status(worker, WorkerStatus.DRAINING if worker.draining else WorkerStatus.IDLE)
+        t.resources.set_status(worker, worker.status_here)
         t.deadlines.cancel(("lost", worker.worker_id))
         t.deadlines.set(("lease", worker.worker_id), t.now + t.lease_ns())
         self._note_entered(worker, again=True)
@@ -280,6 +288,7 @@ class Fleet:
             else:
                 t.conclude(task, record, None)
         t.resources.remove(worker.worker_id)
+        self._guard.on_gone()
         t.deadlines.cancel(("lease", worker.worker_id))
         t.deadlines.cancel(("lost", worker.worker_id))
         requeued = sum(1 for task in tasks if not task.state.is_final)

@@ -41,12 +41,16 @@ class Cause(StrEnum):
 
 
 class WorkerStatus(StrEnum):
-    """What is believed of a worker. `busy`: nothing of it is free; `unreachable`: silent, its tasks stay its own."""
+    """What is believed of a worker. `busy`: nothing of it is free; `unreachable`: silent, its tasks stay its own.
+
+    `quarantined`: attempts fail there far more often than elsewhere, so that it gets none but a probe.
+    """
 
     IDLE = "idle"
     BUSY = "busy"
     UNREACHABLE = "unreachable"
     DRAINING = "draining"
+    QUARANTINED = "quarantined"
     DEAD = "dead"
 
 
@@ -186,10 +190,11 @@ class State(Struct, frozen=True, gc=False):
 
 
 class Held(State, frozen=True, gc=False):
-    """Kept back by a user until released."""
+    """Kept back by a user until released, or (`reason`) because nearly all of its kind fails."""
 
     name = "held"
     since_ns: Instant
+    reason: str = ""
 
 
 class Waiting(State, frozen=True, gc=False):
@@ -272,6 +277,8 @@ class AttemptRecord(Struct, frozen=True, gc=False, array_like=True):
     signal: int | None = None
     message: str = ""
     devices: tuple[int, ...] = ()
+    #: It failed on a worker in quarantine, which is not held against its task.
+    excused: bool = False
 
 
 class Report(Struct, frozen=True, gc=False, array_like=True):
@@ -455,6 +462,8 @@ class WorkerInfo(Struct, eq=False, repr_omit_defaults=True):
     cut_ns: Instant = 0
     #: Asked to drain; it stays so while it is unreachable, and when it returns.
     draining: bool = False
+    #: Why it is in quarantine; "": it is not.
+    quarantine: str = ""
     usage: HostUsage | None = None
     finished_count: int = 0
     failed_count: int = 0
@@ -477,6 +486,13 @@ class WorkerInfo(Struct, eq=False, repr_omit_defaults=True):
     @property
     def accepts_work(self) -> bool:
         return self.status in ("idle", "busy")
+
+    @property
+    def status_here(self) -> WorkerStatus:
+        """What it is while it is reachable; whether an idle one is busy is for its table to say."""
+        if self.draining:
+            return WorkerStatus.DRAINING
+        return WorkerStatus.QUARANTINED if self.quarantine else WorkerStatus.IDLE
 
 
 # -------------------------------------------------------------------------- what crosses the wire as it is in the core

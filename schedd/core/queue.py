@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, KeysView
 from heapq import heapify, heappop, heappush, heapreplace
-from itertools import count
+from itertools import count, islice
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -307,6 +307,14 @@ class TaskQueue:
     def numbers(self) -> KeysView[int]:
         """Return the numbers of the classes that wait."""
         return self._queues.keys()
+
+    def sample(self, per_class: int) -> Iterator[Task]:
+        """Yield the head of each waiting class, and some more of its tasks, in no particular order."""
+        for queue in self._queues.values():
+            head = self.head(queue)
+            if head is not None:
+                yield head
+            yield from islice((task for level in queue.levels.values() for task in level.alive()), per_class)
 
     def classes_beside(self, request: RequestClass) -> Iterator[ClassQueue]:
         """Yield the other classes that wait."""

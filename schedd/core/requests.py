@@ -9,6 +9,7 @@ from msgspec import structs
 
 from schedd.core import effects as fx
 from schedd.core import events as ev
+from schedd.core.guard import Guard
 from schedd.core.model import (
     Cancelled,
     Held,
@@ -50,8 +51,9 @@ class Declined(Exception):
 class Requests:
     """The handlers of client requests."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, guard: Guard) -> None:
         self._t = tables
+        self._guard = guard
 
     # ---------------------------------------------------------------------------------------------------------- submit
 
@@ -100,7 +102,7 @@ class Requests:
         if fresh:
             fresh_ids = [i for i, existing in zip(ids, known, strict=True) if existing is None]
             t.facts.append(fx.TasksAdmitted(t.now, event.specs, fresh, fresh_ids))
-        return fx.ReplySubmitted(event.origin, ids, warnings)
+        return fx.ReplySubmitted(event.origin, ids, warnings + self._guard.warnings(event.specs))
 
     def _check_entries(self, event: ev.SubmitTasks) -> list[TaskId | None]:
         """Check every entry before the first is entered; returns the tasks that their keys already name.
@@ -199,6 +201,7 @@ class Requests:
         # From the newest: what waits for another is then cancelled by its own right, and counted.
         cancel = self._cancel if event.started else self._cancel_undispatched
         self._each(event.origin, event.selection, cancel, newest_first=True)
+        self._guard.sweep("what it kept back was cancelled")
 
     def _cancel_undispatched(self, task: Task) -> str:
         return "may have started" if type(task.state) in DISPATCHED else self._cancel(task)
@@ -239,13 +242,15 @@ class Requests:
 
     def on_release_tasks(self, event: ev.ReleaseTasks) -> None:
         self._each(event.origin, event.selection, self._release)
+        self._guard.sweep("released by its owner")
 
     def _release(self, task: Task) -> str:
         if not isinstance(task.state, Held):
             return "is not held"
         end_pause(task)
+        exempt = self._guard.exempt(task)
         self._t.settle(task)
-        self._t.facts.append(fx.TaskReleased(task.id))
+        self._t.facts.append(fx.TaskReleased(task.id, exempt))
         return ""
 
     def on_set_tasks(self, event: ev.SetTasks) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 
 from schedd.core import effects as fx
+from schedd.core.guard import Guard
 from schedd.core.model import SECOND, Cancelled, Held, Instant, Task, TaskId, WorkerId
 from schedd.core.retries import blame, end_pause
 from schedd.core.tables import ATTEMPTS_KEPT_MAX, Tables
@@ -17,15 +18,17 @@ from schedd.core.tasks import make_task
 
 
 class Restore:
-    """Fills empty tables. Call `batches`, then `changes`, then `finish`."""
+    """Fills empty tables. Call `batches`, `changes`, `verdicts`, then `finish`."""
 
-    def __init__(self, tables: Tables, now: Instant) -> None:
+    def __init__(self, tables: Tables, guard: Guard, now: Instant) -> None:
         self._t = tables
+        self._guard = guard
         self._t.now = now
         self._rows: list[Task] = []
         self._ended: list[Task] = []
         self._held: set[TaskId] = set()
         self._cancelled: list[Task] = []
+        self._exempt: list[Task] = []
 
     def batches(self, batches: Iterable[fx.TasksAdmitted], ended: Set[int]) -> None:
         """Enter what was admitted and has not ended. Batches in the order of their ids."""
@@ -58,6 +61,8 @@ class Restore:
                 case fx.TaskReleased():
                     self._held.discard(task.id)
                     end_pause(task)
+                    if fact.exempt:
+                        self._exempt.append(task)
                 case fx.TaskChanged():
                     task.priority = fact.priority
                     task.requirements = fact.requirements
@@ -68,7 +73,8 @@ class Restore:
                 case fx.AttemptEnded():
                     task.attempt = fact.record.attempt
                     task.attempts = (*task.attempts, fact.record)[-ATTEMPTS_KEPT_MAX:]
-                    blame(task, fact.record.cause)
+                    if not fact.record.excused:
+                        blame(task, fact.record.cause)
                     self._delay(task, fact.retry_at_ns)
 
     def _delay(self, task: Task, retry_at_ns: Instant) -> None:
@@ -79,6 +85,12 @@ class Restore:
     def finished(self, rows: Iterable[Task]) -> None:
         """Enter tasks that had ended, the oldest end first."""
         self._ended = list(rows)
+
+    def verdicts(self, facts: Iterable[fx.Fact]) -> None:
+        """Put quarantines and holds of kinds into force again."""
+        self._guard.restore(facts)
+        for task in self._exempt:
+            self._guard.exempt(task)
 
     def finish(self, workers: Iterable[WorkerId], next_id: int, grace_ns: Instant) -> None:
         """Let the tasks stand where they belong, and wait for the workers."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Literal
 
 from msgspec import Struct, field, structs
 
 from schedd.core import effects as fx
+from schedd.core.health import FailureRules, Health, KindHold
 from schedd.core.memory import More, ask_for_more
 from schedd.core.model import (
     SECOND,
@@ -18,6 +20,7 @@ from schedd.core.model import (
     Cause,
     Delayed,
     Failed,
+    Held,
     Instant,
     Queued,
     Revoking,
@@ -50,13 +53,16 @@ _OK = Cause.OK
 #: How an attempt ends by its own doing.
 _OWN_ENDS = frozenset({Cause.OK, Cause.ERROR, Cause.TIMEOUT})
 
-DeadlineKey = tuple[Literal["delay", "lease", "lost", "steal", "refresh", "place", "adopt"], int | str]
+DeadlineKey = tuple[
+    Literal["delay", "lease", "lost", "steal", "refresh", "place", "adopt", "probe", "trial"], int | str
+]
 
 
 class EngineSettings(Struct, frozen=True):
     """What of the configuration the engine needs; durations in nanoseconds."""
 
     prefetch: PrefetchRule = PrefetchRule()
+    failures: FailureRules = FailureRules()
     heartbeat_ns: int = 5 * SECOND
     lease_ns: int = 20 * SECOND
     lost_after_ns: int = 40 * SECOND
@@ -88,6 +94,7 @@ class Tables:
         self.tasks = TaskTable(settings.finished_keep_count, settings.results_keep_bytes)
         self.resources = ResourceManager()
         self.classes = RequestClasses()
+        self.health = Health(settings.failures)
         self.runtimes = RuntimeTable(settings.prefetch.runtime_max_s)
         self.deadlines: Deadlines[DeadlineKey] = Deadlines()
         self.counters = Counters()
@@ -174,6 +181,9 @@ class Tables:
         """Do what the state of a task asks for: a place in the queue, or a deadline."""
         state = task.state
         if isinstance(state, Queued):
+            if self.health.holds and (hold := self.health.hold_of(task)) is not None and task.id not in hold.exempt:
+                self.keep_back(task, hold)
+                return
             self.queue.push(task)
             self.placement_wanted = True
         elif isinstance(state, Delayed):
@@ -186,6 +196,15 @@ class Tables:
             self.queue.remove(task)
         elif isinstance(task.state, Delayed):
             self.deadlines.cancel(("delay", task.id))
+        elif isinstance(task.state, Held) and task.state.reason:
+            hold = self.health.hold_of(task)
+            if hold is not None:
+                hold.members.pop(task.id, None)
+
+    def keep_back(self, task: Task, hold: KindHold) -> None:
+        """Hold a task that is in no queue, because its kind is held."""
+        self.tasks.set_state(task, Held(self.now, hold.reason))
+        hold.members[task.id] = None
 
     # -------------------------------------------------------------------------------------------------------- attempts
 
@@ -214,6 +233,15 @@ class Tables:
         if not sent:
             del self._dispatches[worker.worker_id]
         return True
+
+    def take_back(self, worker: WorkerInfo, wanted: Callable[[Task], bool] = lambda task: True) -> None:
+        """Ask a worker for its backlog, or what is wanted of it, to be queued again."""
+        for task in list(worker.task_queue):
+            if isinstance(task.state, Assigned) and not task.cancelling and wanted(task):
+                self.tasks.set_state(task, Revoking(worker.worker_id, task.state.at_ns, WorkerId("")))
+                worker.outgoing += 1
+                self.revoke(task, worker.worker_id)
+                self.resources.touch(worker)
 
     def arm_stealing(self) -> None:
         if ("steal", 0) not in self.deadlines:
@@ -250,7 +278,7 @@ class Tables:
         elif cause is Cause.CANCELLED or task.cancelling:
             self.note_attempt(task, record)
             self.finish(task, Cancelled(self.now), record.message, result)
-        elif cause is Cause.PREEMPTED:
+        elif cause is Cause.PREEMPTED or record.excused:
             self.note_attempt(task, record)
             self.requeue(task)
         else:

@@ -9,6 +9,7 @@ that are as few as the transactions:
 - `changes`: a row for each fact that changes a task which goes on: held, released, set, an attempt that failed. They go
   with their task.
 - `workers`: who may come back with attempts, and whether it was draining.
+- `verdicts`: workers in quarantine and kinds that are held, until they are released.
 
 Dispatches and starts are not kept for a restart: workers bring what they run.
 """
@@ -60,6 +61,10 @@ AnyFact = (
     | fx.WorkerStartedDraining
     | fx.WorkerStoppedDraining
     | fx.AttemptStolen
+    | fx.WorkerQuarantined
+    | fx.WorkerCleared
+    | fx.KindHeld
+    | fx.KindReleased
 )
 
 T = TypeVar("T")
@@ -220,9 +225,11 @@ class Rows(Struct):
     ended: list[tuple[int, bytes]] = field(default_factory=list)
     changes: list[tuple[int, bytes]] = field(default_factory=list)
     workers: list[tuple[str, bytes]] = field(default_factory=list)
+    verdicts: dict[str, bytes] = field(default_factory=dict)
     batches_done: list[int] = field(default_factory=list)
     changes_done: list[int] = field(default_factory=list)
     workers_gone: list[str] = field(default_factory=list)
+    verdicts_over: list[str] = field(default_factory=list)
 
 
 class LiveIndex:
@@ -274,6 +281,11 @@ class LiveIndex:
                     self._drain(fact.worker_id, type(fact) is fx.WorkerStartedDraining, rows)
                 case fx.WorkerGone():
                     self._forget_worker(fact.worker_id, rows)
+                case fx.WorkerQuarantined() | fx.KindHeld():
+                    rows.verdicts[verdict_name(fact)] = encode_fact(fact)
+                case fx.WorkerCleared() | fx.KindReleased():
+                    rows.verdicts.pop(verdict_name(fact), None)
+                    rows.verdicts_over.append(verdict_name(fact))
         self._finish(rows, fresh, ended, changes)
         return rows
 
@@ -330,6 +342,13 @@ class LiveIndex:
     @property
     def batch_count(self) -> int:
         return len(self._firsts)
+
+
+def verdict_name(fact: fx.WorkerQuarantined | fx.WorkerCleared | fx.KindHeld | fx.KindReleased) -> str:
+    """The name of the row that a verdict has while it stands."""
+    if isinstance(fact, fx.WorkerQuarantined | fx.WorkerCleared):
+        return f"worker {fact.worker_id}"
+    return f"kind {len(fact.job)} {fact.job} {fact.kind}"
 
 
 def _note(changes: list[fx.Fact], fact: fx.Fact) -> None:

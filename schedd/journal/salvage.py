@@ -20,6 +20,8 @@ from schedd.journal.records import decode_fact, decode_facts, decode_finished, d
 from schedd.journal.schema import version_of
 from schedd.journal.store import CANNOT_SALVAGE, open_database, read_only
 
+#: The version of the tables that brought `verdicts`.
+VERDICTS_SINCE = 2
 #: Behind this no table has a row.
 ROWID_MAX = 1 << 62
 
@@ -37,6 +39,7 @@ class _Found(Struct):
     ended: set[int] = field(default_factory=set)
     changes: list[tuple[int, bytes]] = field(default_factory=list)
     workers: list[tuple[str, bytes]] = field(default_factory=list)
+    verdicts: list[tuple[str, bytes]] = field(default_factory=list)
     admitted_before: dict[int, fx.TasksAdmitted] = field(default_factory=dict)
     next_id: int = 1
 
@@ -51,9 +54,9 @@ def salvage(source: Path, target: Path) -> Salvaged:
         with closing(read_only(source)) as old:
             # Without this SQLite reads nothing of a file that has lost its end.
             old.execute("PRAGMA writable_schema = ON")
-            version_of(old, str(source))
+            version = version_of(old, str(source))
             with closing(open_database(str(target))) as new:
-                return _copy(_Reading(old), new)
+                return _copy(_Reading(old), new, version)
     except sqlite3.Error as error:
         raise JournalError(f"{source}: {error}", CANNOT_SALVAGE) from error
 
@@ -97,7 +100,7 @@ class _Reading:
             return default
 
 
-def _copy(old: _Reading, new: sqlite3.Connection) -> Salvaged:
+def _copy(old: _Reading, new: sqlite3.Connection, version: int) -> Salvaged:
     found, salvaged = _Found(), Salvaged()
     new.execute("BEGIN IMMEDIATE")
     for first_id, blob in old.rows("batches", "first_id, blob"):
@@ -113,6 +116,9 @@ def _copy(old: _Reading, new: sqlite3.Connection) -> Salvaged:
     for name, blob in old.small("workers", "worker_id, blob"):
         if old.decoded(decode_fact, blob, None) is not None:
             found.workers.append((name, blob))
+    for name, blob in old.small("verdicts", "name, blob") if version >= VERDICTS_SINCE else ():
+        if old.decoded(decode_fact, blob, None) is not None:
+            found.verdicts.append((name, blob))
     for key, value in old.small("meta", "key, value"):
         if key == "next_id" and bytes(value).isdigit():
             found.next_id = int(value)
@@ -159,5 +165,6 @@ def _write_live(new: sqlite3.Connection, found: _Found) -> int:
             new.execute("INSERT INTO ended VALUES (?, ?)", (first_id, encode_ids(over)))
     new.executemany("INSERT INTO changes VALUES (?, ?)", [row for row in found.changes if row[0] in live])
     new.executemany("INSERT INTO workers VALUES (?, ?)", found.workers)
+    new.executemany("INSERT INTO verdicts VALUES (?, ?)", found.verdicts)
     new.execute("INSERT INTO meta VALUES ('next_id', ?)", (str(found.next_id).encode(),))
     return len(live)

@@ -25,6 +25,7 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX history_by_time ON history (at_ns, finished_count, size_bytes);
     """,
+    "CREATE TABLE verdicts (name TEXT PRIMARY KEY, blob BLOB NOT NULL) WITHOUT ROWID;",
 )
 
 VERSION = len(MIGRATIONS)

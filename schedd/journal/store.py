@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Literal
 
-from msgspec import Struct, structs
+from msgspec import Struct, field, structs
 
 from schedd.core import effects as fx
 from schedd.core.model import SECOND, Instant, TaskId
@@ -74,6 +74,7 @@ class Live(Struct):
     workers: list[fx.WorkerEntered]
     finished: list[FinishedTask]
     next_id: int
+    verdicts: list[AnyFact] = field(default_factory=list)
 
 
 class Retention(Struct, frozen=True):
@@ -226,6 +227,7 @@ class Journal:
             if isinstance(worker, fx.WorkerEntered):
                 live.workers.append(worker)
                 self._index.load_worker(worker)
+        live.verdicts += [decode_fact(blob) for (blob,) in db.execute("SELECT blob FROM verdicts ORDER BY name")]
         return live
 
     def _load_finished(self, most: int) -> list[FinishedTask]:
@@ -339,6 +341,8 @@ class Journal:
                 ("DELETE FROM ended WHERE first_id = ?", [(i,) for i in rows.batches_done]),
                 ("DELETE FROM changes WHERE task_id = ?", [(i,) for i in rows.changes_done]),
                 ("DELETE FROM workers WHERE worker_id = ?", [(i,) for i in rows.workers_gone]),
+                ("DELETE FROM verdicts WHERE name = ?", [(name,) for name in rows.verdicts_over]),
+                ("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", list(rows.verdicts.items())),
             ):
                 if values:
                     db.executemany(sql, values)
@@ -511,7 +515,7 @@ def _count(db: sqlite3.Connection) -> dict[str, int]:
         counts["live"] += len(batch.ids) if isinstance(batch, fx.TasksAdmitted) else 0
     for (blob,) in db.execute("SELECT blob FROM ended"):
         counts["live"] -= len(decode_ids(blob))
-    for table in ("changes", "workers"):
+    for table in ("changes", "workers", "verdicts"):
         for (blob,) in db.execute(f"SELECT blob FROM {table}"):
             decode_fact(blob)
     for facts, finished in db.execute("SELECT facts, finished FROM history"):

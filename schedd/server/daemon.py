@@ -23,6 +23,7 @@ import schedd
 from schedd.address import Address, journal_path, parse_address
 from schedd.config import Settings
 from schedd.core.engine import Engine
+from schedd.core.health import FailureRules
 from schedd.core.model import SECOND
 from schedd.core.placement import PrefetchRule
 from schedd.core.retries import RetryRules
@@ -51,9 +52,19 @@ class ListenError(ScheddError):
 
 def engine_settings(settings: Settings) -> EngineSettings:
     """What of the configuration the engine needs, in its units."""
-    beat, limits, prefetch = settings.heartbeat, settings.limits, settings.prefetch
+    beat, limits, prefetch, failures = settings.heartbeat, settings.limits, settings.prefetch, settings.failures
     return EngineSettings(
         prefetch=PrefetchRule(prefetch.cover_s, prefetch.runtime_max_s, prefetch.depth_max),
+        failures=FailureRules(
+            failures.quarantine,
+            failures.quarantine_failures_min,
+            failures.hopeless_kind,
+            failures.hopeless_tasks_min,
+            failures.hopeless_share,
+            int(failures.probe_after_s * SECOND),
+            int(failures.probe_after_max_s * SECOND),
+            int(failures.window_s * SECOND),
+        ),
         heartbeat_ns=int(beat.interval_s * SECOND),
         lease_ns=int(beat.lease_s * SECOND),
         lost_after_ns=int(beat.lost_after_s * SECOND),
@@ -158,7 +169,16 @@ class Daemon:
         finished = [finished_row(record) for record in live.finished]
         draining = {worker.worker_id: worker.incarnation for worker in live.workers if worker.draining}
         engine.restore(
-            live.batches, live.ended, live.changes, finished, workers, live.next_id, clock.now_ns(), grace_ns, draining
+            live.batches,
+            live.ended,
+            live.changes,
+            finished,
+            workers,
+            live.next_id,
+            clock.now_ns(),
+            grace_ns,
+            draining,
+            live.verdicts,
         )
         service.loop.wake()  # what a restart leaves to be done, and the deadlines
         journal.start()

@@ -78,6 +78,28 @@ def _undrained(fact: fx.WorkerStoppedDraining) -> None:
     log.info("worker_undrained", worker=fact.worker_id)
 
 
+def _quarantined(fact: fx.WorkerQuarantined) -> None:
+    probe_in_s = (fact.probe_at_ns - fact.at_ns) / SECOND
+    log.warning(
+        "worker_quarantined", worker=fact.worker_id, reason=fact.reason, times=fact.repeats, probe_in_s=probe_in_s
+    )
+
+
+def _cleared(fact: fx.WorkerCleared) -> None:
+    log.warning("worker_cleared", worker=fact.worker_id, reason=fact.reason)
+
+
+def _kind_held(fact: fx.KindHeld) -> None:
+    probe_in_s = (fact.probe_at_ns - fact.at_ns) / SECOND
+    log.warning(
+        "kind_held", kind=fact.kind, job=fact.job or None, reason=fact.reason, held=fact.held, probe_in_s=probe_in_s
+    )
+
+
+def _kind_released(fact: fx.KindReleased) -> None:
+    log.warning("kind_released", kind=fact.kind, job=fact.job or None, reason=fact.reason)
+
+
 def _stolen(fact: fx.AttemptStolen) -> None:
     log.debug("attempt_stolen", task=fact.task_id, victim=fact.victim_id, thief=fact.thief_id)
 
@@ -88,5 +110,9 @@ _LINES: dict[type[fx.Fact], Callable[[Any], None]] = {
     fx.WorkerGone: _gone,
     fx.WorkerStartedDraining: _draining,
     fx.WorkerStoppedDraining: _undrained,
+    fx.WorkerQuarantined: _quarantined,
+    fx.WorkerCleared: _cleared,
+    fx.KindHeld: _kind_held,
+    fx.KindReleased: _kind_released,
     fx.AttemptStolen: _stolen,
 }

@@ -257,8 +257,9 @@ class Service:
         peer.send(m.JobList(request.request, jobs))
 
     def _list_workers(self, peer: Peer, request: m.ListWorkers) -> None:
-        now = self.clock.now_ns()
-        peer.send(m.WorkerList(request.request, [translate.worker_view(w, now) for w in self.engine.resources]))
+        now, engine = self.clock.now_ns(), self.engine
+        views = [translate.worker_view(engine, worker, now) for worker in engine.resources]
+        peer.send(m.WorkerList(request.request, views))
 
     def _stats(self, peer: Peer, request: m.GetStats) -> None:
         counters = self.engine.counters

@@ -10,6 +10,7 @@ from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.capacity import MB_PER_GB, WHOLE
 from schedd.core.engine import Engine
+from schedd.core.health import Quarantine
 from schedd.core.model import (
     SECOND,
     Call,
@@ -196,7 +197,7 @@ def task_view(task: Task) -> m.TaskView:
         submitted_at=task.submitted_ns / SECOND,
         started_at=_seconds(started),
         finished_at=_seconds(getattr(state, "at_ns", 0)) if final else None,
-        message=last.message if last is not None else "",
+        message=getattr(state, "reason", "") or (last.message if last is not None else ""),
         report={"step": task.report.step, **task.report.metrics} if task.report is not None else None,
     )
 
@@ -234,10 +235,11 @@ def job_view(engine: Engine, job: Job) -> m.JobView:
         priority_max=max(row.priority for row in rows),
         submitted_at=job.submitted_ns / SECOND,
         finished_at=_seconds(job.finished_ns) if done else None,
+        held_kinds={hold.kind: hold.reason for hold in engine.holds_of(job.name)},
     )
 
 
-def worker_view(worker: WorkerInfo, now: Instant) -> m.WorkerView:
+def worker_view(engine: Engine, worker: WorkerInfo, now: Instant) -> m.WorkerView:
     """What `workers` shows of a worker."""
     ledger, resources = worker.ledger, worker.resources
     if ledger is None or resources is None:
@@ -260,7 +262,14 @@ def worker_view(worker: WorkerInfo, now: Instant) -> m.WorkerView:
         last_seen_s=(now - worker.last_seen_ns) / SECOND,
         usage=worker.usage,
         running_tasks=[TaskId(i) for i in list(worker.running)[:RUNNING_NAMED_MAX]],
+        quarantine=_quarantine_view(engine.quarantine_of(worker.worker_id)),
     )
+
+
+def _quarantine_view(q: Quarantine | None) -> m.QuarantineView | None:
+    if q is None:
+        return None
+    return m.QuarantineView(q.reason, q.since_ns / SECOND, q.probe_at_ns / SECOND, q.repeats)
 
 
 def state_counts(engine: Engine) -> dict[str, int]:

@@ -505,7 +505,7 @@ class BackedUp(Struct, frozen=True, tag=True, array_like=True):
 
 
 class JobView(Struct, frozen=True):
-    """A job with its tasks counted by state name; times as in `TaskView`."""
+    """A job with its tasks counted by state name; times as in `TaskView`. `held_kinds`: why, by kind."""
 
     name: str
     total: int
@@ -513,11 +513,21 @@ class JobView(Struct, frozen=True):
     priority_max: float
     submitted_at: float
     finished_at: float | None
+    held_kinds: dict[str, str] = field(default_factory=dict)
 
 
 class JobList(Struct, frozen=True, tag=True, array_like=True):
     request: int
     jobs: list[JobView]
+
+
+class QuarantineView(Struct, frozen=True):
+    """Why a worker gets nothing new, how often it was found bad, and when it is tried again. Times as in `TaskView`."""
+
+    reason: str
+    since: float
+    probe_at: float
+    repeats: int
 
 
 class WorkerView(Struct, frozen=True):
@@ -540,6 +550,7 @@ class WorkerView(Struct, frozen=True):
     last_seen_s: float
     usage: HostUsage | None = None
     running_tasks: list[TaskId] = field(default_factory=list)
+    quarantine: QuarantineView | None = None
 
 
 class WorkerList(Struct, frozen=True, tag=True, array_like=True):

@@ -169,8 +169,17 @@ def test_jobs(daemon: FakeDaemon, run: Run) -> None:
     daemon.jobs = [wire.JobView("sweep", 10, {"succeeded": 4, "running": 2, "queued": 3, "failed": 1}, 0.0, 0.0, 60.0)]
     assert run("jobs").out.splitlines()[1].split() == ["sweep", "10", "4", "2", "3", "1", "0", "1m", "0s"]
     [job] = run("jobs", "--json").json()
-    assert list(job) == ["name", "total", "states", "priority_max", "submitted_at", "finished_at"]
+    assert list(job) == ["name", "total", "states", "priority_max", "submitted_at", "finished_at", "held_kinds"]
     assert run("jobs", "--quiet").out == "sweep\n"
+
+
+def test_jobs_that_are_held(daemon: FakeDaemon, run: Run) -> None:
+    why = {"train.py": "the last 20 tasks of kind train.py failed, on 2 workers"}
+    daemon.jobs = [wire.JobView("sweep", 100, {"failed": 20, "held": 80}, 0.0, 0.0, None, why)]
+    assert run("jobs").out.splitlines()[2:] == [
+        "sweep is held: the last 20 tasks of kind train.py failed, on 2 workers"
+    ]
+    assert run("jobs", "--json").json()[0]["held_kinds"] == why
 
 
 def test_workers(daemon: FakeDaemon, run: Run) -> None:
@@ -180,6 +189,29 @@ def test_workers(daemon: FakeDaemon, run: Run) -> None:
     cells = run("workers").out.splitlines()[2].split()
     assert cells == ["w2", "draining", "2/8", "1/4", "A100", "2", "1", "10", "1", "500ms"]
     assert run("workers", "--json").json()[1]["status"] == "draining"
+
+
+def test_workers_in_quarantine(daemon: FakeDaemon, run: Run) -> None:
+    bad = wire.QuarantineView("9 of 10 attempts failed there, elsewhere 2 of 60", 1000.0, 1060.0, 3)
+    daemon.workers = [worker("w1"), worker("w2", status="quarantined", quarantine=bad)]
+    lines = run("workers").out.splitlines()
+    assert lines[2].split()[:2] == ["w2", "quarantined"]
+    assert lines[3:] == [
+        "w2 is in quarantine: 9 of 10 attempts failed there, elsewhere 2 of 60, found bad 3 times; "
+        "tried again when a task suits"
+    ]
+    assert [row["quarantine"] for row in run("workers", "--json").json()] == [
+        None,
+        {"reason": bad.reason, "since": 1000.0, "probe_at": 1060.0, "repeats": 3},
+    ]
+
+
+def test_show_an_attempt_that_does_not_count(daemon: FakeDaemon, run: Run) -> None:
+    failed = AttemptRecord(1, WorkerId("w1"), 10**9, 2 * 10**9, 5 * 10**9, Cause.ERROR, 1, excused=True)
+    daemon.add(view(4), detail(attempts=[failed]))
+    lines = dict(line.split("  ", 1) for line in run("show", "4").out.splitlines())
+    assert lines["attempt 1"].strip().endswith(", not counted because the worker was in quarantine, exit code 1")
+    assert run("show", "4", "--json").json()[0]["attempts"][0]["excused"] is True
 
 
 def test_explain(daemon: FakeDaemon, run: Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from schedd.core import effects as fx
 from schedd.core.engine import Engine
 from schedd.core.model import TaskId, WorkerId
-from schedd.journal.records import FinishedTask, finished_records, finished_row
+from schedd.journal.records import FinishedTask, finished_records, finished_row, verdict_name
 
 CHANGES = (fx.TaskHeld, fx.TaskReleased, fx.TaskChanged, fx.AttemptEnded, fx.CancelAsked)
 
@@ -20,6 +20,7 @@ class Recorded:
         self.workers: dict[WorkerId, str] = {}
         self.draining: set[WorkerId] = set()
         self.finished: list[FinishedTask] = []
+        self.verdicts: dict[str, fx.Fact] = {}
 
     def record(self, effects: fx.Effects) -> None:
         self.add(effects.facts, finished_records(effects.facts, effects.finished))
@@ -43,6 +44,10 @@ class Recorded:
                     self.draining.add(fact.worker_id)
                 case fx.WorkerStoppedDraining():
                     self.draining.discard(fact.worker_id)
+                case fx.WorkerQuarantined() | fx.KindHeld():
+                    self.verdicts[verdict_name(fact)] = fact
+                case fx.WorkerCleared() | fx.KindReleased():
+                    del self.verdicts[verdict_name(fact)]
             if isinstance(fact, CHANGES):
                 self.changes.append(fact)
 
@@ -56,7 +61,8 @@ class Recorded:
         changes = [fact for fact in self.changes if getattr(fact, "task_id", 0) not in self.ended]
         finished = [finished_row(record) for record in self.finished]
         draining = {name: run for name, run in self.workers.items() if name in self.draining}
+        verdicts = list(self.verdicts.values())
         engine.restore(
-            batches, self.ended, changes, finished, list(self.workers), self.next_id, now, grace_ns, draining
+            batches, self.ended, changes, finished, list(self.workers), self.next_id, now, grace_ns, draining, verdicts
         )
         engine.check()

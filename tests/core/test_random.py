@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.engine import Engine
+from schedd.core.health import FailureRules
 from schedd.core.model import (
     SECOND,
     AttemptFinished,
@@ -59,6 +60,17 @@ HAS = [
 BIG = WorkerResources(
     cpus=64, ram_gb=64, num_gpus=8, gpu_memory_gb=64, gpu_model="A100", labels={"zone": "a"}, custom={"licence": 9}
 )
+#: Sees black holes and hopeless kinds everywhere, and thinks better of it.
+SUSPICIOUS = FailureRules(
+    quarantine_failures_min=1,
+    hopeless_tasks_min=2,
+    hopeless_share=0.6,
+    probe_after_ns=2 * SECOND,
+    probe_after_max_ns=8 * SECOND,
+    window_ns=5 * SECOND,
+    odds_per_worker=0.1,
+)
+BROKEN_CAUSES = [Cause.OK, *[Cause.ERROR] * 4, Cause.TIMEOUT, Cause.OOM_GPU, Cause.REJECTED]
 CAUSES = [*[Cause.OK] * 4, *(cause for cause in Cause if cause is not Cause.CANCELLED)]
 
 
@@ -79,7 +91,10 @@ class Chaos:
             unfinished_max=200,
             finished_keep_count=self.dice.choice([5, 1000]),
             results_keep_bytes=self.dice.choice([10, 1000]),
+            failures=self.dice.choice([FailureRules(), SUSPICIOUS]),
         )
+        #: On this worker nearly everything fails.
+        self.broken = self.dice.choice(["w1", "w2", "nobody"])
         self.engine = self.make()
         self.twin = Twin()
         self.now = START
@@ -223,7 +238,8 @@ class Chaos:
         if workers:
             worker = self.dice.choice(workers)
             held = self.dice.choice(list(worker.running.values()))
-            worker.finish(held, self.dice.choice(CAUSES), self.now)
+            causes = BROKEN_CAUSES if worker.name == self.broken else CAUSES
+            worker.finish(held, self.dice.choice(causes), self.now)
 
     def break_off(self) -> None:
         worker = self.one()

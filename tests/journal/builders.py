@@ -72,6 +72,22 @@ def gone(name: str) -> fx.WorkerGone:
     return fx.WorkerGone(WorkerId(name), "one", START, False, 0, "left")
 
 
+def quarantined(name: str, repeats: int = 1) -> fx.WorkerQuarantined:
+    return fx.WorkerQuarantined(WorkerId(name), START, START + SECOND, repeats, "9 of 10 attempts failed there")
+
+
+def cleared(name: str) -> fx.WorkerCleared:
+    return fx.WorkerCleared(WorkerId(name), START, "a task succeeded")
+
+
+def kind_held(job: str, kind: str, repeats: int = 1) -> fx.KindHeld:
+    return fx.KindHeld(job, kind, START, START + SECOND, repeats, "the last 20 tasks failed", 7)
+
+
+def kind_released(job: str, kind: str) -> fx.KindReleased:
+    return fx.KindReleased(job, kind, START, "released by its owner")
+
+
 def unfinished(live: Live) -> list[int]:
     """The ids that a restart would go on with."""
     return [i for batch in live.batches for i in batch.ids if i not in live.ended]

@@ -42,7 +42,23 @@ from schedd.journal.records import (
     finished_row,
 )
 
-from .builders import START, admitted, changed, ended, entered, failed, finished, gone, held, record, released
+from .builders import (
+    START,
+    admitted,
+    changed,
+    cleared,
+    ended,
+    entered,
+    failed,
+    finished,
+    gone,
+    held,
+    kind_held,
+    kind_released,
+    quarantined,
+    record,
+    released,
+)
 
 
 class Disk:
@@ -53,6 +69,7 @@ class Disk:
         self.ended: list[tuple[int, bytes]] = []
         self.changes: list[tuple[int, bytes]] = []
         self.workers: dict[str, bytes] = {}
+        self.verdicts: dict[str, bytes] = {}
 
     def write(self, rows: Rows) -> None:
         """As `Journal._commit` does."""
@@ -68,6 +85,9 @@ class Disk:
         self.changes = [row for row in self.changes if row[0] not in rows.changes_done]
         for name in rows.workers_gone:
             self.workers.pop(name, None)
+        for name in rows.verdicts_over:
+            self.verdicts.pop(name, None)
+        self.verdicts |= rows.verdicts
 
     def index(self) -> LiveIndex:
         """As `Journal.load` does."""
@@ -114,12 +134,15 @@ class Story:
         self.failures: Counter[int] = Counter()
         #: Whether it is draining, by the name of each that is there.
         self.workers: dict[str, bool] = {}
+        self.verdicts: dict[tuple[str, ...], int] = {}
 
     def facts(self) -> list[fx.Fact]:
         return [fact for _ in range(self.draw(st.integers(0, 12))) for fact in self.fact()]
 
     def fact(self) -> list[fx.Fact]:
-        kind = self.draw(st.sampled_from(["admit", "end", "end", "hold", "change", "fail", "worker", "dispatch"]))
+        kind = self.draw(
+            st.sampled_from(["admit", "end", "end", "hold", "change", "fail", "worker", "verdict", "dispatch"])
+        )
         if kind == "admit":
             count = self.draw(st.integers(1, 6))
             ids = list(range(self.next_id, self.next_id + count))
@@ -129,6 +152,8 @@ class Story:
         if kind == "worker":
             name = self.draw(st.sampled_from(["a", "b", "c"]))
             return self.of_worker(name, self.draw(st.sampled_from(["enter", "leave", "drain", "undo"])))
+        if kind == "verdict":
+            return [self.verdict(self.draw(st.sampled_from([("a",), ("b",), ("", "k"), ("k", ""), ("j", "k")])))]
         return self.of_task(kind, self.draw(st.sampled_from(self.live))) if self.live else []
 
     def of_worker(self, name: str, what: str) -> list[fx.Fact]:
@@ -147,6 +172,15 @@ class Story:
             case _:
                 self.workers[name] = False
                 return [fx.WorkerStoppedDraining(WorkerId(name), START)]
+
+    def verdict(self, about: tuple[str, ...]) -> fx.Fact:
+        stands = self.draw(st.booleans())
+        repeats = self.verdicts.pop(about, 0) + 1
+        if stands:
+            self.verdicts[about] = repeats
+        if len(about) == 1:
+            return quarantined(about[0], repeats) if stands else cleared(about[0])
+        return kind_held(about[0], about[1], repeats) if stands else kind_released(about[0], about[1])
 
     def of_task(self, kind: str, task_id: int) -> list[fx.Fact]:
         match kind:
@@ -170,6 +204,10 @@ class Story:
         """The rows on disk mean what happened, and there are none for what is over."""
         assert disk.unfinished() == self.live
         assert {name: disk.is_draining(name) for name in disk.workers} == self.workers
+        stand = [decode_fact(blob) for blob in disk.verdicts.values()]
+        assert {(f.job, f.kind): f.repeats for f in stand if isinstance(f, fx.KindHeld)} | {
+            (f.worker_id,): f.repeats for f in stand if isinstance(f, fx.WorkerQuarantined)
+        } == self.verdicts
         assert {task_id for task_id, _ in disk.changes} <= set(self.live)
         assert {first for first, _ in disk.ended} <= disk.batches.keys()
         now_held: set[int] = set()
@@ -240,6 +278,13 @@ def test_drain_of_a_worker_that_was_started_anew_while_the_daemon_was_away() -> 
     assert [decode_fact(blob) for _, blob in index.plan([other]).workers] == [other]
     rows = index.plan([fx.WorkerStartedDraining(WorkerId("a"), START)])
     assert [decode_fact(blob) for _, blob in rows.workers] == [structs.replace(other, draining=True)]
+
+
+def test_verdict_that_ends_within_its_transaction_leaves_no_row() -> None:
+    rows = LiveIndex().plan([quarantined("a"), kind_held("", "k"), cleared("a"), kind_released("", "k")])
+    assert not rows.verdicts
+    again = LiveIndex().plan([cleared("a"), quarantined("a", 2)])
+    assert [decode_fact(blob) for blob in again.verdicts.values()] == [quarantined("a", 2)]
 
 
 def test_end_of_a_task_that_is_in_no_batch() -> None:
@@ -323,6 +368,7 @@ def test_every_fact_of_the_engine_can_be_read_back() -> None:
         fx.WorkerStartedDraining(WorkerId("a"), START),
         fx.WorkerStoppedDraining(WorkerId("a"), START),
         fx.AttemptStolen(TaskId(1), WorkerId("a"), WorkerId("b"), START),
+        quarantined("a"), cleared("a"), kind_held("j", "k"), kind_released("j", "k"),
     ]  # fmt: skip
     assert {type(fact) for fact in known} == kinds
     assert decode_facts(encode_facts(known)) == known
@@ -356,3 +402,13 @@ def test_pause_comes_back_from_the_journal() -> None:
     ended = fx.AttemptEnded(TaskId(1), record(1, Cause.ERROR), START + 5)
     rows = LiveIndex().plan([admitted([1]), ended])
     assert [decode_fact(blob) for _, blob in rows.changes] == [ended]
+
+
+def test_facts_of_a_daemon_that_knew_no_quarantines() -> None:
+    """Their records have no word about excuses, their releases none about exemptions."""
+    now = [fx.AttemptEnded(TaskId(1), record()), released(1)]
+    (kind, task_id, values, *_), (released_kind, *rest) = msgspec.msgpack.decode(encode_facts(now)[CHECKSUM_BYTES:])
+    assert values.pop() is False
+    assert rest.pop() is False
+    old = msgspec.msgpack.encode([[kind, task_id, values], [released_kind, *rest]])
+    assert decode_facts(crc32(old).to_bytes(CHECKSUM_BYTES, "big") + old) == now

@@ -14,7 +14,7 @@ from schedd.journal import schema
 from schedd.journal.salvage import salvage
 from schedd.journal.store import Journal, Reader, open_database
 
-from .builders import Running, admitted, ended, finished, reopened, unfinished
+from .builders import Running, admitted, ended, finished, kind_held, quarantined, reopened, unfinished
 
 #: Nothing in it may ever change: each version that was given out gets a file like this.
 VERSION_1 = Path(__file__).parent / "version-1.sql"
@@ -28,6 +28,7 @@ def query(path: Path, sql: str) -> object:
 def filled(path: Path, batches: int = 40) -> Path:
     """A journal that was closed in order, with `batches` unfinished tasks and as many that have ended."""
     with Running(path) as running:
+        running.commit(quarantined("w1"), kind_held("job", "k"))
         for number in range(batches):
             ids = (2 * number + 1, 2 * number + 2)
             running.commit(
@@ -228,6 +229,16 @@ def test_salvage_of_what_is_whole_is_a_copy(tmp_path: Path) -> None:
     assert (found.live, found.finished, found.damages) == (40, 40, 0)
     assert Reader(new).check() == Reader(path).check()
     assert reopened(new) == reopened(path)
+    assert reopened(new).verdicts == [kind_held("job", "k"), quarantined("w1")]
+
+
+def test_salvage_of_a_file_of_version_1(tmp_path: Path) -> None:
+    path, new = tmp_path / "journal.db", tmp_path / "new.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(VERSION_1.read_text())
+    found = salvage(path, new)
+    assert (found.live, found.damages) == (3, 0)
+    assert reopened(new).verdicts == []
 
 
 def test_salvage_of_what_cannot_be(tmp_path: Path) -> None:
@@ -258,6 +269,7 @@ def test_file_of_version_1(tmp_path: Path) -> None:
     assert [worker.worker_id for worker in live.workers] == ["w1"]
     assert [(task.id, task.state) for task in live.finished] == [(1, "succeeded"), (4, "failed")]
     assert live.next_id == 6
+    assert live.verdicts == []
     assert query(path, "PRAGMA user_version") == schema.VERSION
     assert Reader(path).results([(live.finished[0].id, live.finished[0].at_ns)]) == ({1: b"result"}, 1)
     assert Reader(path).check()["live"] == 3

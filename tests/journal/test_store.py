@@ -34,12 +34,16 @@ from .builders import (
     Running,
     admitted,
     changed,
+    cleared,
     ended,
     entered,
     failed,
     finished,
     gone,
     held,
+    kind_held,
+    kind_released,
+    quarantined,
     reopened,
     unfinished,
 )
@@ -66,6 +70,15 @@ def test_what_was_written_is_what_a_restart_finds(path: Path) -> None:
     assert [worker.worker_id for worker in live.workers] == ["a"]
     assert [(task.id, task.result) for task in live.finished] == [(1, b""), (4, None)]
     assert live.next_id == 6
+
+
+def test_verdicts_that_stand_are_what_a_restart_finds(path: Path) -> None:
+    with Running(path) as running:
+        running.commit(quarantined("b"), quarantined("a"), kind_held("", "k"), kind_held("job", "k"), entered("a"))
+        running.commit(quarantined("a", 2), kind_released("", "k"), gone("a"), kind_held("job", "k", 3))
+        running.commit(cleared("b"), quarantined("b", 5))
+    assert reopened(path).verdicts == [kind_held("job", "k", 3), quarantined("a", 2), quarantined("b", 5)]
+    assert Reader(path).check()["facts"] == 11
 
 
 def test_ids_are_not_given_again_when_nothing_is_left_of_them(path: Path) -> None:

@@ -27,6 +27,9 @@ async def jobs_command(session: Session) -> Exit:
     elif jobs:
         now = time.time()
         session.out.table(JOB_COLUMNS, [job_row(job, now) for job in jobs])
+        for job in jobs:
+            for reason in job.held_kinds.values():
+                session.out.text(f"{job.name} is held: {reason}")
     else:
         session.out.say("no jobs")
     return Exit.OK

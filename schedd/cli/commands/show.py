@@ -122,4 +122,5 @@ def _how(record: dict[str, Any]) -> str:
     if record["cause"] == "ok":
         return code
     told = f": {record['message']}" if record["message"] else code
-    return f", {clock(record['finished_at'])}{told}"
+    excuse = ", not counted because the worker was in quarantine" if record["excused"] else ""
+    return f", {clock(record['finished_at'])}{excuse}{told}"
