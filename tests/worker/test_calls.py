@@ -261,6 +261,10 @@ def spin() -> None:
         pass
 
 
+def nothing() -> None:
+    pass
+
+
 def shrug_and_spin(path: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with open(path, "w") as file:  # noqa: PTH123
@@ -280,6 +284,8 @@ async def test_busy_call_is_cancelled(tmp_path: Path) -> None:
 
 async def test_call_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path) -> None:
     async with running_worker(tmp_path) as run:
+        # In a child that is up and has imported this module: all that would take its time, a second or more.
+        await run.value_of(nothing)
         rules = TaskRules(timeout_s=1.0, grace_s=0.2)
         end = await run.call(shrug_and_spin, str(tmp_path / "pid"), rules=rules)
         assert (end.cause, end.signal) == (Cause.TIMEOUT, 9)
