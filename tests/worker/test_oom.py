@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,14 @@ async def test_killed_by_anybody_is_an_error(tmp_path: Path) -> None:
         assert (end.cause, end.signal, end.message) == (Cause.ERROR, 9, "killed by SIGKILL")
         end = await run.daemon.run(Command(["sh", "-c", "sh -c 'kill -9 $$'; exit $?"]))
         assert (end.cause, end.exit_code) == (Cause.ERROR, 128 + signal.SIGKILL)
+
+
+@pytest.mark.asyncio
+async def test_allocator_that_was_refused(tmp_path: Path) -> None:
+    async with running_worker(tmp_path) as run:
+        end = await run.daemon.run(Command([sys.executable, "-c", "bytearray(1 << 60)"]))
+        assert (end.cause, end.exit_code) == (Cause.OOM_HOST, 1)
+        assert end.message == "exit code 1: out of memory: MemoryError"
 
 
 @pytest.mark.asyncio
