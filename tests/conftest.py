@@ -12,10 +12,15 @@ import shutil
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from helpers import Cluster
 
 from schedd.worker.oom import FIRST_PID_NAMESPACE
+
+# Nothing is timed: a machine that is busy makes no test fail.
+hypothesis.settings.register_profile("schedd", deadline=None)
+hypothesis.settings.load_profile("schedd")
 
 
 def _tool(name: str, package: str) -> Callable[[], str | None]:
