@@ -13,6 +13,7 @@ from schedd.cli.output import Output
 
 if TYPE_CHECKING:
     from schedd.client.aio import AsyncClient
+    from schedd.errors import ScheddError
 
 
 class Session:
@@ -26,7 +27,13 @@ class Session:
         """Make the client; the connection is opened by `async with`."""
         from schedd.client.aio import AsyncClient
 
-        return AsyncClient(self.address)
+        return AsyncClient(self.address, program="schedd", on_change=self._on_change)
+
+    def _on_change(self, error: ScheddError | None) -> None:
+        if error is None:
+            self.out.say("the daemon is back")
+        else:
+            self.out.say(f"the daemon is away, trying again: {error.message}")
 
 
 class Command(click.Command):

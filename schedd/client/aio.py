@@ -1,7 +1,8 @@
 """The asynchronous client: everything that can be asked of the daemon, as coroutines.
 
-A client has one connection. Calls of one turn of the loop travel in one frame, so `asyncio.gather` over a thousand
-submits costs one message. `watch` and `wait` use a connection of their own, because closing it is how a watch ends.
+A client has one connection, and makes it again where it is lost. Calls of one turn of the loop travel in one frame, so
+`asyncio.gather` over a thousand submits costs one message. `watch` and `wait` use a connection of their own, because
+closing it is how a watch ends.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from itertools import zip_longest
 from typing import Any
 
 from schedd.address import daemon_address
-from schedd.client.connection import Answer, Connection, open_connection
+from schedd.client.connection import Answer
+from schedd.client.line import RECONNECT_S, RECONNECT_S_MAX, Line, OnChange
 from schedd.client.mapping import Calls, MapRun
 from schedd.client.options import NOT_OF_MAP, Options, read_options, read_request
 from schedd.client.pipeline import SUBMIT_BYTES_MAX, SUBMIT_TASKS_MAX, Pipeline
@@ -75,34 +77,40 @@ class AsyncClient:
     """A connection to the daemon, used as an asynchronous context manager or closed with `close`.
 
     address: `HOST:PORT` or `unix:/path`; None takes `$SCHEDD_ADDRESS`, else the default. Each call connects if there
-    is no connection. Every call raises ConnectionLost where the daemon cannot be reached or goes away before it
-    answered, RequestRefused where it declines, and RemoteProtocolError where it is of another version.
-    Belongs to the loop that it was first used in.
+    is no connection. Every call raises ConnectionLost where the daemon cannot be reached, RequestRefused where it
+    declines, and RemoteProtocolError where it is of another version. Belongs to the loop that it was first used in.
+
+    reconnect_s: for how long, in seconds, a daemon that was there and has gone away is waited for, at most 1,800; 0:
+    not at all. Meanwhile every call and every task goes on waiting; then a submit that was not acknowledged is sent
+    again, and is one submit all the same, and results that came while the daemon was away are fetched. Where it does
+    not come back, what waits raises ConnectionLost. on_change: called when the daemon is away, with the reason, and
+    with None when it is back; else the log says so.
     """
 
-    def __init__(self, address: str | None = None, *, program: str = "python") -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        program: str = "python",
+        reconnect_s: float = RECONNECT_S,
+        on_change: OnChange | None = None,
+    ) -> None:
+        if not 0 <= reconnect_s <= RECONNECT_S_MAX:
+            raise ValueError(f"reconnect_s must be between 0 and {RECONNECT_S_MAX:g} s, not {reconnect_s!r}")
         self.address = daemon_address(address)
-        self._program = program
-        self._welcome: Welcome | None = None
+        self.line = Line(self.address, program, reconnect_s, on_change)
         #: None before the first connection. For those who submit from other threads.
         self.pipeline: Pipeline | None = None
-        self._connecting = asyncio.Lock()
-        self._is_closed = False
 
     async def connect(self) -> Welcome:
         """Connect if there is no connection, and return the daemon's greeting."""
-        if self._welcome is None or not self._is_connected:
-            async with self._connecting:
-                if self._welcome is None or not self._is_connected:
-                    connection, self._welcome = await self._open()
-                    self.pipeline = Pipeline(connection)
-        return self._welcome
+        if self.pipeline is None:
+            self.pipeline = Pipeline(self.line)
+        return (await self.line.connect())[1]
 
     async def close(self) -> None:
         """End the connection. What still waits for an answer raises ConnectionLost; submitted tasks go on."""
-        self._is_closed = True
-        if self.pipeline is not None:
-            self.pipeline.connection.close()
+        self.line.close()
 
     async def __aenter__(self) -> AsyncClient:
         await self.connect()
@@ -179,7 +187,7 @@ class AsyncClient:
         """Return a handle for a task that is known by its id."""
         task = AsyncTask(self.cancel)
         task.id = TaskId(task_id)
-        if self.pipeline is None or not self._is_connected:
+        if self.pipeline is None or self.line.connection is None or self.line.error is not None:
             raise ConnectionLost("this client is not connected", "use it in `async with`, or call connect() first")
         self.pipeline.attach(task, task.id)
         return task
@@ -235,8 +243,7 @@ class AsyncClient:
 
         Tasks that are already final come first. Close the iterator (`contextlib.aclosing`) to stop earlier.
         """
-        connection, _ = await self._open()
-        async with aclosing(watch(connection, selection, results=results, reports=reports)) as events:
+        async with aclosing(watch(self.line, selection, results=results, reports=reports)) as events:
             async for event in events:
                 yield event
 
@@ -333,8 +340,12 @@ class AsyncClient:
         return rows
 
     async def backup(self, path: str | os.PathLike[str]) -> BackedUp:
-        """Have the daemon write a copy of its journal, as of now, to a new file: an absolute path on its machine."""
-        return await self._ask(BackedUp, BackUp, os.fspath(path))
+        """Have the daemon write a copy of its journal, as of now, to a new file: an absolute path on its machine.
+
+        The one request that is not made again where the connection is lost: the file may be there by then.
+        """
+        connection, _ = await self.line.connect()
+        return await connection.request(BackedUp, BackUp, os.fspath(path))
 
     async def retry(self, which: Which) -> tuple[list[tuple[TaskId, TaskId]], Changed, list[str]]:
         """Submit tasks that failed or were cancelled again, as new ones that do the same for the same job.
@@ -362,22 +373,13 @@ class AsyncClient:
 
     # -------------------------------------------------------------------------------------------------------- inside
 
-    @property
-    def _is_connected(self) -> bool:
-        return self.pipeline is not None and self.pipeline.connection.error is None
-
-    async def _open(self) -> tuple[Connection, Welcome]:
-        if self._is_closed:
-            raise ConnectionLost("this client is closed")
-        return await open_connection(self.address, self._program)
-
     async def _live(self) -> Pipeline:
         await self.connect()
         assert self.pipeline is not None
         return self.pipeline
 
     async def _ask(self, answer: type[Answer], kind: Callable[..., ClientRequest], *fields: Any) -> Answer:
-        return await (await self._live()).connection.request(answer, kind, *fields)
+        return await self.line.request(answer, kind, *fields)
 
     async def _change(self, kind: Callable[..., ClientRequest], which: Which, *fields: Any) -> Changed:
         selection = select(which)

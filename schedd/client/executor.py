@@ -19,6 +19,7 @@ from schedd.client import codec
 from schedd.client.aio import AsyncClient
 from schedd.client.futures import BrokenSchedExecutor as BrokenSchedExecutor
 from schedd.client.futures import Core, TaskFuture
+from schedd.client.line import RECONNECT_S
 from schedd.client.mapping import Calls
 from schedd.client.options import NOT_OF_MAP, CallSpecs, read_options
 
@@ -38,14 +39,21 @@ class SchedExecutor(concurrent.futures.Executor):
     """Runs calls as tasks of the daemon.
 
     address: as for `AsyncClient`. max_workers: calls of this executor that the daemon may have at a time; None sets no
-    bound and lets the daemon's policy decide. options: as in `AsyncClient.submit`, for every task (priority, job, kind,
-    gpus …). Connects at once: raises ConnectionLost where no daemon answers.
+    bound and lets the daemon's policy decide. reconnect_s: as for `AsyncClient`. options: as in `AsyncClient.submit`,
+    for every task (priority, job, kind, gpus …). Connects at once: raises ConnectionLost where no daemon answers.
 
     Futures raise what the call raised, with the worker's traceback as the cause; TaskFailed for other failures; and
-    BrokenSchedExecutor once the connection is lost.
+    BrokenSchedExecutor where the daemon went away and did not come back in time.
     """
 
-    def __init__(self, address: str | None = None, max_workers: int | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        max_workers: int | None = None,
+        *,
+        reconnect_s: float = RECONNECT_S,
+        **options: Any,
+    ) -> None:
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         for name in options:
@@ -53,14 +61,15 @@ class SchedExecutor(concurrent.futures.Executor):
                 raise TypeError(f"{name} does not apply to SchedExecutor: {_NOT_APPLICABLE[name]}")
         self._options = read_options(options, without=("kwargs", "on_report", *NOT_OF_MAP))
         self._specs = CallSpecs(self._options)
-        self._core = Core(AsyncClient(address, program="executor"), max_workers or 0)
+        client = AsyncClient(address, program="executor", reconnect_s=reconnect_s)
+        self._core = Core(client, max_workers or 0)
         finalizer = weakref.finalize(self, self._core.abandon)
         finalizer.atexit = False  # `_at_exit` takes care of that
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
         """Submit a call; returns at once.
 
-        Raises RuntimeError after shutdown, and BrokenSchedExecutor once the connection is lost. What cannot be pickled
+        Raises RuntimeError after shutdown, and BrokenSchedExecutor once the daemon is given up. What cannot be pickled
         is told by the future.
         """
         core = self._core

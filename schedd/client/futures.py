@@ -29,7 +29,7 @@ WARNINGS_MAX = 20
 
 
 class BrokenSchedExecutor(concurrent.futures.BrokenExecutor):
-    """The connection to the daemon has ended; its cause says why. Tasks that were submitted go on without us."""
+    """The daemon was given up; the cause says why. Tasks that were submitted go on without us."""
 
 
 class TaskFuture(concurrent.futures.Future[Any], Ticket):
@@ -137,8 +137,8 @@ class Core:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if _is_exiting:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
-        if self.pipeline.connection.error is not None:
-            raise _broken(self.pipeline.connection.error)
+        if self.pipeline.line.error is not None:
+            raise _broken(self.pipeline.line.error)
         if self.is_forked:
             raise BrokenSchedExecutor("an executor cannot be used in a process forked from its own")
 
@@ -208,7 +208,7 @@ class Core:
             self.thread.loop.call_soon(self._finish)
 
     def _finish(self) -> None:
-        self.pipeline.connection.close()
+        self.pipeline.line.close()
         # The only way back to this object: without it the thread's is freed at once, and not by the collector.
         self.pipeline.on_idle = lambda: None
         self.thread.stop()

@@ -101,5 +101,6 @@ class MapRun:
         """Cancel what has not started. Costs nothing where all was read."""
         unread = [task for task in self._tasks if not task.done() and not self._pipeline.withdraw(task)]
         self._tasks.clear()
-        if unread and self._pipeline.connection.error is None:
+        # A daemon that is away is not waited for just to cancel.
+        if unread and self._pipeline.line.live is not None:
             await self._pipeline.cancel_unstarted(unread)

@@ -11,15 +11,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from msgspec import Struct, field
 
 from schedd.client.connection import Connection
+from schedd.client.flights import Flights
+from schedd.client.line import Line
 from schedd.client.ticket import Follower, Order, Ticket
-from schedd.core.model import Call, TaskId
+from schedd.core.model import Call, Instant, TaskId
 from schedd.errors import RemoteProtocolError, RequestRefused, ScheddError
 from schedd.wire.messages import (
     QUEUE_FULL,
@@ -29,7 +31,6 @@ from schedd.wire.messages import (
     CancelTasks,
     Changed,
     Selection,
-    Submit,
     Submitted,
     TaskDone,
     TaskEntry,
@@ -46,6 +47,9 @@ SUBMIT_BYTES_MAX = 8 * 1024 * 1024
 WINDOW_TASKS = 10_000
 WINDOW_BYTES = 4 * SUBMIT_BYTES_MAX
 
+#: Tasks that one request asks about again after a lost connection.
+WATCHED_TOGETHER = 1000
+
 #: Refusals that are not about a single task of the submit.
 _ABOUT_ALL = (QUEUE_FULL, SHUTTING_DOWN)
 
@@ -61,14 +65,27 @@ def _payload_bytes(spec: TaskSpec) -> int:
     return len(spec.payload.function) if isinstance(spec.payload, Call) else len(spec.payload.stdin)
 
 
+def _as_error(answer: object) -> ScheddError:
+    return answer if isinstance(answer, ScheddError) else RemoteProtocolError("a request was answered amiss")
+
+
+def _instants(answer: Submitted) -> Sequence[Instant]:
+    """When each of the tasks was submitted; 0 where the daemon does not say."""
+    given = answer.submitted_ns
+    return given if len(given) == len(answer.ids) else (given or [0])[:1] * len(answer.ids)
+
+
 class Pipeline:
-    """Sends orders over a connection and tells their tickets. `put` is for any thread, the rest for the loop.
+    """Sends orders over a line and tells their tickets. `put` is for any thread, the rest for the loop.
+
+    Where a connection is lost, what was not acknowledged is sent again on the next under its old name, and what was
+    acknowledged is watched again: nobody notices, unless the line is given up.
 
     in_flight_max: tasks that may be with the daemon and not final at a time; 0 sets no bound.
     """
 
-    def __init__(self, connection: Connection, *, in_flight_max: int = 0) -> None:
-        self.connection = connection
+    def __init__(self, line: Line, *, in_flight_max: int = 0) -> None:
+        self.line = line
         self.in_flight_max = in_flight_max
         #: Called in the loop each time that nothing is left to send or to wait for.
         self.on_idle: Callable[[], None] = lambda: None
@@ -76,7 +93,8 @@ class Pipeline:
         self._orders: deque[Order] = deque()
         self._scheduled = False
         self._lock = threading.Lock()
-        #: Sent and not acknowledged.
+        #: Submits that were not answered; orders in them, and bytes.
+        self._flights = Flights(line)
         self._unanswered_count = 0
         self._unanswered_bytes = 0
         #: Resolved at each answer to a submit.
@@ -86,14 +104,13 @@ class Pipeline:
         self._more: dict[TaskId, list[Ticket]] = {}
         #: Ends that overtook their acknowledgement; emptied whenever nothing is unacknowledged.
         self._early: dict[TaskId, TaskDone] = {}
-        connection.on_done = self._on_done
-        connection.on_reports = self._on_reports
-        connection.on_lost = self._on_lost
-        connection.on_writable = self._schedule
+        line.is_wanted = lambda: not self.is_idle
+        line.on_up = self._resume
+        line.on_down = self._fail
 
     @property
     def is_idle(self) -> bool:
-        return not (self._orders or self._unanswered_count or self._tickets)
+        return not (self._orders or self._flights or self._tickets)
 
     # ------------------------------------------------------------------------------------------------------- sending
 
@@ -115,10 +132,14 @@ class Pipeline:
 
     def _drain(self) -> None:
         self._scheduled = False
-        if self.connection.error is not None:
-            self._on_lost(self.connection.error)
+        connection = self.line.live
+        if connection is None:
+            if self.line.error is not None:
+                self._fail(self.line.error)
+            elif self._orders:
+                self.line.want()
             return
-        while self._orders and self.connection.is_writable:
+        while self._orders and connection.is_writable:
             batch = self._take()
             if not batch.orders:
                 break
@@ -164,8 +185,45 @@ class Pipeline:
             entries.append(TaskEntry(place, order.argument, order.key))
         self._unanswered_count += len(orders)
         self._unanswered_bytes += bytes_count
-        message = Submit(self.connection.number(), specs, entries, True, orders[0].strict)
-        self.connection.send(message, partial(self._on_answer, orders, bytes_count))
+        answered = partial(self._on_answer, orders, bytes_count)
+        self._flights.launch(specs, entries, watch=True, strict=orders[0].strict, on_answer=answered)
+
+    # ----------------------------------------------------------------------------------------------- another connection
+
+    def _resume(self, connection: Connection) -> None:
+        """Go on with a new connection where the last one was lost."""
+        connection.on_done = self._on_done
+        connection.on_reports = self._on_reports
+        connection.on_writable = self._schedule
+        self._early.clear()
+        # First what was acknowledged: what is acknowledged now is watched by its submit.
+        ids = list(self._tickets)
+        for start in range(0, len(ids), WATCHED_TOGETHER):
+            self._watch_again(ids[start : start + WATCHED_TOGETHER], connection)
+        self._flights.resume(connection)
+        self._schedule()
+
+    def _watch_again(self, ids: list[TaskId], connection: Connection) -> None:
+        submitted_ns = [self._tickets[task_id].submitted_ns for task_id in ids]
+        message = WatchTasks(connection.number(), Selection(ids=ids), True, True, False, True, submitted_ns)
+
+        def on_answer(answer: Any) -> None:
+            if isinstance(answer, Watching):
+                for task_id in answer.unknown:
+                    hint = "has the daemon lost its journal, or forgotten it? see `schedd history`"
+                    self._lose(task_id, RequestRefused(f"task {task_id} is not known any more", hint, UNKNOWN_TASK))
+            elif not self.line.goes_on(answer):
+                for task_id in ids:
+                    self._lose(task_id, _as_error(answer))
+
+        connection.send(message, on_answer)
+
+    def _lose(self, task_id: TaskId, error: ScheddError) -> None:
+        """Nothing more will be heard of a task."""
+        waiting = [ticket] if (ticket := self._tickets.pop(task_id, None)) else []
+        for ticket in waiting + self._more.pop(task_id, []):
+            ticket.refused(error)
+        self._tell_idle()
 
     # ------------------------------------------------------------------------------------------------------- answers
 
@@ -179,12 +237,10 @@ class Pipeline:
             for half in (orders[:middle], orders[middle:]):
                 self._send(half, sum(len(order.argument) for order in half))
         else:
-            error = answer if isinstance(answer, ScheddError) else RemoteProtocolError("a submit was answered amiss")
+            error = _as_error(answer)
             for order in orders:
                 order.ticket.is_withdrawn = True
                 order.ticket.refused(error)
-        if not self._unanswered_count:
-            self._early.clear()
         answered, self._answered = self._answered, self._loop.create_future()
         answered.set_result(None)
         self._schedule()
@@ -192,11 +248,17 @@ class Pipeline:
 
     def _accept(self, orders: list[Order], answer: Submitted) -> None:
         warnings = answer.warnings
-        for order, task_id in zip(orders, answer.ids, strict=True):
+        for order, task_id, submitted_ns in zip(orders, answer.ids, _instants(answer), strict=True):
             order.ticket.accepted(task_id, warnings)
+            order.ticket.submitted_ns = submitted_ns
             self._follow(order.ticket)
+        self._tell_early(answer.ids)
+
+    def _tell_early(self, ids: list[TaskId]) -> None:
         if self._early:
-            self._on_done([self._early.pop(task_id) for task_id in answer.ids if task_id in self._early])
+            self._on_done([self._early.pop(task_id) for task_id in ids if task_id in self._early])
+        if not self._flights:
+            self._early.clear()
 
     def _follow(self, ticket: Ticket) -> bool:
         """Tell a ticket of the task with its id; False where another ticket is told of it already."""
@@ -214,7 +276,7 @@ class Pipeline:
                 if self._more:
                     for other in self._more.pop(done.task_id, ()):
                         other.ended(done)
-            elif self._unanswered_count:
+            elif self._flights:
                 self._early[done.task_id] = done
         if self._orders:
             self._schedule()
@@ -228,8 +290,9 @@ class Pipeline:
                 for other in self._more.get(report.task_id, ()):
                     other.reported(report)
 
-    def _on_lost(self, error: ScheddError) -> None:
-        # The connection has told those without an acknowledgement already.
+    def _fail(self, error: ScheddError) -> None:
+        """The line is given up: so is everything that waits for it."""
+        self._flights.fail(error)
         waiting = list(self._tickets.values())
         for more in self._more.values():
             waiting += more
@@ -257,16 +320,16 @@ class Pipeline:
         ticket.is_sent = True
         if not self._follow(ticket):
             return
-        message = WatchTasks(self.connection.number(), Selection(ids=[task_id]), True, True)
-        self.connection.send(message, partial(self._on_watching, task_id))
+        connection = self.line.live
+        if connection is not None:
+            message = WatchTasks(connection.number(), Selection(ids=[task_id]), True, True)
+            connection.send(message, partial(self._on_watching, task_id))
 
     def _on_watching(self, task_id: TaskId, answer: Any) -> None:
-        if isinstance(answer, Watching) and answer.total:
+        if (isinstance(answer, Watching) and answer.total) or self.line.goes_on(answer):
             return
-        error = answer if isinstance(answer, ScheddError) else RequestRefused(f"no task {task_id}", code=UNKNOWN_TASK)
-        waiting = [ticket] if (ticket := self._tickets.pop(task_id, None)) else []
-        for ticket in waiting + self._more.pop(task_id, []):
-            ticket.refused(error)
+        unknown = RequestRefused(f"no task {task_id}", code=UNKNOWN_TASK)
+        self._lose(task_id, answer if isinstance(answer, ScheddError) else unknown)
 
     def withdraw(self, ticket: Ticket) -> bool:
         """Give up an order that has not been sent, from any thread; False where it has."""
@@ -299,7 +362,7 @@ class Pipeline:
                 ids.append(ticket.id)
         if not ids:
             return False
-        return (await self.connection.request(Changed, CancelTasks, Selection(ids=ids), False)).changed > 0
+        return (await self.line.request(Changed, CancelTasks, Selection(ids=ids), False)).changed > 0
 
     async def cancel_all_unstarted(self) -> None:
         """Ask the daemon to cancel every task here that has not started. Raises ScheddError."""
@@ -318,18 +381,22 @@ class Pipeline:
         strict: bool,
         on_done: Callable[[TaskDone], None] | None,
     ) -> Submitted:
-        """Send one submit past the queue; where `watch`, `on_done` is told of each end. Raises ScheddError."""
+        """Send one submit past the queue; where `watch`, `on_done` is told of each end. Raises ScheddError.
+
+        It is sent again like any other where the connection is lost.
+        """
         answered: asyncio.Future[Any] = self._loop.create_future()
 
         def on_answer(answer: Any) -> None:
             # Here and not after the await: ends may follow in the same frame.
             if isinstance(answer, Submitted) and watch and on_done is not None:
-                for task_id in answer.ids:
-                    self._follow(Follower(task_id, on_done))
+                for task_id, submitted_ns in zip(answer.ids, _instants(answer), strict=True):
+                    self._follow(Follower(task_id, submitted_ns, on_done))
+                self._tell_early(answer.ids)
             if not answered.done():
                 answered.set_result(answer)
 
-        self.connection.send(Submit(self.connection.number(), specs, entries, watch, strict), on_answer)
+        self._flights.launch(specs, entries, watch=watch, strict=strict, on_answer=on_answer)
         answer = await answered
         if isinstance(answer, ScheddError):
             raise answer

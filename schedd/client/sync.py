@@ -15,6 +15,7 @@ from typing import Any
 
 from schedd.client import codec
 from schedd.client.aio import AsyncClient
+from schedd.client.line import RECONNECT_S
 from schedd.client.mapping import Calls
 from schedd.client.options import NOT_OF_MAP, read_options
 from schedd.client.selecting import UNFINISHED, Which
@@ -106,11 +107,13 @@ def _close(client: AsyncClient, thread: LoopThread) -> None:
 class Client:
     """A connection to the daemon for blocking calls, used as a context manager or closed with `close`.
 
-    address and errors as in `AsyncClient`; connects at once. Every call waits for the daemon's answer.
+    address, reconnect_s and errors as in `AsyncClient`; connects at once. Every call waits for the daemon's answer.
     """
 
-    def __init__(self, address: str | None = None, *, program: str = "python") -> None:
-        client = AsyncClient(address, program=program)
+    def __init__(
+        self, address: str | None = None, *, program: str = "python", reconnect_s: float = RECONNECT_S
+    ) -> None:
+        client = AsyncClient(address, program=program, reconnect_s=reconnect_s)
         self._thread = LoopThread("schedd-client")
         self._client = client
         try:

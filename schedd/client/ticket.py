@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from schedd.core.model import TaskId
+from schedd.core.model import Instant, TaskId
 from schedd.errors import ScheddError
 from schedd.wire.messages import AttemptReport, TaskDone, TaskSpec
 
@@ -16,6 +16,8 @@ class Ticket:
 
     #: 0 until the daemon has acknowledged the task.
     id: TaskId = TaskId(0)
+    #: When the daemon took it, 0 where that is not known: says which task of that id is meant.
+    submitted_ns: Instant = 0
     #: Sent, or about to be. Changed under the pipeline's lock.
     is_sent = False
     #: Given up by its owner before it was sent, or refused.
@@ -26,7 +28,7 @@ class Ticket:
         self.id = task_id
 
     def refused(self, error: ScheddError) -> None:
-        """The daemon declined the task, or the connection ended before the task did."""
+        """The daemon declined the task, does not know it any more, or is given up."""
         raise NotImplementedError
 
     def ended(self, done: TaskDone) -> None:
@@ -50,8 +52,9 @@ class Order(Struct, frozen=True):
 class Follower(Ticket):
     """Passes the end of a task on to a function."""
 
-    def __init__(self, task_id: TaskId, on_done: Callable[[TaskDone], None]) -> None:
+    def __init__(self, task_id: TaskId, submitted_ns: Instant, on_done: Callable[[TaskDone], None]) -> None:
         self.id = task_id
+        self.submitted_ns = submitted_ns
         self._on_done = on_done
 
     def refused(self, error: ScheddError) -> None:

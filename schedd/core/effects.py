@@ -26,12 +26,20 @@ class Fact(Struct, frozen=True, gc=False, tag=True, array_like=True):
 
 
 class TasksAdmitted(Fact, frozen=True):
-    """These entries became tasks with these ids, in order."""
+    """These entries became tasks with these ids, in order.
+
+    `client`, `number` and `answered` as in `SubmitTasks`. `all_ids`: where some entries were there already, by their
+    keys, the tasks of all entries.
+    """
 
     at_ns: Instant
     specs: list[TaskSpec]
     tasks: list[TaskEntry]
     ids: list[TaskId]
+    client: str = ""
+    number: int = 0
+    answered: int = 0
+    all_ids: list[TaskId] = []
 
 
 class TaskHeld(Fact, frozen=True, gc=False):
@@ -233,9 +241,12 @@ class PublishReports(Action, frozen=True):
 
 
 class ReplySubmitted(Action, frozen=True):
+    """`submitted_ns`: when these were submitted, one instant for all or one for each."""
+
     origin: int
     ids: list[TaskId]
     warnings: list[str]
+    submitted_ns: list[Instant] = []
 
 
 class ReplyChanged(Action, frozen=True):

@@ -38,6 +38,7 @@ from schedd.core.requests import Requests
 from schedd.core.resources import ResourceManager
 from schedd.core.restore import Restore
 from schedd.core.retries import limits_of
+from schedd.core.submits import Admitted
 from schedd.core.tables import Counters, EngineSettings, Tables
 from schedd.core.tasks import DISPATCHED, TaskTable, story
 
@@ -117,18 +118,21 @@ class Engine:
         grace_ns: Instant,
         draining: Mapping[WorkerId, str] | None = None,
         verdicts: Iterable[fx.Fact] = (),
+        submits: Iterable[Admitted] = (),
     ) -> None:
         """Fill the tables, which must be empty, with what was recorded; once, before the first `handle`.
 
         Places nothing until `workers` have come back, for `grace_ns` at the longest. `draining`: the incarnations of
         those that were; who comes back as another takes work. `verdicts`: `WorkerQuarantined` and `KindHeld` that
-        stood. O(live tasks).
+        stood. `submits`: those that their clients may send again. O(live tasks).
         """
         restore = Restore(self._t, self._guard, now)
         restore.batches(batches, ended)
         restore.changes(changes)
         restore.verdicts(verdicts)
         restore.finished(finished)
+        for admitted in submits:
+            self._t.submits.add(admitted, 0)
         restore.finish(workers, next_id, grace_ns)
         self._t.drained = dict(draining or {})
 

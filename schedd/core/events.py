@@ -29,12 +29,19 @@ class Event(Struct, frozen=True):
 
 
 class SubmitTasks(Event, frozen=True):
-    """A client wants these admitted, all or none. `strict`: not if no worker could ever run one of them."""
+    """A client wants these admitted, all or none. `strict`: not if no worker could ever run one of them.
+
+    `client`, where it is not empty, and `number` name the submit, so that it may come twice; of those below `answered`
+    the client has heard.
+    """
 
     origin: int
     specs: list[TaskSpec]
     tasks: list[TaskEntry]
     strict: bool = False
+    client: str = ""
+    number: int = 0
+    answered: int = 0
 
 
 class CancelTasks(Event, frozen=True):

@@ -8,6 +8,8 @@ not judge.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.attempts import Attempts
@@ -54,14 +56,9 @@ class Fleet:
     def on_worker_joined(self, event: ev.WorkerJoined) -> None:
         t = self._t
         worker = t.resources.workers.get(event.worker_id)
-        if worker is not None and worker.incarnation != event.incarnation:
-            self._gone(worker, lost=True, reason="the worker was started anew")
-            worker = None
-        again = worker is not None
-        if worker is None:
-            worker = t.resources.add(event.worker_id, event.resources, t.now)
-            worker.incarnation = event.incarnation
-            worker.draining = t.drained.pop(event.worker_id, None) == event.incarnation
+        again = worker is not None and worker.incarnation == event.incarnation
+        if worker is None or not again or worker.resources != event.resources:
+            worker = self._enter(event, worker, again)
         worker.host, worker.pid = event.host, event.pid
         worker.last_seen_ns = t.now
         self._guard.on_joined(worker)
@@ -78,21 +75,58 @@ class Fleet:
         entered = fx.WorkerEntered(worker.worker_id, worker.incarnation, resources, self._t.now, again, worker.draining)
         self._t.facts.append(entered)
 
+    def _enter(self, event: ev.WorkerJoined, old: WorkerInfo | None, again: bool) -> WorkerInfo:
+        """Make a new row for a worker; from its old one it gets what it may still have.
+
+        That is all where only its resources have changed. Where the process was started anew it is what had ended
+        before: those ends were on its disk. Whatever else it had has died with the last process.
+        """
+        t = self._t
+        kept: list[Task] = []
+        if old is not None and again:
+            kept = [*old.running.values(), *old.task_queue]
+            for task in kept:
+                t.release(task, old)
+            t.resources.set_status(old, WorkerStatus.DEAD)
+            t.resources.remove(old.worker_id)
+        elif old is not None:
+            kept = _ended_before(old, event.holds)
+            self._gone(old, lost=True, reason="the worker was started anew", kept=kept)
+        worker = t.resources.add(event.worker_id, event.resources, t.now)
+        worker.incarnation = event.incarnation
+        worker.draining = t.drained.pop(event.worker_id, None) == event.incarnation
+        if old is not None and again:
+            worker.draining, worker.joined_ns = old.draining, old.joined_ns
+            worker.finished_count, worker.failed_count = old.finished_count, old.failed_count
+        self._hand_over(kept, worker)
+        return worker
+
+    def _hand_over(self, tasks: list[Task], worker: WorkerInfo) -> None:
+        """Put dispatched tasks that are on no row on this one. Whether they have started, the worker has to say."""
+        t = self._t
+        for task in tasks:
+            dispatched_ns = getattr(task.state, "at_ns", t.now)
+            t.tasks.set_state(task, Queued(t.now))
+            t.tasks.set_state(task, Assigned(worker.worker_id, dispatched_ns))
+            t.resources.attach(task, worker)
+
     def _reconcile(self, worker: WorkerInfo, holds: list[HoldsAttempt]) -> None:
         """Make the table say of this worker what it says of itself; what it does not hold never reached it.
 
-        What runs there cannot lie in its backlog again: who says so has it no more.
+        What runs there cannot lie in its backlog again: who says so has it no more. Nor can it hold what is above what
+        it now declares to have.
         """
         t = self._t
         before = {task.id: task for task in (*worker.running.values(), *worker.task_queue)}
+        for had in before.values():
+            t.release(had, worker)
         new: dict[TaskId, Task] = {}
         held: dict[TaskId, HoldsAttempt] = {}
         for hold in holds:
             task = before.get(hold.task_id)
-            begun = task is not None and isinstance(task.state, Running)
             if (again := held.get(hold.task_id)) is not None and again.attempt == hold.attempt:
                 t.counters.stale += 1  # named twice
-            elif task is not None and task.attempt == hold.attempt and not (begun and hold.phase == "backlog"):
+            elif task is not None and _has_still(task, worker, hold):
                 held[hold.task_id] = hold
             elif again is None and task is None and (brought := self._bring(worker, hold)) is not None:
                 new[hold.task_id] = brought
@@ -100,8 +134,6 @@ class Fleet:
             else:
                 t.counters.stale += 1
                 t.drop(worker.worker_id, hold.task_id, hold.attempt)
-        for task in before.values():
-            t.release(task, worker)
         # What has reservations there comes before what waits for some.
         for task_id, hold in sorted(held.items(), key=lambda item: item[1].phase == "backlog"):
             self._adopt(new.get(task_id) or before[task_id], worker, hold)
@@ -274,13 +306,17 @@ class Fleet:
         t.deadlines.set(("lost", worker.worker_id), lost_at)
         t.facts.append(fx.WorkerWentSilent(worker.worker_id, t.now, lost_at, reason))
 
-    def _gone(self, worker: WorkerInfo, lost: bool, reason: str) -> None:
+    def _gone(self, worker: WorkerInfo, lost: bool, reason: str, kept: Sequence[Task] = ()) -> None:
+        """Forget a worker. What it had is queued again, but for `kept`, which is only taken off its row."""
         t = self._t
         cut_ns = worker.cut_ns if worker.status == WorkerStatus.UNREACHABLE else t.now
         t.resources.set_status(worker, WorkerStatus.DEAD)
-        tasks = [*worker.running.values(), *worker.task_queue]
+        keeps = {task.id for task in kept}
+        tasks = [task for task in (*worker.running.values(), *worker.task_queue) if task.id not in keeps]
         # All before the first is released: what moves up in the backlog by that has not started.
         records = [self._lost_attempt(task, worker, lost, cut_ns, reason) for task in tasks]
+        for task in kept:
+            t.release(task, worker)
         for task, record in zip(tasks, records, strict=True):
             t.release(task, worker)
             if record is None:
@@ -321,6 +357,25 @@ class Fleet:
             message=text if started else f"{text}, before it said that the attempt had started",
             devices=task.devices,
         )
+
+
+def _ended_before(worker: WorkerInfo, holds: list[HoldsAttempt]) -> list[Task]:
+    """The attempts of a worker's last incarnation that had ended, as its new one says: their ends are on its disk."""
+    had = {task.id: task for task in (*worker.running.values(), *worker.task_queue)}
+    ended = (had.pop(hold.task_id, None) for hold in holds if hold.phase == "finished" and _is_of(had, hold))
+    return [task for task in ended if task is not None]
+
+
+def _is_of(tasks: dict[TaskId, Task], hold: HoldsAttempt) -> bool:
+    task = tasks.get(hold.task_id)
+    return task is not None and (task.attempt, task.defined_ns) == (hold.attempt, hold.defined_ns)
+
+
+def _has_still(task: Task, worker: WorkerInfo, hold: HoldsAttempt) -> bool:
+    """Whether a worker that returns goes on with the attempt that it had."""
+    begun = isinstance(task.state, Running)
+    fits = worker.ledger is not None and not worker.ledger.blocker(need_of(task))
+    return fits and task.attempt == hold.attempt and not (begun and hold.phase == "backlog")
 
 
 def _could_be(task: Task, worker: WorkerInfo, hold: HoldsAttempt) -> bool:

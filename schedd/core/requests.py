@@ -11,8 +11,11 @@ from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.guard import Guard
 from schedd.core.model import (
+    Call,
     Cancelled,
+    Command,
     Held,
+    Payload,
     Queued,
     Selection,
     Succeeded,
@@ -25,6 +28,7 @@ from schedd.core.model import (
 )
 from schedd.core.queue import RequestClass
 from schedd.core.retries import end_pause
+from schedd.core.submits import CLIENT_MAX, NUMBER_MAX, admitted
 from schedd.core.tables import Tables
 from schedd.core.tasks import DISPATCHED, UNDISPATCHED, make_task
 
@@ -34,6 +38,8 @@ UNCHANGED_NAMED_MAX = 100
 SUBMIT_TASKS_MAX = 10_000
 #: A kind, a job or a key is at most so many characters long: each is held in memory many times, and shown in tables.
 NAME_LENGTH_MAX = 512
+#: What a task does is told in so many characters.
+WHAT_MAX = 60
 #: A delayed start further away than this is a mistake (30 years).
 DELAY_S_MAX = 1e9
 
@@ -67,6 +73,8 @@ class Requests:
 
     def _admit(self, event: ev.SubmitTasks) -> fx.ReplySubmitted:
         t = self._t
+        if event.client and (reply := self._admitted_before(event)) is not None:
+            return reply
         if len(event.tasks) > SUBMIT_TASKS_MAX:
             text = f"a submit of {len(event.tasks)} tasks is above the bound of {SUBMIT_TASKS_MAX}"
             raise Declined("too_large", text, "submit them in parts")
@@ -100,9 +108,39 @@ class Requests:
                 t.runtimes.hint(spec.kind, spec.requirements.estimated_time)
         t.counters.submitted += len(fresh)
         if fresh:
-            fresh_ids = [i for i, existing in zip(ids, known, strict=True) if existing is None]
-            t.facts.append(fx.TasksAdmitted(t.now, event.specs, fresh, fresh_ids))
-        return fx.ReplySubmitted(event.origin, ids, warnings + self._guard.warnings(event.specs))
+            self._record(event, fresh, ids, known)
+        at_ns = [t.now] if len(fresh) == len(ids) else [t.tasks.rows[i].submitted_ns for i in ids]
+        return fx.ReplySubmitted(event.origin, ids, warnings + self._guard.warnings(event.specs), at_ns)
+
+    def _admitted_before(self, event: ev.SubmitTasks) -> fx.ReplySubmitted | None:
+        """Answer a submit that came before, and whose answer was lost, as it was answered then."""
+        t = self._t
+        if len(event.client) > CLIENT_MAX or not 0 < event.number < NUMBER_MAX or not 0 <= event.answered < NUMBER_MAX:
+            raise Declined("bad_request", "a submit that may come twice is named by a short word and a number")
+        before = t.submits.find(event.client, event.number)
+        if before is None:
+            return None
+        ids = list(before.ids)
+        if len(ids) != len(event.tasks):
+            text = f"submit {event.number} of this client had {len(ids)} tasks, now it has {len(event.tasks)}"
+            raise Declined("bad_request", text)
+        rows = [t.tasks.get(task_id) for task_id in ids]
+        at_ns = [before.at_ns if row is None else row.submitted_ns for row in rows]
+        return fx.ReplySubmitted(event.origin, ids, [], at_ns)
+
+    def _record(
+        self, event: ev.SubmitTasks, fresh: list[TaskEntry], ids: list[TaskId], known: list[TaskId | None]
+    ) -> None:
+        t = self._t
+        is_all_fresh = len(fresh) == len(ids)
+        fresh_ids = ids if is_all_fresh else [i for i, old in zip(ids, known, strict=True) if old is None]
+        all_ids = ids if event.client and not is_all_fresh else []
+        fact = fx.TasksAdmitted(
+            t.now, event.specs, fresh, fresh_ids, event.client, event.number, event.answered, all_ids
+        )
+        t.facts.append(fact)
+        if event.client:
+            t.submits.add(admitted(fact), event.answered)
 
     def _check_entries(self, event: ev.SubmitTasks) -> list[TaskId | None]:
         """Check every entry before the first is entered; returns the tasks that their keys already name.
@@ -161,7 +199,8 @@ class Requests:
         if task is None:
             return None
         if (task.payload, task.argument) != (spec.payload, entry.argument):
-            raise Declined("key_conflict", f"key {key!r} names task {task.id}, which does something else")
+            text = f"key {key!r} names task {task.id} ({_what(task.payload)}), which does something else"
+            raise Declined("key_conflict", text, f"this submit would do {_what(spec.payload)}: give it another key")
         return task.id
 
     def _enter(self, spec: TaskSpec, entry: TaskEntry, request: RequestClass, ids: list[TaskId]) -> TaskId:
@@ -318,6 +357,18 @@ class Requests:
             t.actions.append(fx.ReplyDeclined(origin, "unknown_job", f"there is no job {selection.job!r}"))
             return
         t.actions.append(fx.ReplyChanged(origin, changed, unchanged[:UNCHANGED_NAMED_MAX]))
+
+
+def _what(payload: Payload | None) -> str:
+    """Say in a few words what a task does."""
+    match payload:
+        case Command():
+            text = " ".join(payload.argv)
+            return repr(text if len(text) <= WHAT_MAX else f"{text[:WHAT_MAX]}…")
+        case Call():
+            return payload.path or f"a function of {len(payload.function)} bytes"
+        case None:
+            return "not known any more"
 
 
 def _check_spec(spec: TaskSpec) -> None:

@@ -39,6 +39,7 @@ from schedd.core.queue import RequestClasses, TaskQueue
 from schedd.core.resources import ResourceManager
 from schedd.core.retries import OUT_OF_MEMORY, RetryRules, blame, count_of, used_up
 from schedd.core.stats import RuntimeTable
+from schedd.core.submits import Submits
 from schedd.core.tasks import TaskTable
 from schedd.core.timers import Deadlines
 
@@ -92,6 +93,7 @@ class Tables:
         self.settings = settings
         self.rng = rng
         self.tasks = TaskTable(settings.finished_keep_count, settings.results_keep_bytes)
+        self.submits = Submits()
         self.resources = ResourceManager()
         self.classes = RequestClasses()
         self.health = Health(settings.failures)

@@ -10,6 +10,8 @@ that are as few as the transactions:
   with their task.
 - `workers`: who may come back with attempts, and whether it was draining.
 - `verdicts`: workers in quarantine and kinds that are held, until they are released.
+- `submits`: a row for each submit that its client may send again, whether or not its tasks have ended. They go when the
+  client has heard of them, and those of clients that are gone beyond a bound.
 
 Dispatches and starts are not kept for a restart: workers bring what they run.
 """
@@ -42,6 +44,7 @@ from schedd.core.model import (
     WorkerId,
 )
 from schedd.core.retries import blame
+from schedd.core.submits import Admitted, admitted, compact
 from schedd.core.tasks import RESULT_DROPPED
 from schedd.errors import JournalError
 
@@ -218,14 +221,48 @@ def decode_finished(blob: bytes) -> list[FinishedTask]:
     return _decode(_finished_decoder, blob, "a row of finished tasks")
 
 
+class SubmitRow(Struct, frozen=True, array_like=True):
+    """A submit that may come again. `ids`, where its tasks do not follow on one another from `first_id` on."""
+
+    client: str
+    number: int
+    at_ns: Instant
+    first_id: int
+    count: int
+    ids: list[TaskId] = field(default_factory=list)
+
+
+_submit_decoder = msgspec.msgpack.Decoder(SubmitRow)
+
+
+def encode_submit(fact: fx.TasksAdmitted) -> bytes:
+    """Write down under which name a submit was admitted, and as what."""
+    ids = admitted(fact).ids
+    run = isinstance(ids, range)
+    row = SubmitRow(fact.client, fact.number, fact.at_ns, ids[0], len(ids), [] if run else list(ids))
+    return _seal(_encoder.encode(row))
+
+
+def decode_submit(blob: bytes) -> Admitted:
+    """Read what `encode_submit` wrote. Raises JournalError."""
+    row = _decode(_submit_decoder, blob, "a row of submits")
+    ids = row.ids or [TaskId(i) for i in range(row.first_id, row.first_id + row.count)]
+    return Admitted(row.client, row.number, row.at_ns, compact(ids))
+
+
 class Rows(Struct):
-    """What one transaction writes beside the history, and takes away."""
+    """What one transaction writes beside the history, and takes away.
+
+    `answered`: of each client, below which number its submits need not be known any more.
+    """
 
     batches: list[tuple[int, bytes]] = field(default_factory=list)
     ended: list[tuple[int, bytes]] = field(default_factory=list)
     changes: list[tuple[int, bytes]] = field(default_factory=list)
     workers: list[tuple[str, bytes]] = field(default_factory=list)
     verdicts: dict[str, bytes] = field(default_factory=dict)
+    submits: list[tuple[int, str, int, bytes]] = field(default_factory=list)
+    answered: dict[str, int] = field(default_factory=dict)
     batches_done: list[int] = field(default_factory=list)
     changes_done: list[int] = field(default_factory=list)
     workers_gone: list[str] = field(default_factory=list)
@@ -262,6 +299,7 @@ class LiveIndex:
         fresh: dict[int, fx.TasksAdmitted] = {}
         changes: dict[int, list[fx.Fact]] = {}
         ended: dict[int, list[int]] = {}
+        named: list[fx.TasksAdmitted] = []
         for fact in facts:
             match fact:
                 case fx.TasksAdmitted():
@@ -269,6 +307,9 @@ class LiveIndex:
                     fresh[first] = fact
                     self._firsts.append(first)
                     self._remaining[first] = len(fact.ids)
+                    if fact.client:
+                        rows.answered[fact.client] = fact.answered
+                        named.append(fact)
                 case fx.AttemptEnded() | fx.TaskHeld() | fx.TaskReleased() | fx.TaskChanged() | fx.CancelAsked():
                     _note(changes.setdefault(fact.task_id, []), fact)
                 case fx.TaskFinished():
@@ -287,6 +328,9 @@ class LiveIndex:
                     rows.verdicts.pop(verdict_name(fact), None)
                     rows.verdicts_over.append(verdict_name(fact))
         self._finish(rows, fresh, ended, changes)
+        rows.submits = [
+            (f.ids[0], f.client, f.number, encode_submit(f)) for f in named if f.number >= rows.answered[f.client]
+        ]
         return rows
 
     def _end(self, task_id: TaskId, ended: dict[int, list[int]], changes: dict[int, list[fx.Fact]], rows: Rows) -> None:

@@ -16,12 +16,21 @@ from msgspec import Struct, field
 
 from schedd.core import effects as fx
 from schedd.errors import JournalError
-from schedd.journal.records import decode_fact, decode_facts, decode_finished, decode_ids, encode_fact, encode_ids
+from schedd.journal.records import (
+    decode_fact,
+    decode_facts,
+    decode_finished,
+    decode_ids,
+    decode_submit,
+    encode_fact,
+    encode_ids,
+)
 from schedd.journal.schema import version_of
 from schedd.journal.store import CANNOT_SALVAGE, open_database, read_only
 
 #: The version of the tables that brought `verdicts`.
 VERDICTS_SINCE = 2
+SUBMITS_SINCE = 3
 #: Behind this no table has a row.
 ROWID_MAX = 1 << 62
 
@@ -40,6 +49,7 @@ class _Found(Struct):
     changes: list[tuple[int, bytes]] = field(default_factory=list)
     workers: list[tuple[str, bytes]] = field(default_factory=list)
     verdicts: list[tuple[str, bytes]] = field(default_factory=list)
+    submits: list[tuple[Any, ...]] = field(default_factory=list)
     admitted_before: dict[int, fx.TasksAdmitted] = field(default_factory=dict)
     next_id: int = 1
 
@@ -75,6 +85,8 @@ class _Reading:
             try:
                 sql = f"SELECT rowid, {columns} FROM {table} WHERE rowid > ? ORDER BY rowid"
                 for row in self._db.execute(sql, (after,)):
+                    if row[0] <= after:
+                        continue  # a damaged tree may lead back to where we have been
                     after, step = row[0], 1
                     yield row[1:]
                 return
@@ -116,9 +128,7 @@ def _copy(old: _Reading, new: sqlite3.Connection, version: int) -> Salvaged:
     for name, blob in old.small("workers", "worker_id, blob"):
         if old.decoded(decode_fact, blob, None) is not None:
             found.workers.append((name, blob))
-    for name, blob in old.small("verdicts", "name, blob") if version >= VERDICTS_SINCE else ():
-        if old.decoded(decode_fact, blob, None) is not None:
-            found.verdicts.append((name, blob))
+    _read_later_tables(old, found, version)
     for key, value in old.small("meta", "key, value"):
         if key == "next_id" and bytes(value).isdigit():
             found.next_id = int(value)
@@ -129,6 +139,16 @@ def _copy(old: _Reading, new: sqlite3.Connection, version: int) -> Salvaged:
     new.execute("COMMIT")
     salvaged.damages = old.damages
     return salvaged
+
+
+def _read_later_tables(old: _Reading, found: _Found, version: int) -> None:
+    """Read what a journal of the first version does not have."""
+    for name, blob in old.small("verdicts", "name, blob") if version >= VERDICTS_SINCE else ():
+        if old.decoded(decode_fact, blob, None) is not None:
+            found.verdicts.append((name, blob))
+    for row in old.rows("submits", "first_id, client, number, blob") if version >= SUBMITS_SINCE else ():
+        if old.decoded(decode_submit, row[3], None) is not None:
+            found.submits.append(row)
 
 
 def _copy_history(old: _Reading, new: sqlite3.Connection, found: _Found) -> int:
@@ -166,5 +186,6 @@ def _write_live(new: sqlite3.Connection, found: _Found) -> int:
     new.executemany("INSERT INTO changes VALUES (?, ?)", [row for row in found.changes if row[0] in live])
     new.executemany("INSERT INTO workers VALUES (?, ?)", found.workers)
     new.executemany("INSERT INTO verdicts VALUES (?, ?)", found.verdicts)
+    new.executemany("INSERT INTO submits VALUES (?, ?, ?, ?)", found.submits)
     new.execute("INSERT INTO meta VALUES ('next_id', ?)", (str(found.next_id).encode(),))
     return len(live)

@@ -26,6 +26,12 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX history_by_time ON history (at_ns, finished_count, size_bytes);
     """,
     "CREATE TABLE verdicts (name TEXT PRIMARY KEY, blob BLOB NOT NULL) WITHOUT ROWID;",
+    """
+    CREATE TABLE submits (
+        first_id INTEGER PRIMARY KEY, client TEXT NOT NULL, number INTEGER NOT NULL, blob BLOB NOT NULL
+    );
+    CREATE INDEX submits_by_client ON submits (client, number);
+    """,
 )
 
 VERSION = len(MIGRATIONS)

@@ -22,6 +22,7 @@ from msgspec import Struct, field, structs
 
 from schedd.core import effects as fx
 from schedd.core.model import SECOND, Instant, TaskId
+from schedd.core.submits import SUBMITS_MAX, Admitted
 from schedd.core.tasks import RESULT_DROPPED
 from schedd.errors import JournalError
 from schedd.journal.records import (
@@ -33,6 +34,7 @@ from schedd.journal.records import (
     decode_facts,
     decode_finished,
     decode_ids,
+    decode_submit,
     encode_facts,
     encode_finished,
 )
@@ -65,7 +67,7 @@ CANNOT_SALVAGE = (
 class Live(Struct):
     """What a restart starts from. `ended`: ids of `batches` that are over; `changes` in the order of their coming.
 
-    `finished`: the newest tasks that have ended, oldest first, without their results.
+    `finished`: the newest tasks that have ended, oldest first, without their results. `submits`: oldest first.
     """
 
     batches: list[fx.TasksAdmitted]
@@ -75,6 +77,7 @@ class Live(Struct):
     finished: list[FinishedTask]
     next_id: int
     verdicts: list[AnyFact] = field(default_factory=list)
+    submits: list[Admitted] = []
 
 
 class Retention(Struct, frozen=True):
@@ -185,6 +188,8 @@ class Journal:
         self._failed = ""
         self._history_bytes = 0
         self._retained_ns: Instant = 0
+        #: Written since the oldest were forgotten.
+        self._submit_count = 0
         self._stopping = threading.Event()
         self.commits = 0
 
@@ -228,6 +233,9 @@ class Journal:
                 live.workers.append(worker)
                 self._index.load_worker(worker)
         live.verdicts += [decode_fact(blob) for (blob,) in db.execute("SELECT blob FROM verdicts ORDER BY name")]
+        self._forget_submits()
+        rows = db.execute("SELECT blob FROM submits ORDER BY first_id")
+        live.submits = [decode_submit(blob) for (blob,) in rows]
         return live
 
     def _load_finished(self, most: int) -> list[FinishedTask]:
@@ -320,6 +328,7 @@ class Journal:
             self._failed = ""
             self._failing("")
         self.commits += 1
+        self._submit_count += len(rows.submits)
         self._history_bytes += size
         self._committed(turns[-1].number)
         return True
@@ -337,6 +346,8 @@ class Journal:
                 ("INSERT INTO ended VALUES (?, ?)", rows.ended),
                 ("INSERT INTO changes VALUES (?, ?)", rows.changes),
                 ("INSERT OR REPLACE INTO workers VALUES (?, ?)", rows.workers),
+                ("DELETE FROM submits WHERE client = ? AND number < ?", list(rows.answered.items())),
+                ("INSERT INTO submits VALUES (?, ?, ?, ?)", rows.submits),
                 ("DELETE FROM batches WHERE first_id = ?", [(i,) for i in rows.batches_done]),
                 ("DELETE FROM ended WHERE first_id = ?", [(i,) for i in rows.batches_done]),
                 ("DELETE FROM changes WHERE task_id = ?", [(i,) for i in rows.changes_done]),
@@ -370,6 +381,8 @@ class Journal:
             return
         db = self._db
         try:
+            if self._submit_count > SUBMITS_MAX // 4:
+                self._forget_submits()
             rows = db.execute("SELECT seq, at_ns, size_bytes FROM history ORDER BY seq LIMIT ?", (RETENTION_ROWS,))
             last, freed = self._superfluous(rows.fetchall(), now)
             if last:
@@ -381,6 +394,15 @@ class Journal:
                 self._retained_ns = now
         except sqlite3.Error as error:
             self._refused(error)
+
+    def _forget_submits(self) -> None:
+        """Forget the submits of clients that have been gone for long: as many as the engine remembers are enough."""
+        self._submit_count = 0
+        self._db.execute(
+            "DELETE FROM submits WHERE first_id <= "
+            "(SELECT first_id FROM submits ORDER BY first_id DESC LIMIT 1 OFFSET ?)",
+            (SUBMITS_MAX,),
+        )
 
     def _superfluous(self, oldest: list[tuple[int, Instant, int]], now: Instant) -> tuple[int, int]:
         """Up to which of the oldest rows nothing need be kept (0: none), and how many bytes they have."""
@@ -518,6 +540,8 @@ def _count(db: sqlite3.Connection) -> dict[str, int]:
     for table in ("changes", "workers", "verdicts"):
         for (blob,) in db.execute(f"SELECT blob FROM {table}"):
             decode_fact(blob)
+    for (blob,) in db.execute("SELECT blob FROM submits"):
+        decode_submit(blob)
     for facts, finished in db.execute("SELECT facts, finished FROM history"):
         counts["transactions"] += 1
         counts["facts"] += len(decode_facts(facts))

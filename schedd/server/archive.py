@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from schedd.core.model import Instant, TaskId
+from schedd.core.model import Instant, Task, TaskId
 from schedd.errors import JournalError
 from schedd.journal.records import FinishedTask, finished_row
 from schedd.journal.store import Reader
@@ -24,6 +24,8 @@ T = TypeVar("T")
 HISTORY_LIMIT_MAX = 5000
 #: And looks at so many at most, so that nobody's search keeps the threads from others.
 HISTORY_LOOKED_MAX = 50_000
+#: So far back is looked for an end that memory has forgotten, while a client was away.
+ENDED_LOOKED_MAX = 1_000_000
 #: Questions that may be under way at a time; more wait for their turn.
 THREADS_MAX = 2
 
@@ -61,6 +63,22 @@ class Archive:
     def results(self, wanted: list[tuple[TaskId, Instant]], bytes_max: int) -> tuple[dict[TaskId, bytes], int]:
         """The results of tasks that ended at these instants, and how many of them were looked at: see `Reader`."""
         return self._reader.results(wanted, bytes_max)
+
+    def ended(self, wanted: Mapping[TaskId, Instant]) -> list[Task]:
+        """The rows, without their results, of tasks that memory has forgotten, as far as they are found.
+
+        wanted: when each was submitted; 0: whichever had the id. Looks at a bounded number, the newest ends first.
+        """
+        left = dict(wanted)
+        rows = []
+        for looked, (_, record) in enumerate(self._reader.finished(), 1):
+            submitted_ns = left.get(record.id)
+            if submitted_ns is not None and submitted_ns in (0, record.submitted_ns):
+                del left[record.id]
+                rows.append(finished_row(record))
+            if not left or looked == ENDED_LOOKED_MAX:
+                break
+        return rows
 
     def history(self, request: m.ListHistory) -> m.HistoryList:
         """A page of tasks that have ended, the newest end first. Looks at a bounded number of them."""

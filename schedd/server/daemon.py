@@ -179,6 +179,7 @@ class Daemon:
             grace_ns,
             draining,
             live.verdicts,
+            live.submits,
         )
         service.loop.wake()  # what a restart leaves to be done, and the deadlines
         journal.start()

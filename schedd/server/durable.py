@@ -25,9 +25,10 @@ Promise = Callable[[], None]
 class Promises:
     """Promises by the turn whose facts they need. Without a journal, or with durability "off", none waits."""
 
-    def __init__(self, kept: Callable[[], None]) -> None:
-        #: Called after promises were kept outside of a turn, to write what they say.
+    def __init__(self, kept: Callable[[], None], failing: Callable[[], None] = lambda: None) -> None:
+        #: Called after promises were kept outside of a turn, to write what they say; and when the disk refuses.
         self._kept = kept
+        self._failing = failing
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[int, Sequence[Promise]]] = deque()
         self.journal: Journal | None = None
@@ -71,6 +72,7 @@ class Promises:
     def _note_failure(self, reason: str) -> None:
         self.failure = reason
         if reason:
+            self._failing()
             log.error("journal_failing", reason=reason, effect="new submits are refused, ends are not acknowledged")
         else:
             log.warning("journal_recovered")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from itertools import count
+from itertools import count, zip_longest
 from typing import Any
 
 import schedd
@@ -21,6 +21,7 @@ from schedd.server.archive import Archive
 from schedd.server.clock import Clock
 from schedd.server.connections import Peer
 from schedd.server.durable import Promise, Promises
+from schedd.server.holding import Holding
 from schedd.server.loop import EngineLoop
 from schedd.server.watching import Listener, Watch, Watchers
 from schedd.wire import messages as m
@@ -65,7 +66,8 @@ class Service:
         self._workers: dict[WorkerId, Peer] = {}
         self._watchers = Watchers()
         self._dirty: list[Peer] = []
-        self.promises = Promises(self._flush)
+        self.promises = Promises(self._flush, self._on_failing)
+        self._holding = Holding()
         #: Set where there is a journal.
         self.archive: Archive | None = None
         #: Ends that workers told in this turn, to be acknowledged when they are on disk.
@@ -99,6 +101,7 @@ class Service:
 
     def closed(self, peer: Peer) -> None:
         self._peers.discard(peer)
+        self._holding.forget(peer)
         for watch in peer.watches:
             watch.peer = None
         worker_id = peer.worker_id
@@ -295,6 +298,9 @@ class Service:
 
     def _watch(self, peer: Peer, request: m.WatchTasks) -> None:
         selection = request.selection
+        if request.again:
+            self._watch_again(peer, request)
+            return
         if selection.job and selection.job not in self.engine.tasks.jobs and not selection.ids:
             peer.send(m.RequestFailed(request.request, m.UNKNOWN_JOB, f"there is no job {selection.job!r}"))
             return
@@ -305,14 +311,62 @@ class Service:
         watch = Watch(peer, request.results, request.reports)
         peer.watches.append(watch)
         total = finished = 0
+        ids: list[TaskId] = []
         for task in self.engine.tasks.select(selection):
             total += 1
+            if request.named:
+                ids.append(task.id)
             if self._is_told(task):
                 finished += 1
                 peer.send_done(task.id, request.results)
             else:
                 self._watchers.add(task.id, watch)
-        peer.send(m.Watching(request.request, total, finished))
+        peer.send(m.Watching(request.request, total, finished, ids))
+
+    def _watch_again(self, peer: Peer, request: m.WatchTasks) -> None:
+        """Go on with the watch of a connection that was lost: what became of its tasks meanwhile is told."""
+        watch = Watch(peer, request.results, request.reports)
+        peer.watches.append(watch)
+        finished = 0
+        forgotten: dict[TaskId, Instant] = {}
+        for task_id, submitted_ns in zip_longest(request.selection.ids, request.submitted_ns, fillvalue=0):
+            task = self.engine.tasks.get(TaskId(task_id))
+            if task is None or submitted_ns not in (0, task.submitted_ns):
+                forgotten[TaskId(task_id)] = submitted_ns
+            elif self._is_told(task):
+                finished += 1
+                peer.send_done(task.id, request.results)
+            else:
+                self._watchers.add(task.id, watch)
+
+        def answer(unknown: list[TaskId]) -> None:
+            total = len(request.selection.ids) - len(unknown)
+            peer.send(m.Watching(request.request, total, finished + len(forgotten) - len(unknown), unknown=unknown))
+
+        self._tell_forgotten(peer, forgotten, request.results, answer)
+
+    def _tell_forgotten(
+        self, peer: Peer, wanted: dict[TaskId, Instant], with_result: bool, rest: Callable[[list[TaskId]], None]
+    ) -> None:
+        """Tell of ends that only the journal knows; `rest` gets the ids of which it does not know either.
+
+        wanted: when each of them was submitted; 0: whichever had the id.
+        """
+        archive = self.archive
+        if not wanted or archive is None:
+            rest(list(wanted))
+            return
+
+        def answer(rows: list[Task]) -> None:
+            found = {task.id for task in rows}
+            plain = [task for task in rows if not with_result or task.result is None]
+            if plain:
+                peer.send(m.TasksDone([translate.task_done(task, with_result) for task in plain]))
+            if len(plain) < len(rows):
+                self._tell_from_disk(peer, sorted((t for t in rows if t not in plain), key=_ended_ns))
+            rest([task_id for task_id in wanted if task_id not in found])
+
+        archive.ask(lambda: archive.ended(wanted), answer, lambda message, hint: rest(list(wanted)))
 
     # ---------------------------------------------------------------------------------------- what the journal knows
 
@@ -416,17 +470,26 @@ class Service:
             if type(action) is fx.PublishReports:  # of what ended in this very turn, too: before its end
                 self._publish(action)
         promises: list[Promise] = []
+        turn, holding = self.loop.turns, self._holding
+        holding.admitted(effects.facts)
         for action in effects.actions:
             promise = self._act(action)
             if promise is not None:
                 promises.append(promise)
+        if holding.is_needed:
+            below = holding.admitted_below
+            promises.append(lambda: holding.safe(turn, below))
         ended = self._ended(effects.facts)
         if ended:
             promises.append(lambda: self._tell_ended(ended))
         if self._acks:
             acks, self._acks = self._acks, []
             promises.append(lambda: self._acknowledge(acks))
-        self.promises.record(self.loop.turns, effects, promises, self.clock.now_ns())
+        self.promises.record(turn, effects, promises, self.clock.now_ns())
+
+    def _on_failing(self) -> None:
+        self._holding.let_go()
+        self._flush()
 
     def _ended(self, facts: list[fx.Fact]) -> list[TaskId]:
         ended = []
@@ -472,8 +535,12 @@ class Service:
             case _:
                 worker = self._workers.get(action.worker_id)  # type: ignore[attr-defined]
                 if worker is not None:  # else it is told when it comes back
-                    for message in translate.worker_messages(action):
-                        worker.send(message)
+                    messages = translate.worker_messages(action)
+                    if self._holding.must_wait(worker, action):
+                        self._holding.put(worker, self.loop.turns, messages)
+                    else:
+                        for message in messages:
+                            worker.send(message)
         return None
 
     def _reply(self, origin: int, message: Callable[[int], Any]) -> None:
@@ -482,19 +549,31 @@ class Service:
 
     def _reply_submitted(self, action: fx.ReplySubmitted) -> None:
         peer, request, watched = self._origins.pop(action.origin)
-        peer.send(m.Submitted(request, action.ids, action.warnings))
+        peer.send(m.Submitted(request, action.ids, action.warnings, action.submitted_ns))
         if not watched:
             return
         watch = peer.submit_watch
         if watch is None:
             watch = peer.submit_watch = Watch(peer, results=True, reports=True)
             peer.watches.append(watch)
+        forgotten: dict[TaskId, Instant] = {}
         for task_id in action.ids:
             task = self.engine.tasks.get(task_id)
-            if task is None or self._is_told(task):  # an old one, found by its key, or forgotten already
+            if task is None:
+                forgotten[task_id] = 0
+            elif self._is_told(task):  # an old one, found by its key or by the name of its submit
                 peer.send_done(task_id, with_result=True)
             else:
                 self._watchers.add(task_id, watch)
+        if forgotten:
+            self._tell_forgotten(peer, forgotten, True, lambda unknown: self._tell_unknown(peer, unknown))
+
+    @staticmethod
+    def _tell_unknown(peer: Peer, unknown: list[TaskId]) -> None:
+        """End the waiting for tasks of which nothing is known any more."""
+        text = "what became of it is not known any more"
+        if unknown:
+            peer.send(m.TasksDone([m.TaskDone(i, "failed", "lost", message=text, kept=False) for i in unknown]))
 
     def _is_told(self, task: Task) -> bool:
         """Whether the task has ended and everybody may know."""

@@ -41,7 +41,15 @@ def request_event(request: m.ClientRequest, origin: int) -> ev.Event | None:
     """The event of a request that wants a change; None for one that only reads."""
     match request:
         case m.Submit():
-            return ev.SubmitTasks(origin, request.specs, request.tasks, request.strict)
+            return ev.SubmitTasks(
+                origin,
+                request.specs,
+                request.tasks,
+                request.strict,
+                request.client,
+                request.number,
+                request.answered,
+            )
         case m.CancelTasks():
             return ev.CancelTasks(origin, request.selection, request.started)
         case m.HoldTasks():

@@ -251,13 +251,21 @@ class WorkerGoodbye(Struct, frozen=True, tag=True, array_like=True):
 
 
 class Submit(Struct, frozen=True, tag=True, array_like=True):
-    """Admit these tasks, all or none; answered by `Submitted`. `watch`: push `TaskDone` and reports to this client."""
+    """Admit these tasks, all or none; answered by `Submitted`. `watch`: push `TaskDone` and reports to this client.
+
+    `client` (at most 64 characters that no other client has) and `number` (above 0) name the submit: where it comes
+    again, on whichever connection, it is answered as the first time and nothing is admitted. The client has had the
+    answers to all of its submits below `answered`. Empty: it must not be sent twice.
+    """
 
     request: int
     specs: list[TaskSpec]
     tasks: list[TaskEntry]
     watch: bool = False
     strict: bool = False
+    client: str = ""
+    number: int = 0
+    answered: int = 0
 
 
 class ListTasks(Struct, frozen=True, tag=True, array_like=True):
@@ -298,13 +306,19 @@ class ExplainTask(Struct, frozen=True, tag=True, array_like=True):
 class WatchTasks(Struct, frozen=True, tag=True, array_like=True):
     """Push `TaskDone` for each of these (at once for those already final), and reports if asked.
 
-    Answered by `Watching` with how many there are in all; `results`: with the result bytes.
+    Answered by `Watching` with how many there are in all, and where `named` with their ids; `results`: with results.
+    `again`: for the ids of a watch whose connection was lost. Those that are not known do not fail the request but are
+    named in the answer; those that memory has forgotten are looked for in the journal. `submitted_ns`, as long as the
+    ids, says which tasks are meant: a daemon that lost its journal gives ids again. 0: whichever has the id.
     """
 
     request: int
     selection: Selection
     results: bool = False
     reports: bool = False
+    named: bool = False
+    again: bool = False
+    submitted_ns: list[int] = field(default_factory=list)
 
 
 class CancelTasks(Struct, frozen=True, tag=True, array_like=True):
@@ -398,11 +412,15 @@ class BackUp(Struct, frozen=True, tag=True, array_like=True):
 
 
 class Submitted(Struct, frozen=True, tag=True, array_like=True):
-    """Ids of the tasks, in the order of the entries; `warnings` for instance that no worker fits now."""
+    """Ids of the tasks, in the order of the entries; `warnings` for instance that no worker fits now.
+
+    `submitted_ns`: when the tasks were submitted, one instant for all of them or one for each.
+    """
 
     request: int
     ids: list[TaskId]
     warnings: list[str] = field(default_factory=list)
+    submitted_ns: list[int] = field(default_factory=list)
 
 
 class RequestFailed(Struct, frozen=True, tag=True, array_like=True):
@@ -439,9 +457,13 @@ class TaskReports(Struct, frozen=True, tag=True, array_like=True):
 
 
 class Watching(Struct, frozen=True, tag=True, array_like=True):
+    """Answers `WatchTasks`: `ids` where they were to be `named`, `unknown` where it was asked `again`."""
+
     request: int
     total: int
     finished: int
+    ids: list[TaskId] = field(default_factory=list)
+    unknown: list[TaskId] = field(default_factory=list)
 
 
 class TaskView(Struct, frozen=True):

@@ -45,9 +45,11 @@ from schedd.wire.messages import (
 )
 from schedd.worker.attempts import Attempt, Ending
 from schedd.worker.link import Link
+from schedd.worker.outbox import Outbox
 from schedd.worker.probe import detect_resources
 from schedd.worker.processes import PR_SET_CHILD_SUBREAPER, prctl
 from schedd.worker.runner import Runner, RunnerOptions
+from schedd.worker.shelf import Shelf
 from schedd.worker.state import WorkerState
 
 EXIT_OK = 0
@@ -62,6 +64,8 @@ FRAME_SPARE_BYTES = 1024 * 1024
 #: While the backlog is longer than what runs, news goes to the daemon this often: the fixed costs of a frame, there and
 #: here, are then paid for several ends.
 NEWS_PAUSE_S = 0.002
+#: Ends that nobody has acknowledged after one to two times this go to the disk.
+KEEP_AGE_S = 1.0
 
 _log = Log("schedd.worker")
 
@@ -90,7 +94,8 @@ class Worker:
         self.name = WorkerId(settings.name or f"{self.host}-{os.getpid()}")
         self.incarnation = uuid.uuid4().hex
         self.resources = detect_resources(settings)
-        self._state = WorkerState(self.resources)
+        ends_bytes_max = round(settings.unacknowledged_mb_max * 1024 * 1024)
+        self._state = WorkerState(self.resources, Outbox(settings.unacknowledged_max, ends_bytes_max))
         self._loop = asyncio.get_running_loop()
         self._exit: asyncio.Future[int] = self._loop.create_future()
         #: Answers that are no business of the state machine.
@@ -100,11 +105,14 @@ class Worker:
         self._news_timer: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
+        self._age_timer: asyncio.TimerHandle | None = None
         self._signal_count = 0
         self._is_forced = False
         folder = state_dir(settings.state_dir) / "workers" / quote(self.name, safe="")
         try:
             self._runner = self._make_runner(folder, sole=sole)
+            self._shelf = Shelf(folder / "ends")
+            self._state.restore(self._shelf.load())
         except OSError as error:
             raise ConfigError(f"{folder} cannot be used: {error}", "set state_dir to a folder of yours") from error
         self._link = Link(settings, address, self.name, self._make_hello, self._on_messages, self._on_link_change)
@@ -141,8 +149,10 @@ class Worker:
             await self._link.close()
             connecting.cancel()
             await asyncio.wait([connecting])
-            if self._timer is not None:
-                self._timer.cancel()
+            for timer in (self._timer, self._age_timer):
+                if timer is not None:
+                    timer.cancel()
+            self._keep_ends(everything=True)
             self._runner.close()
             for number in signals:
                 self._loop.remove_signal_handler(number)
@@ -233,13 +243,31 @@ class Worker:
 
     def _send_news(self) -> None:
         if not self._link.is_writable or self._can_wait():
+            if not self._link.is_up:
+                self._keep_ends()
             return
         messages = self._state.take_messages()
+        self._keep_ends()  # before anybody hears of them
         if self._log_pieces:
             messages += self._log_pieces
             self._log_pieces = []
         if messages:
             self._link.send(messages)
+
+    def _keep_ends(self, *, everything: bool = False) -> None:
+        """Write to disk what must outlive this process, and remove what need not any more."""
+        state = self._state
+        if batches := state.take_to_keep(everything=everything):
+            self._shelf.keep(batches)
+        if over := state.take_over():
+            self._shelf.forget(over)
+        if self._age_timer is None and state.owes_ends:
+            self._age_timer = self._loop.call_later(KEEP_AGE_S, self._on_age_timer)
+
+    def _on_age_timer(self) -> None:
+        self._age_timer = None
+        self._state.grow_old()
+        self._ask_for_turn()
 
     def _can_wait(self) -> bool:
         """Whether the news may go with that of the next millisecond; has a turn then."""

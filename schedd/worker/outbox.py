@@ -3,13 +3,20 @@
 Ends are numbered batches (`AttemptsFinished.seq`). A batch stays here until `AckFinished` covers it and is sent again
 after each reconnection. Everything else is news of a connection: what a broken connection swallowed is told again by
 `WorkerHello.holds`.
+
+A batch is also to be kept on disk, for the next start of the worker, where its loss would be dear: before it is sent
+where one of its attempts ran long, at once while there is no connection, and after a while where nobody acknowledges
+it. Ends of short attempts that are acknowledged quickly never touch the disk: to lose one costs another short run.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
-from schedd.core.model import TaskId
+from msgspec import Struct
+
+from schedd.core.model import SECOND, TaskId
 from schedd.wire.messages import (
     AttemptFinished,
     AttemptReport,
@@ -28,20 +35,58 @@ BATCH_BYTES_MAX = 8 * 1024 * 1024
 BATCH_COUNT_MAX = 4096
 #: Progress is worth little when it is old: beyond this many in one turn (or without a connection) the oldest go.
 REPORTS_MAX = 1000
+#: An attempt that ran for so long is worth a file, which costs a tenth of a millisecond.
+KEEP_RUNTIME_NS = SECOND
+#: Ends that nobody has acknowledged, and bytes of their results, above which nothing new is started.
+ENDS_MAX = 100_000
+ENDS_BYTES_MAX = 512 * 1024 * 1024
+
+
+class Kept(Struct, frozen=True, array_like=True):
+    """A batch of ends as it is on disk; `defined_ns` of the task of each, as it was dispatched."""
+
+    seq: int
+    attempts: list[AttemptFinished]
+    defined_ns: list[int]
+
+
+class Batch(Struct, eq=False):
+    """Ends that are told and acknowledged together."""
+
+    message: AttemptsFinished
+    bytes_count: int
+    is_kept: bool = False
+
+    @property
+    def seq(self) -> int:
+        return self.message.seq
 
 
 class Outbox:
     """Collects a turn's news; `take` gives them out as messages in the order in which the daemon must see them."""
 
-    def __init__(self) -> None:
+    def __init__(self, ends_max: int = ENDS_MAX, ends_bytes_max: int = ENDS_BYTES_MAX) -> None:
         self.connected = False
+        self._ends_max = ends_max
+        self._ends_bytes_max = ends_bytes_max
+        #: Ends that are not acknowledged, and bytes of their results.
+        self._end_count = 0
+        self._end_bytes = 0
         self._seq = 0
-        self._unacked: deque[AttemptsFinished] = deque()
+        self._unacked: deque[Batch] = deque()
+        #: Of those, what is not on disk; and which of these have to be, whether there is a connection or not.
+        self._unkept: dict[int, Batch] = {}
+        self._to_keep: list[Batch] = []
+        #: Acknowledged, and still on disk.
+        self._over: list[int] = []
+        #: Batches up to this one were there when `grow_old` was last called.
+        self._old_seq = 0
         #: The newest attempt of each task among the ends not yet acknowledged.
         self._finished_attempts: dict[TaskId, int] = {}
         #: Which definition of those tasks it was, for the next greeting.
         self._defined: dict[TaskId, int] = {}
-        self._resend = False
+        #: Batches up to this one were given out for the present connection.
+        self._sent_seq = 0
         self._started: dict[TaskId, AttemptStarted] = {}
         self._finished: list[AttemptFinished] = []
         self._reports: deque[AttemptReport] = deque(maxlen=REPORTS_MAX)
@@ -59,6 +104,11 @@ class Outbox:
         """The end of an attempt is not yet acknowledged."""
         return bool(self._unacked or self._finished)
 
+    @property
+    def is_full(self) -> bool:
+        """As many ends as may be wait for their acknowledgement: nothing that makes more may be started."""
+        return self._end_count >= self._ends_max or self._end_bytes >= self._ends_bytes_max
+
     def started(self, news: AttemptStarted) -> None:
         self._started[news.task_id] = news
 
@@ -66,6 +116,8 @@ class Outbox:
         self._started.pop(news.task_id, None)
         self._defined[news.task_id] = defined_ns
         self._finished.append(news)
+        self._end_count += 1
+        self._end_bytes += len(news.result or b"")
         self._finished_attempts[news.task_id] = news.attempt
 
     def reported(self, news: AttemptReport) -> None:
@@ -94,16 +146,83 @@ class Outbox:
         if not self.holds_end_of(task_id, attempt):
             return
         del self._finished_attempts[task_id], self._defined[task_id]
-        self._finished = [f for f in self._finished if (f.task_id, f.attempt) != (task_id, attempt)]
+        self._finished = self._without(self._finished, task_id, attempt)
         for batch in self._unacked:
-            batch.attempts[:] = [f for f in batch.attempts if (f.task_id, f.attempt) != (task_id, attempt)]
+            ends = batch.message.attempts
+            size = self._end_bytes
+            ends[:] = self._without(ends, task_id, attempt)
+            batch.bytes_count -= size - self._end_bytes
+
+    def _without(self, ends: list[AttemptFinished], task_id: TaskId, attempt: int) -> list[AttemptFinished]:
+        left = []
+        for end in ends:
+            if (end.task_id, end.attempt) == (task_id, attempt):
+                self._end_count -= 1
+                self._end_bytes -= len(end.result or b"")
+            else:
+                left.append(end)
+        return left
 
     def acknowledge(self, seq: int) -> None:
         """Forget the batches up to `seq`. A number from the future covers only what was sent."""
         while self._unacked and self._unacked[0].seq <= seq:
-            for end in self._unacked.popleft().attempts:
+            batch = self._unacked.popleft()
+            ends = batch.message.attempts
+            for end in ends:
                 if self.holds_end_of(end.task_id, end.attempt):
                     del self._finished_attempts[end.task_id], self._defined[end.task_id]
+            self._end_count -= len(ends)
+            self._end_bytes -= batch.bytes_count
+            if batch.is_kept:
+                self._over.append(batch.seq)
+            else:
+                del self._unkept[batch.seq]
+
+    # ------------------------------------------------------------------------------------------------------- on disk
+
+    def restore(self, batches: Iterable[Kept]) -> None:
+        """Take over the ends that the last run of this worker left on disk. First of all, in the order of `seq`."""
+        for kept in batches:
+            for end, defined_ns in zip(kept.attempts, kept.defined_ns, strict=True):
+                self.forget(end.task_id, end.attempt)  # the daemon did not want it, and had the same run again
+                self._defined[end.task_id] = defined_ns
+                self._finished_attempts[end.task_id] = end.attempt
+            size = sum(len(end.result or b"") for end in kept.attempts)
+            self._end_count += len(kept.attempts)
+            self._end_bytes += size
+            self._seq = kept.seq
+            self._unacked.append(Batch(AttemptsFinished(kept.seq, list(kept.attempts)), size, is_kept=True))
+
+    def take_to_keep(self, *, everything: bool = False) -> list[Kept]:
+        """Give out what has to be on disk now; where there is no connection or `everything`, all that is not."""
+        if everything or not self.connected:
+            self._close_batches()
+            batches, self._unkept = list(self._unkept.values()), {}
+        elif self._to_keep:
+            batches = [batch for batch in self._to_keep if self._unkept.pop(batch.seq, None) is not None]
+        else:
+            return []
+        self._to_keep = []
+        for batch in batches:
+            batch.is_kept = True
+        return [self._kept(batch) for batch in batches]
+
+    def _kept(self, batch: Batch) -> Kept:
+        ends = list(batch.message.attempts)
+        return Kept(batch.seq, ends, [self._defined.get(end.task_id, 0) for end in ends])
+
+    def take_over(self) -> list[int]:
+        """Give out the numbers of what need no longer be on disk."""
+        over, self._over = self._over, []
+        return over
+
+    def grow_old(self) -> None:
+        """Have kept what was here at the last call already; the shell calls this about once a second."""
+        self._to_keep += [batch for batch in self._unkept.values() if batch.seq <= self._old_seq]
+        self._close_batches()
+        self._old_seq = self._seq
+
+    # ------------------------------------------------------------------------------------------------------- telling
 
     def holds(self) -> list[HoldsAttempt]:
         """List the ends that were not acknowledged, for a greeting."""
@@ -118,7 +237,7 @@ class Outbox:
                 defined_ns=self._defined.get(end.task_id, 0),
             )
             for batch in self._unacked
-            for end in batch.attempts
+            for end in batch.message.attempts
         ]
 
     def on_hello(self) -> None:
@@ -126,7 +245,7 @@ class Outbox:
         self._started.clear()
         self._answers.clear()
         self._handed_back.clear()
-        self._resend = True
+        self._sent_seq = 0
 
     def take(self) -> list[FromWorker]:
         """Give out what there is to send; nothing while there is no connection.
@@ -135,7 +254,7 @@ class Outbox:
         its own copy at each end, comes to the same heads. Progress of an attempt comes after its start and before its
         end.
         """
-        first_new = self._close_batches()
+        self._close_batches()
         if not self.connected:
             return []
         messages: list[FromWorker] = []
@@ -146,11 +265,9 @@ class Outbox:
             messages.append(WorkerDraining(self._handed_back))
             self._handed_back, self._draining = [], False
         late_reports = self._take_reports(messages)
-        if self._resend:
-            messages += self._unacked
-            self._resend = False
-        elif first_new:
-            messages += [batch for batch in self._unacked if batch.seq >= first_new]
+        if self._sent_seq < self._seq:
+            messages += [batch.message for batch in self._unacked if batch.seq > self._sent_seq]
+            self._sent_seq = self._seq
         if self._started:
             messages.append(AttemptsStarted(list(self._started.values())))
             self._started = {}
@@ -169,24 +286,26 @@ class Outbox:
             messages.append(AttemptReports(early))
         return [r for r in reports if r.task_id in self._started]
 
-    def _close_batches(self) -> int:
-        """Number the new ends. Returns the first new number, 0 where there is nothing new."""
+    def _close_batches(self) -> None:
+        """Number the new ends."""
         if not self._finished:
-            return 0
-        first = self._seq + 1
+            return
         batch: list[AttemptFinished] = []
-        size = 0
+        size, long = 0, False
         for end in self._finished:
             batch.append(end)
             size += len(end.result or b"")
+            long = long or 0 < end.started_at_ns <= end.finished_at_ns - KEEP_RUNTIME_NS
             if size > BATCH_BYTES_MAX or len(batch) >= BATCH_COUNT_MAX:
-                self._add_batch(batch)
-                batch, size = [], 0
+                self._add_batch(batch, size, long)
+                batch, size, long = [], 0, False
         if batch:
-            self._add_batch(batch)
+            self._add_batch(batch, size, long)
         self._finished = []
-        return first
 
-    def _add_batch(self, batch: list[AttemptFinished]) -> None:
+    def _add_batch(self, ends: list[AttemptFinished], size: int, long: bool) -> None:
         self._seq += 1
-        self._unacked.append(AttemptsFinished(self._seq, batch))
+        batch = self._unkept[self._seq] = Batch(AttemptsFinished(self._seq, ends), size)
+        self._unacked.append(batch)
+        if long:
+            self._to_keep.append(batch)

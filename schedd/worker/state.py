@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count, islice
 from typing import Any
 
@@ -42,7 +42,7 @@ from schedd.wire.messages import (
     WireSpec,
 )
 from schedd.worker.attempts import Action, Attempt, Ending, KillAttempt, StartAttempt, TerminateAttempt
-from schedd.worker.outbox import Outbox
+from schedd.worker.outbox import Kept, Outbox
 
 #: Distinct needs that are remembered, so that equal ones are one object; a new start of the memory costs nothing.
 NEEDS_MAX = 1024
@@ -57,7 +57,7 @@ class WorkerState:
     Every handler may add to `take_actions()` and `take_messages()`; the shell collects both once a turn.
     """
 
-    def __init__(self, resources: WorkerResources) -> None:
+    def __init__(self, resources: WorkerResources, outbox: Outbox | None = None) -> None:
         self.ledger = Ledger(resources)
         #: Not reserved, in the order in which they will start.
         self.backlog: OrderedDict[TaskId, Attempt] = OrderedDict()
@@ -69,7 +69,7 @@ class WorkerState:
         self.leaving = False
         #: Messages about attempts that were not here.
         self.ignored_count = 0
-        self._outbox = Outbox()
+        self._outbox = outbox or Outbox()
         self._actions: list[Action] = []
         self._needs: dict[Need, Need] = {}
         #: (when, tie, attempt): its timeout, or the end of its grace. Entries of ended attempts are skipped.
@@ -185,8 +185,11 @@ class WorkerState:
                 self._drop(row)
         self._start_heads(now_ns)
 
-    def _on_ack(self, message: AckFinished, _now_ns: Instant) -> None:
+    def _on_ack(self, message: AckFinished, now_ns: Instant) -> None:
+        was_full = self._outbox.is_full
         self._outbox.acknowledge(message.seq)
+        if was_full:
+            self._start_heads(now_ns)
 
     def _on_drain(self, message: DrainWorker, _now_ns: Instant) -> None:
         self.drain(leave=message.leave)
@@ -223,6 +226,8 @@ class WorkerState:
         Equal needs make it safe: what one of them gives back is what the next one takes. O(limit).
         """
         rows: list[Attempt] = []
+        if self._outbox.is_full:
+            return rows
         need: Need | None = None
         for row in islice(self.backlog.values(), limit):
             need = need or row.need
@@ -327,6 +332,31 @@ class WorkerState:
         """Give out what the daemon has to hear; empty without a connection."""
         return self._outbox.take()
 
+    # ---------------------------------------------------------------------------------------------- ends on the disk
+
+    def restore(self, batches: Iterable[Kept]) -> None:
+        """Take over the ends that the last run of this worker left on disk; before anything else."""
+        self._outbox.restore(batches)
+
+    @property
+    def owes_ends(self) -> bool:
+        """The end of an attempt is not yet acknowledged."""
+        return self._outbox.has_ends
+
+    def take_to_keep(self, *, everything: bool = False) -> list[Kept]:
+        """Give out the ends that must be on disk before anything more is told; `everything`: all, for a last time."""
+        return self._outbox.take_to_keep(everything=everything)
+
+    def take_over(self) -> list[int]:
+        """Give out the numbers of what need no longer be on disk."""
+        return self._outbox.take_over()
+
+    def grow_old(self) -> None:
+        """Have what nobody acknowledges kept on disk; to be called about once a second while `owes_ends`."""
+        self._outbox.grow_old()
+
+    # --------------------------------------------------------------------------------------------------------- checks
+
     def check(self) -> None:
         """Compare the ledger with a recount, and the tables with each other. For tests. Raises AssertionError."""
         held = [*self.running.values(), *(row for row in self.dying.values() if row.reserved)]
@@ -344,7 +374,8 @@ class WorkerState:
         assert all(row.dropped and not row.ended for row in self.dying.values())
         if self.backlog:
             head = next(iter(self.backlog.values()))
-            assert self._is_dying(head.task_id) or not self.ledger.can_fit(head.need)
+            is_kept_back = self._outbox.is_full or self._is_dying(head.task_id)
+            assert is_kept_back or not self.ledger.can_fit(head.need)
 
     # -------------------------------------------------------------------------------------------------------- pieces
 
@@ -359,8 +390,8 @@ class WorkerState:
         return any(dying_id == task_id for dying_id, _ in self.dying)
 
     def _start_heads(self, now_ns: Instant) -> None:
-        """Start the head of the backlog while it fits."""
-        while self.backlog:
+        """Start the head of the backlog while it fits, and while the ends that are here are not too many."""
+        while self.backlog and not self._outbox.is_full:
             row = next(iter(self.backlog.values()))
             # Two attempts of one task never run together: the newer waits until the older's processes are gone.
             if self.dying and self._is_dying(row.task_id):

@@ -216,7 +216,8 @@ class FakeDaemon:
             case wire.WatchTasks(selection=selection):
                 tasks_ = [task for task, _ in self._selected(selection)]
                 ends = [self._done(task) for task in tasks_ if task.state in FINAL]
-                return [wire.Watching(number, len(tasks_), len(ends)), wire.TasksDone(ends)]
+                ids = [task.id for task in tasks_]
+                return [wire.Watching(number, len(tasks_), len(ends), ids), wire.TasksDone(ends)]
             case wire.ReadLog(offset=offset, limit=limit):
                 size = len(self.log)
                 start = max(0, size + offset) if offset < 0 else min(offset, size)

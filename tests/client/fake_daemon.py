@@ -18,6 +18,8 @@ from schedd.wire import messages as wire
 from schedd.wire.framing import PREFIX_BYTES, FrameReader, encode_frame
 
 T = TypeVar("T")
+#: When every task here was submitted.
+SUBMITTED_NS = 7
 FINAL = ("succeeded", "failed", "cancelled")
 
 
@@ -41,6 +43,8 @@ class FakeDaemon:
         self.address = ""
         self.tasks: dict[int, FakeTask] = {}
         self.keys: dict[str, FakeTask] = {}
+        #: Ids by client and number of the submit.
+        self.submits: dict[tuple[str, int], list[TaskId]] = {}
         #: Everything that came in after the greetings, and how many frames that were.
         self.requests: list[Any] = []
         self.frame_count = 0
@@ -66,6 +70,16 @@ class FakeDaemon:
         """End all connections, as a daemon that is killed does."""
         for peer in self.peers:
             peer.transport.abort()
+
+    def go_away(self) -> None:
+        """Be killed: nobody listens any more."""
+        self._server.close()
+        self.hang_up()
+
+    async def come_back(self) -> None:
+        """Listen again where it was, and know what was known."""
+        host, _, port = self.address.rpartition(":")
+        self._server = await asyncio.get_running_loop().create_server(lambda: Peer(self), host, int(port))
 
     def all_of(self, kind: type[T]) -> list[T]:
         """The requests of one kind, in order."""
@@ -105,6 +119,11 @@ class FakeDaemon:
     # ------------------------------------------------------------------------------------------------------ requests
 
     def submit(self, peer: Peer, request: wire.Submit) -> wire.Submitted:
+        before = self.submits.get((request.client, request.number))
+        if before is not None:
+            for task_id in before if request.watch else []:
+                self.follow(peer, self.tasks[task_id])
+            return wire.Submitted(request.request, before, [], [SUBMITTED_NS])
         ids = []
         for entry in request.tasks:
             task = self.keys.get(entry.key) if entry.key else None
@@ -118,7 +137,15 @@ class FakeDaemon:
             if request.watch:
                 task.watchers.append((peer, True, True))
             ids.append(task.id)
-        return wire.Submitted(request.request, ids)
+        self.submits[request.client, request.number] = ids
+        return wire.Submitted(request.request, ids, [], [SUBMITTED_NS])
+
+    def follow(self, peer: Peer, task: FakeTask) -> None:
+        """Tell a client of a task, at once where it has ended."""
+        if task.done is None:
+            task.watchers.append((peer, True, True))
+        else:
+            peer.push_done(task.done, True)
 
     def selected(self, selection: wire.Selection) -> list[FakeTask]:
         tasks = [self.tasks[task_id] for task_id in selection.ids if task_id in self.tasks]
@@ -127,6 +154,11 @@ class FakeDaemon:
         return [task for task in tasks if not (selection.unfinished and task.state in FINAL)]
 
     def watch(self, peer: Peer, request: wire.WatchTasks) -> Any:
+        if request.again:
+            unknown = [task_id for task_id in request.selection.ids if task_id not in self.tasks]
+            for task_id in set(request.selection.ids).difference(unknown):
+                self.follow(peer, self.tasks[task_id])
+            return wire.Watching(request.request, len(request.selection.ids) - len(unknown), 0, unknown=unknown)
         for task_id in request.selection.ids:
             if task_id not in self.tasks:
                 return wire.RequestFailed(request.request, wire.UNKNOWN_TASK, f"no task {task_id}")
@@ -136,7 +168,8 @@ class FakeDaemon:
             task.watchers.append((peer, request.results, request.reports))
         for done in ended:
             peer.push_done(done, request.results)
-        return wire.Watching(request.request, len(tasks), len(ended))
+        ids = [task.id for task in tasks] if request.named else []
+        return wire.Watching(request.request, len(tasks), len(ended), ids)
 
     def cancel(self, request: wire.CancelTasks) -> wire.Changed:
         changed, unchanged = 0, []

@@ -117,7 +117,7 @@ async def test_two_submits_with_one_key(client: AsyncClient, idle: FakeDaemon) -
 
 async def test_task_too_large_to_send(client: AsyncClient, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     assert client.pipeline is not None
-    monkeypatch.setattr(client.pipeline.connection, "_frame_bytes_max", 100_000)
+    monkeypatch.setattr(client.line.connection, "_frame_bytes_max", 100_000)
     small = client.submit(len, b"abc")
     large = client.submit(len, b"x" * 200_000)
     answers = await asyncio.gather(small, large, return_exceptions=True)
@@ -141,14 +141,14 @@ async def test_window_of_bytes(client: AsyncClient, daemon: FakeDaemon, monkeypa
 
 
 async def test_submit_given_up_before_it_left(client: AsyncClient, daemon: FakeDaemon) -> None:
-    assert client.pipeline is not None
-    client.pipeline.connection.pause_writing()
+    assert client.line.connection is not None
+    client.line.connection.pause_writing()
     submit = asyncio.ensure_future(client.submit(add, 1))
     await asyncio.sleep(0)
     submit.cancel()
     with pytest.raises(asyncio.CancelledError):
         await submit
-    client.pipeline.connection.resume_writing()
+    client.line.connection.resume_writing()
     await client.jobs()
     assert daemon.tasks == {}
 
@@ -359,13 +359,14 @@ async def test_wait_too_long(client: AsyncClient, idle: FakeDaemon) -> None:
         await client.wait([1, 2, 3], timeout=0.05)
 
 
-async def test_wait_ends_with_the_connection(client: AsyncClient, idle: FakeDaemon) -> None:
-    await client.submit(add, 1)
-    waiting = asyncio.ensure_future(client.wait([1]))
-    await until(lambda: idle.all_of(wire.WatchTasks))
-    idle.hang_up()
-    with pytest.raises(ConnectionLost):
-        await waiting
+async def test_wait_ends_with_the_connection(idle: FakeDaemon) -> None:
+    async with AsyncClient(idle.address, reconnect_s=0) as client:
+        await client.submit(add, 1)
+        waiting = asyncio.ensure_future(client.wait([1]))
+        await until(lambda: idle.all_of(wire.WatchTasks))
+        idle.hang_up()
+        with pytest.raises(ConnectionLost):
+            await waiting
 
 
 async def test_watch(client: AsyncClient, idle: FakeDaemon) -> None:
@@ -468,21 +469,23 @@ async def test_calls_connect_once(daemon: FakeDaemon) -> None:
     await client.close()
 
 
-async def test_lost_connection_fails_what_waits_and_is_made_anew(client: AsyncClient, idle: FakeDaemon) -> None:
-    task = await client.submit(add, 1)
-    waiting = asyncio.ensure_future(task.result())
-    handle = client.task(99)
-    idle.hang_up()
-    for lost in (waiting, task.result(), handle.result()):
-        with pytest.raises(ConnectionLost):
-            await lost
-    assert await client.jobs() == []
-    assert len(idle.hellos) == 2
+async def test_lost_connection_fails_what_waits_and_is_made_anew(idle: FakeDaemon) -> None:
+    async with AsyncClient(idle.address, reconnect_s=0) as client:
+        task = await client.submit(add, 1)
+        waiting = asyncio.ensure_future(task.result())
+        handle = client.task(99)
+        idle.hang_up()
+        for lost in (waiting, task.result(), handle.result()):
+            with pytest.raises(ConnectionLost):
+                await lost
+        assert await client.jobs() == []
+        assert len(idle.hellos) == 2
 
 
-async def test_submit_while_the_daemon_goes_away(client: AsyncClient, daemon: FakeDaemon) -> None:
+async def test_submit_while_the_daemon_goes_away(daemon: FakeDaemon) -> None:
     daemon.override = lambda request: daemon.hang_up()
-    results = await asyncio.gather(*[client.submit(add, n) for n in range(5)], return_exceptions=True)
+    async with AsyncClient(daemon.address, reconnect_s=0) as client:
+        results = await asyncio.gather(*[client.submit(add, n) for n in range(5)], return_exceptions=True)
     assert [type(result) for result in results] == [ConnectionLost] * 5
 
 

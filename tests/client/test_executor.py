@@ -374,7 +374,7 @@ def test_nobody_listens() -> None:
 
 
 def test_daemon_goes_away(idle_daemon: DaemonThread) -> None:
-    with SchedExecutor(idle_daemon.address, max_workers=2) as executor:
+    with SchedExecutor(idle_daemon.address, max_workers=2, reconnect_s=0) as executor:
         futures = [executor.submit(add, n) for n in range(5)]
         idle_daemon.until(has_tasks(2))
         idle_daemon.call(idle_daemon.daemon.hang_up)
@@ -389,7 +389,7 @@ def test_daemon_goes_away(idle_daemon: DaemonThread) -> None:
 
 def test_daemon_goes_away_instead_of_an_acknowledgement(idle_daemon: DaemonThread) -> None:
     idle_daemon.daemon.override = lambda request: idle_daemon.daemon.hang_up()
-    with SchedExecutor(idle_daemon.address) as executor:
+    with SchedExecutor(idle_daemon.address, reconnect_s=0) as executor:
         future = executor.submit(add, 1)
         with pytest.raises(BrokenSchedExecutor):
             future.result(10)

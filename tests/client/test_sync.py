@@ -147,7 +147,7 @@ def test_close_wakes_those_who_wait(idle_daemon: DaemonThread) -> None:
 
 
 def test_daemon_goes_away(idle_daemon: DaemonThread) -> None:
-    with Client(idle_daemon.address) as client:
+    with Client(idle_daemon.address, reconnect_s=0) as client:
         task = client.submit(add, 1)
         idle_daemon.call(idle_daemon.daemon.hang_up)
         with pytest.raises(ConnectionLost):

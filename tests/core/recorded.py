@@ -5,6 +5,7 @@ from __future__ import annotations
 from schedd.core import effects as fx
 from schedd.core.engine import Engine
 from schedd.core.model import TaskId, WorkerId
+from schedd.core.submits import admitted
 from schedd.journal.records import FinishedTask, finished_records, finished_row, verdict_name
 
 CHANGES = (fx.TaskHeld, fx.TaskReleased, fx.TaskChanged, fx.AttemptEnded, fx.CancelAsked)
@@ -60,9 +61,11 @@ class Recorded:
         batches = [batch for batch in self.batches if not self.ended.issuperset(batch.ids)]
         changes = [fact for fact in self.changes if getattr(fact, "task_id", 0) not in self.ended]
         finished = [finished_row(record) for record in self.finished]
+        workers = list(self.workers)
         draining = {name: run for name, run in self.workers.items() if name in self.draining}
         verdicts = list(self.verdicts.values())
+        submits = [admitted(batch) for batch in self.batches if batch.client]
         engine.restore(
-            batches, self.ended, changes, finished, list(self.workers), self.next_id, now, grace_ns, draining, verdicts
+            batches, self.ended, changes, finished, workers, self.next_id, now, grace_ns, draining, verdicts, submits
         )
         engine.check()

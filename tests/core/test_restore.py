@@ -255,6 +255,20 @@ def test_key_of_a_task_that_has_ended() -> None:
     assert world.submit_entries(spec(), [TaskEntry(0, b"x", "failed")]) == [2]
 
 
+def test_submit_that_comes_again_after_the_restart() -> None:
+    """Its answer was lost with the daemon: it gets the same tasks, those that have ended included."""
+    world = Restartable()
+    world.join()
+    submit = ev.SubmitTasks(1, [spec()], [TaskEntry(0, b"x"), TaskEntry(0, b"y")], False, "c", 5, 5)
+    world.handle(submit)
+    world.finish(1)
+    world.restart()
+    effects = world.handle(submit)
+    assert not effects.facts
+    assert of(effects.actions, fx.ReplySubmitted)[0].ids == [1, 2]
+    assert of(effects.actions, fx.ReplySubmitted)[0].submitted_ns == [START, START]
+
+
 def test_jobs_with_what_has_ended() -> None:
     world = Restartable()
     world.submit(4, job="j")

@@ -11,6 +11,7 @@ from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core import requests
 from schedd.core.model import SECOND, Cause, Command, TaskEntry, TaskSpec
+from schedd.core.submits import Admitted, Submits
 
 from .builders import START, World, dispatches, joined, of, selection, spec
 
@@ -34,7 +35,7 @@ def test_submit_without_workers() -> None:
     effects = submit(world, *entries)
     assert effects.facts == [fx.TasksAdmitted(START, [spec()], entries, [1, 2])]
     warning = "no worker is connected; the task waits for one"
-    assert effects.actions == [fx.ReplySubmitted(7, [1, 2], [warning])]
+    assert effects.actions == [fx.ReplySubmitted(7, [1, 2], [warning], [START])]
     assert world.states(1, 2) == ["queued", "queued"]
     assert (world.task(1).argument, world.task(2).argument) == (b"x", b"y")
     assert world.engine.counters.submitted == 2
@@ -49,7 +50,7 @@ def test_submit_to_idle_worker() -> None:
         fx.AttemptDispatched(1, 1, "w1", START),
     ]
     assert effects.actions == [
-        fx.ReplySubmitted(7, [1], []),
+        fx.ReplySubmitted(7, [1], [], [START]),
         fx.DispatchAttempts("w1", [world.task(1)]),
     ]
     assert world.states(1) == ["assigned"]
@@ -59,7 +60,7 @@ def test_submit_of_nothing() -> None:
     world = World()
     effects = submit(world, specs=[])
     assert not effects.facts
-    assert effects.actions == [fx.ReplySubmitted(7, [], [])]
+    assert effects.actions == [fx.ReplySubmitted(7, [], [], [START])]
 
 
 def test_life_of_a_task() -> None:
@@ -116,7 +117,7 @@ def test_key_said_again_after_the_end() -> None:
     world.finish(1, result=b"r")
     again = submit(world, TaskEntry(0, b"x", "k"))
     assert not again.facts
-    assert again.actions == [fx.ReplySubmitted(7, [1], [])]
+    assert again.actions == [fx.ReplySubmitted(7, [1], [], [START])]
 
 
 @pytest.mark.parametrize(("specs", "argument"), [([spec()], b"other"), ([spec(payload=Command(["false"]))], b"x")])
@@ -354,3 +355,118 @@ def test_submit_of_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     code, message = declined(submit(world, TaskEntry(0), TaskEntry(0), TaskEntry(0)))
     assert (code, message) == ("too_large", "a submit of 3 tasks is above the bound of 2")
+
+
+# --------------------------------------------------------------------------------------------- submits that come twice
+
+
+def named(
+    world: World,
+    number: int,
+    *entries: TaskEntry,
+    client: str = "c",
+    answered: int = 1,
+    specs: list[TaskSpec] | None = None,
+) -> fx.Effects:
+    """Submit under a name."""
+    return world.handle(ev.SubmitTasks(7, specs or [spec()], list(entries), False, client, number, answered))
+
+
+def reply(effects: fx.Effects) -> list[int]:
+    (answer,) = of(effects.actions, fx.ReplySubmitted)
+    ids: list[int] = answer.ids
+    return ids
+
+
+def test_submit_that_comes_twice_is_one() -> None:
+    world = World()
+    first = named(world, 1, TaskEntry(0, b"x"), TaskEntry(0, b"y"))
+    assert first.facts == [
+        fx.TasksAdmitted(START, [spec()], [TaskEntry(0, b"x"), TaskEntry(0, b"y")], [1, 2], "c", 1, 1)
+    ]
+    world.wait(1)
+    again = named(world, 1, TaskEntry(0, b"x"), TaskEntry(0, b"y"))
+    assert not again.facts
+    assert again.actions == [fx.ReplySubmitted(7, [1, 2], [], [START, START])]
+    assert world.engine.counters.submitted == 2
+
+
+def test_other_numbers_and_other_clients_are_others() -> None:
+    world = World()
+    assert reply(named(world, 1, TaskEntry(0))) == [1]
+    assert reply(named(world, 2, TaskEntry(0))) == [2]
+    assert reply(named(world, 1, TaskEntry(0), client="d")) == [3]
+    assert reply(submit(world, TaskEntry(0))) == [4]
+    assert reply(submit(world, TaskEntry(0))) == [5]
+
+
+def test_submit_comes_twice_after_its_tasks_have_ended_and_are_forgotten() -> None:
+    world = World(finished_keep_count=1)
+    world.join(cpus=2)
+    named(world, 1, TaskEntry(0), TaskEntry(0))
+    world.finish(1)
+    world.finish(2)
+    again = named(world, 1, TaskEntry(0), TaskEntry(0))
+    assert again.actions == [fx.ReplySubmitted(7, [1, 2], [], [START, START])]
+
+
+def test_what_the_client_has_heard_of_is_forgotten() -> None:
+    world = World()
+    for number in range(1, 100):
+        named(world, number, TaskEntry(0), answered=number - 1)
+    assert len(world.engine._t.submits) == 2
+    assert reply(named(world, 99, TaskEntry(0), answered=99)) == [99]
+
+
+def test_submits_of_clients_that_are_gone_are_bounded() -> None:
+    submits = Submits(most=3)
+    for number in range(1, 6):
+        submits.add(Admitted(f"c{number}", 1, START, range(number, number + 1)), 0)
+    assert [submits.find(f"c{number}", 1) is not None for number in range(1, 6)] == [False, False, True, True, True]
+    assert len(submits) == 3
+
+
+def test_keys_beside_a_name() -> None:
+    """Some were there by their keys: the answer to the second is that to the first, also for those without a key."""
+    world = World()
+    submit(world, TaskEntry(0, b"x", "k"))
+    entries = (TaskEntry(0, b"new"), TaskEntry(0, b"x", "k"), TaskEntry(0, b"y", "l"))
+    first = named(world, 1, *entries)
+    (fact,) = first.facts
+    assert isinstance(fact, fx.TasksAdmitted)
+    assert (fact.ids, fact.all_ids) == ([2, 3], [2, 1, 3])
+    assert reply(first) == reply(named(world, 1, *entries)) == [2, 1, 3]
+
+
+def test_refused_submit_may_come_again() -> None:
+    world = World(unfinished_max=1)
+    world.join()
+    assert reply(named(world, 1, TaskEntry(0))) == [1]
+    assert declined(named(world, 2, TaskEntry(0)))[0] == "queue_full"
+    world.finish(1)
+    assert reply(named(world, 2, TaskEntry(0))) == [2]
+
+
+def test_same_name_for_another_submit() -> None:
+    world = World()
+    named(world, 1, TaskEntry(0))
+    code, message = declined(named(world, 1, TaskEntry(0), TaskEntry(0)))
+    assert (code, "had 1 tasks, now it has 2" in message) == ("bad_request", True)
+
+
+@pytest.mark.parametrize(
+    ("client", "number", "answered"), [("x" * 65, 1, 1), ("c", 0, 0), ("c", -1, 0), ("c", 1 << 53, 1), ("c", 1, -1)]
+)
+def test_unusable_name(client: str, number: int, answered: int) -> None:
+    world = World()
+    assert declined(named(world, number, TaskEntry(0), client=client, answered=answered))[0] == "bad_request"
+    assert len(world.engine.tasks) == 0
+
+
+def test_key_conflict_says_what_both_do() -> None:
+    world = World()
+    submit(world, TaskEntry(0, b"x", "k"), specs=[spec(payload=Command(["train", "a"]))])
+    effects = submit(world, TaskEntry(0, b"x", "k"), specs=[spec(payload=Command(["train", "b"]))])
+    (no,) = of(effects.actions, fx.ReplyDeclined)
+    assert no.message == "key 'k' names task 1 ('train a'), which does something else"
+    assert no.hint == "this submit would do 'train b': give it another key"

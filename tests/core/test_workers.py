@@ -7,7 +7,7 @@ import pytest
 
 from schedd.core import effects as fx
 from schedd.core import events as ev
-from schedd.core.model import SECOND, Cause, HostUsage, TaskRules, WorkerResources
+from schedd.core.model import SECOND, Cause, HoldsAttempt, HostUsage, TaskRules, WorkerResources
 
 from .builders import START, World, dispatches, finished, holds, joined, of, started, unchanged
 
@@ -175,6 +175,88 @@ def test_other_incarnation() -> None:
     assert effects.facts[3] == entered(run="b")
     assert of(effects.actions, fx.DropAttempts) == [fx.DropAttempts("w1", [(1, 1)])]
     assert dispatches(effects) == {"w1": [(2, 2)]}
+
+
+def test_other_incarnation_brings_what_had_ended() -> None:
+    """Its end was on the disk of the worker: it counts, and the attempt is not made again."""
+    world = World("load_balancing")
+    world.join(cpus=2, run="a")
+    world.submit(3)
+    world.start(1, 2)
+    world.wait(5)
+    effects = world.join(cpus=2, run="b", holds=[holds(1, 1, "finished", START)])
+    assert [(fact.task_id, fact.record.cause) for fact in of(effects.facts, fx.AttemptEnded)] == [(2, Cause.LOST)]
+    assert of(effects.facts, fx.WorkerGone)[0].requeued == 2
+    assert of(effects.actions, fx.DropAttempts) == []
+    assert world.states(1) == ["assigned"]
+    effects = world.handle(finished("w1", 1, 1, Cause.OK, START, START + SECOND, result=b"r"))
+    (ended,) = of(effects.facts, fx.AttemptEnded)
+    assert (ended.record.started_at_ns, ended.record.finished_at_ns) == (START, START + SECOND)
+    assert world.states(1) == ["succeeded"]
+    assert world.task(1).result == b"r"
+
+
+@pytest.mark.parametrize(
+    "brought",
+    [
+        holds(1, 2, "finished"),
+        holds(1, 1, "finished", defined_ns=START - 1),
+        holds(1, 1, "running"),
+        holds(9, 1, "finished"),
+    ],
+    ids=["another attempt", "another task of that id", "no end", "unknown task"],
+)
+def test_other_incarnation_brings_what_is_not_an_end_of_its_own(brought: HoldsAttempt) -> None:
+    world = World()
+    world.join(run="a")
+    world.submit()
+    world.start(1)
+    effects = world.join(run="b", holds=[brought])
+    assert of(effects.facts, fx.AttemptEnded)[0].record.cause is Cause.LOST
+    assert of(effects.actions, fx.DropAttempts) == [fx.DropAttempts("w1", [(brought.task_id, brought.attempt)])]
+    again = 3 if brought.attempt == 2 else 2  # never one that the worker may still speak of
+    assert dispatches(effects) == {"w1": [(1, again)]}
+
+
+def test_other_incarnation_brings_an_end_after_it_was_given_up() -> None:
+    world = World()
+    world.join(run="a")
+    world.submit()
+    world.start(1)
+    world.handle(ev.WorkerDisconnected("w1"))
+    world.wake_in(world.settings.lost_after_ns / SECOND)
+    effects = world.join(run="b", holds=[holds(1, 1, "finished")])
+    assert of(effects.actions, fx.DropAttempts) == [fx.DropAttempts("w1", [(1, 1)])]
+    assert dispatches(effects) == {"w1": [(1, 2)]}
+
+
+def test_other_incarnation_brings_the_end_of_what_is_being_cancelled() -> None:
+    world = World()
+    world.join(run="a")
+    world.submit()
+    world.start(1)
+    world.cancel(1)
+    effects = world.join(run="b", holds=[holds(1, 1, "finished")])
+    assert of(effects.actions, fx.StopAttempts) == [fx.StopAttempts("w1", [(1, 1)], Cause.CANCELLED)]
+    world.handle(finished("w1", 1, 1, Cause.ERROR, START, START))
+    assert world.states(1) == ["cancelled"]
+
+
+def test_return_with_other_resources() -> None:
+    """What still fits goes on where it is, the rest has to go elsewhere."""
+    world = World("load_balancing")
+    world.join(cpus=4)
+    world.submit(cpus=1)
+    world.submit(cpus=3)
+    world.start(1, 2)
+    effects = world.join(cpus=2, holds=[holds(1, 1, "running", START), holds(2, 1, "running", START)])
+    assert of(effects.facts, fx.WorkerEntered)[0].again
+    assert of(effects.facts, fx.WorkerGone) == []
+    assert of(effects.actions, fx.DropAttempts) == [fx.DropAttempts("w1", [(2, 1)])]
+    assert world.states(1, 2) == ["running", "queued"]
+    assert world.worker().resources == WorkerResources(cpus=2)
+    world.submit(cpus=1)
+    assert world.states(3) == ["assigned"]
 
 
 def test_leave() -> None:

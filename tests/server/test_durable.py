@@ -204,7 +204,7 @@ def test_nobody_is_told_before_the_commit(cluster: Cluster) -> None:
     """Neither the client of the end, nor the worker that it may forget it, nor who submits; and then all are."""
     cluster.start_daemon()
     with RawClient(cluster.address) as client, RawWorker(cluster.address, "w1") as worker:
-        client.submit(watch=True)
+        client.submit(2, watch=True)
         attempts = worker.attempts()
         with locked(cluster):
             worker.send(m.AttemptsFinished(1, [m.AttemptFinished(TaskId(1), 1, Cause.OK, 1, 2, b"r")]))
@@ -217,11 +217,84 @@ def test_nobody_is_told_before_the_commit(cluster: Cluster) -> None:
                 worker.expect_silence(0.1)
                 assert not any(isinstance(message, (m.TasksDone, m.Submitted)) for message in client.inbox)
                 assert not any(isinstance(message, m.AckFinished) for message in worker.inbox)
-                # What promises nothing goes on: the second task is dispatched.
+                # What promises nothing goes on: the second task, whose submit is on disk, is dispatched.
                 assert worker.attempts()[0].task_id == 2
         assert client.ends(1)[0].result == b"r"
-        assert client.answer(900).ids == [2]
+        assert client.answer(900).ids == [3]
         assert worker.expect(m.AckFinished).seq == 1
+
+
+def test_task_starts_when_its_submit_is_on_disk(cluster: Cluster) -> None:
+    """And what is said of it meanwhile does not overtake it."""
+    cluster.start_daemon()
+    with RawClient(cluster.address) as client, RawWorker(cluster.address, "w1") as worker:
+        with locked(cluster):
+            client.send(m.Submit(900, [m.TaskSpec(PAYLOAD)], [m.TaskEntry(0)]))
+            with RawClient(cluster.address) as other:
+                wait_until(lambda: other.ask(m.GetStats).placements_total == 1)
+                client.send(m.CancelTasks(901, m.Selection([TaskId(1)])))
+                wait_until(lambda: other.ask(m.ExplainTask, TaskId(1)).state == "assigned")
+            worker.expect_silence(0.2)
+            assert not worker.inbox
+        (attempt,) = worker.attempts()
+        assert worker.expect(m.StopAttempts).attempts == [(attempt.task_id, attempt.attempt)]
+        assert client.answer(900).ids == [1]
+
+
+def test_disk_that_refuses_keeps_no_task_from_starting(cluster: Cluster) -> None:
+    daemon = cluster.start_daemon()
+    with RawClient(cluster.address) as client, RawWorker(cluster.address, "w1") as worker, locked(cluster):
+        client.send(m.Submit(900, [m.TaskSpec(PAYLOAD)], [m.TaskEntry(0)]))
+        wait_until(lambda: "journal_failing" in daemon.log())
+        assert worker.attempts()[0].task_id == 1
+
+
+def test_submit_that_comes_twice(cluster: Cluster) -> None:
+    """On another connection, and to the next start of the daemon, with the end of before."""
+    daemon = cluster.start_daemon()
+    submit = ([m.TaskSpec(PAYLOAD)], [m.TaskEntry(0, b"x"), m.TaskEntry(0, b"y")], True, False, "client", 1, 1)
+    with RawClient(cluster.address) as client, RawWorker(cluster.address, "w1") as worker:
+        first = client.ask(m.Submit, *submit)
+        worker.finish(*worker.attempts(), result=b"r")
+    with RawClient(cluster.address) as client:
+        again = client.ask(m.Submit, *submit)
+        assert (again.ids, again.submitted_ns) == ([1, 2], first.submitted_ns * 2)
+        assert client.ends(1)[0].result == b"r"
+    daemon.kill()
+    cluster.start_daemon()
+    with RawClient(cluster.address) as client:
+        assert client.ask(m.Submit, *submit).ids == [1, 2]
+        assert client.ends(1)[0].result == b"r"
+        assert len(client.ask(m.ListTasks, m.Selection()).tasks) == 2
+
+
+def test_watch_that_goes_on(cluster: Cluster) -> None:
+    """What is known is watched or told, what memory has forgotten comes from the journal, the rest is named."""
+    cluster.start_daemon("[limits]\nfinished_keep_count = 1\n")
+    with RawClient(cluster.address) as client, RawWorker(cluster.address, "w1", cpus=3) as worker:
+        specs = [m.TaskSpec(PAYLOAD), m.TaskSpec(PAYLOAD, hold=True)]
+        at_ns = client.ask(m.Submit, specs, [m.TaskEntry(0)] * 3 + [m.TaskEntry(1)]).submitted_ns[0]
+        for attempt in worker.attempts(3):
+            worker.finish(attempt, result=b"%d" % attempt.task_id)
+    with RawClient(cluster.address) as client:
+        ids = [TaskId(i) for i in (1, 2, 3, 4, 9)]
+        answer = client.ask(m.WatchTasks, m.Selection(ids), True, True, False, True, [at_ns, 0, at_ns, at_ns, 0])
+        assert (answer.total, answer.finished, answer.unknown) == (4, 3, [9])
+        told = {end.task_id: end.result for end in client.ends(3)}
+        assert told == {1: b"1", 2: b"2", 3: b"3"}
+        client.ask(m.CancelTasks, m.Selection([TaskId(4)]))
+        assert client.ends(1)[0].state == "cancelled"
+        # Another task of that id is not the one that is meant.
+        other = client.ask(m.WatchTasks, m.Selection(ids[:4]), True, True, False, True, [1, 1, 1, 1])
+        assert (other.total, other.unknown) == (0, [1, 2, 3, 4])
+
+
+def test_watch_without_a_journal_names_what_is_forgotten(cluster: Cluster) -> None:
+    cluster.start_daemon("[journal]\nenabled = false\n")
+    with RawClient(cluster.address) as client:
+        client.submit(hold=True)
+        answer = client.ask(m.WatchTasks, m.Selection([TaskId(1), TaskId(2)]), True, True, False, True)
+        assert (answer.total, answer.finished, answer.unknown) == (1, 0, [2])
 
 
 def test_journal_that_cannot_be_written(cluster: Cluster) -> None:

@@ -22,6 +22,7 @@ from schedd.wire.messages import (
     WireSpec,
 )
 from schedd.worker.attempts import Attempt, Ending, KillAttempt, StartAttempt
+from schedd.worker.outbox import Kept
 
 from .builders import CALL, COMMAND, machine
 
@@ -46,6 +47,7 @@ class Storm:
         self.reported: dict[tuple[int, int], Cause] = {}
         self.announced: set[tuple[int, int]] = set()
         self.seq = 0
+        self.disk: dict[int, Kept] = {}
         self.steps: list[Callable[[], None]] = [
             self.dispatch,
             self.dispatch,
@@ -59,6 +61,8 @@ class Storm:
             self.reconnect,
             self.pass_time,
             self.begin_ahead,
+            self.grow_old,
+            self.restart,
         ]
 
     def step(self) -> None:
@@ -91,6 +95,10 @@ class Storm:
                     assert name not in self.reported
                     assert name not in self.announced
                     self.announced.add(name)
+
+        self.disk |= {batch.seq: batch for batch in self.state.take_to_keep()}
+        for seq in self.state.take_over():
+            del self.disk[seq]
 
     def some_names(self) -> list[tuple[TaskId, int]]:
         count = self.random.randrange(4)
@@ -161,6 +169,19 @@ class Storm:
         self.state.on_hello()
         self.state.is_connected = True
 
+    def grow_old(self) -> None:
+        self.state.grow_old()
+
+    def restart(self) -> None:
+        """The worker is killed; what it knows then is on the disk. What it does not know any more may come again."""
+        self.state = machine(cpus=4, gpus=2)
+        self.state.restore(self.disk[seq] for seq in sorted(self.disk))
+        self.processes.clear()
+        self.announced.clear()
+        held = {(hold.task_id, hold.attempt) for hold in self.state.holds()}
+        assert held <= {(end.task_id, end.attempt) for kept in self.disk.values() for end in kept.attempts}
+        self.reported = {name: cause for name, cause in self.reported.items() if name in held}
+
     def calm(self) -> None:
         """Let everything end: nothing may be left, and the whole capacity be free."""
         self.state.on_message(DrainWorker(), self.now_ns)
@@ -169,6 +190,8 @@ class Storm:
             self.finish()
             self.turn()
         self.state.on_message(AckFinished(self.seq), self.now_ns)
+        self.turn()
+        assert not self.disk
         assert self.state.is_idle
         assert self.state.can_leave
         assert self.state.ledger.free_cpus == self.state.ledger.cpus

@@ -14,6 +14,7 @@ from schedd.cli.values import parse_tail
 
 if TYPE_CHECKING:
     from schedd.client.aio import AsyncClient
+    from schedd.wire.messages import LogData
 
 #: One piece of output travels in one frame; a quarter of a MiB keeps frames small and trips few.
 PIECE_BYTES = 256 * 1024
@@ -29,10 +30,14 @@ schedd logs 5 --attempt 1 --tail 64k
 
 
 class _Log:
-    """One stream of one attempt, read piece by piece."""
+    """One stream of one attempt, read piece by piece.
 
-    def __init__(self, client: AsyncClient, task_id: int, attempt: int, stream: str) -> None:
+    `patient`: while the task goes on, a worker that is away is waited for, as after a restart of the daemon.
+    """
+
+    def __init__(self, client: AsyncClient, task_id: int, attempt: int, stream: str, *, patient: bool) -> None:
         self._client = client
+        self._patient = patient
         self._task_id = task_id
         self._stream = stream
         #: 0 until the first answer says which attempt is the newest: a retry must not mix two outputs.
@@ -41,12 +46,26 @@ class _Log:
         self.done = False
 
     async def read(self, offset: int, limit: int) -> bytes:
-        piece = await self._client.read_log(
-            self._task_id, attempt=self._attempt, stream=self._stream, offset=offset, limit=limit
-        )
+        piece = await self._read(offset, limit)
         self._attempt = piece.attempt or self._attempt
         self.size, self.done = piece.size, piece.done
         return piece.data
+
+    async def _read(self, offset: int, limit: int) -> LogData:
+        from schedd.core.model import TaskId
+        from schedd.errors import RequestRefused
+        from schedd.wire.messages import WORKER_AWAY, Selection
+
+        while True:
+            try:
+                return await self._client.read_log(
+                    self._task_id, attempt=self._attempt, stream=self._stream, offset=offset, limit=limit
+                )
+            except RequestRefused as error:
+                unfinished = Selection(ids=[TaskId(self._task_id)], unfinished=True)
+                if error.code != WORKER_AWAY or not self._patient or not await self._client.tasks(unfinished):
+                    raise
+            await asyncio.sleep(FOLLOW_S)
 
     async def start_of_tail(self, lines: int) -> int:
         """Find where the last `lines` lines begin, reading backwards piece by piece."""
@@ -91,7 +110,7 @@ async def logs_command(
 ) -> Exit:
     """Write the output of a task to stdout, byte for byte. It is read from the worker that has it."""
     async with session.connect() as client:
-        log = _Log(client, task_id, attempt or 0, stream)
+        log = _Log(client, task_id, attempt or 0, stream, patient=follow)
         if follow:
             await _until_started(session, client, log, task_id)
         offset = await _first_offset(log, tail)

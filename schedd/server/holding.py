@@ -1,0 +1,74 @@
+"""Messages for workers that must not leave yet: the submit behind a dispatch is on disk before its task starts.
+
+Else a daemon that is killed in between would have had something run that nobody was promised, and that the client, who
+sends its submit again, has run a second time. What follows for the same worker waits behind it, so that a cancel never
+overtakes the dispatch that it is about.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from schedd.core import effects as fx
+from schedd.core.model import TaskId
+from schedd.server.connections import Peer
+
+
+class Holding:
+    """Holds back what has to wait for the journal; in the common case nothing."""
+
+    def __init__(self) -> None:
+        #: Tasks with smaller ids are on disk, or were ended before they came to be.
+        self._safe_below = TaskId(0)
+        self._admitted_below = TaskId(0)
+        self._held: dict[Peer, deque[tuple[int, Any]]] = {}
+
+    def admitted(self, facts: Sequence[fx.Fact]) -> None:
+        """Note which tasks the turn under way has admitted. Before its messages."""
+        for fact in facts:
+            if type(fact) is fx.TasksAdmitted:
+                self._admitted_below = TaskId(fact.ids[-1] + 1)
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether the turn under way has to tell `safe` when it is on disk."""
+        return self._admitted_below > self._safe_below or bool(self._held)
+
+    def must_wait(self, peer: Peer, action: fx.Action) -> bool:
+        """Whether what an action tells a worker has to wait."""
+        if peer in self._held:
+            return True
+        if self._admitted_below <= self._safe_below or type(action) is not fx.DispatchAttempts:
+            return False
+        return any(task.id >= self._safe_below for task in action.tasks)
+
+    def put(self, peer: Peer, turn: int, messages: Sequence[Any]) -> None:
+        """Keep messages until `safe(turn)`."""
+        self._held.setdefault(peer, deque()).extend((turn, message) for message in messages)
+
+    def safe(self, turn: int, admitted_below: TaskId) -> None:
+        """A turn is on disk, in which tasks below this id had been admitted: send what waited for it."""
+        self._safe_below = max(self._safe_below, admitted_below)
+        for peer, waiting in list(self._held.items()):
+            while waiting and waiting[0][0] <= turn:
+                peer.send(waiting.popleft()[1])
+            if not waiting:
+                del self._held[peer]
+
+    @property
+    def admitted_below(self) -> TaskId:
+        """Tasks below this id have been admitted so far."""
+        return self._admitted_below
+
+    def let_go(self) -> None:
+        """The disk refuses: running something twice is better than running nothing."""
+        for peer, waiting in self._held.items():
+            for _, message in waiting:
+                peer.send(message)
+        self._held.clear()
+
+    def forget(self, peer: Peer) -> None:
+        """A connection has ended."""
+        self._held.pop(peer, None)
