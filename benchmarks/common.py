@@ -118,11 +118,11 @@ class Service:
         folder = Path(self._folder.name)
         settings, address_file = folder / "config.toml", folder / "address"
         settings.write_text(config or '[log]\nlevel = "warning"\n')
-        argv = [sys.executable, "-m", "schedd.server", "--config", str(settings), "--listen", "127.0.0.1:0"]
-        argv += ["--address-file", str(address_file)]
-        # The daemon's journal goes with the folder, too.
-        self.daemon = _start(argv, folder / "daemon.log", {**os.environ, "SCHEDD_STATE_DIR": str(folder)})
+        self._address_file = address_file
+        self._daemon_argv = [sys.executable, "-m", "schedd.server", "--config", str(settings)]
+        self._daemon_argv += ["--address-file", str(address_file)]
         self.workers: list[subprocess.Popen[bytes]] = []
+        self.daemon = self._start_daemon("127.0.0.1:0")
         try:
             wait_for(address_file.exists, "the daemon listens")
             self.address = address_file.read_text().strip()
@@ -134,6 +134,22 @@ class Service:
         except BaseException:
             self.close()
             raise
+
+    def _start_daemon(self, listen: str) -> subprocess.Popen[bytes]:
+        folder = self._address_file.parent
+        # The daemon's journal goes with the folder, too.
+        env = {**os.environ, "SCHEDD_STATE_DIR": str(folder)}
+        return _start([*self._daemon_argv, "--listen", listen], folder / "daemon.log", env)
+
+    def kill_daemon(self) -> float:
+        """Kill the daemon with SIGKILL and start it again; returns the seconds until it listened again."""
+        self.daemon.kill()
+        self.daemon.wait()
+        self._address_file.unlink()
+        with timed() as taken:
+            self.daemon = self._start_daemon(self.address)
+            wait_for(self._address_file.exists, "the daemon listens again")
+        return taken[0]
 
     def _wait_for_workers(self) -> None:
         from schedd.client.sync import Client

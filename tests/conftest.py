@@ -34,8 +34,8 @@ def _root() -> str | None:
     return None if os.geteuid() == 0 else "not root"
 
 
-def _loop() -> str | None:
-    return None if Path("/dev/loop-control").exists() else "no loop devices"
+def _device(path: str) -> Callable[[], str | None]:
+    return lambda: None if Path(path).exists() else f"there is no {path} here"
 
 
 def _oom() -> str | None:
@@ -56,9 +56,12 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "strace": _tool("strace", "strace"),
     "unshare": _tool("unshare", "util-linux"),
     "mkfs.ext4": _tool("mkfs.ext4", "e2fsprogs"),
-    "loop": _loop,
+    "loop": _device("/dev/loop-control"),
     "cc": _tool("cc", "gcc"),
     "oom": functools.cache(_oom),
+    "ip": _tool("ip", "iproute2"),
+    "nsenter": _tool("nsenter", "util-linux"),
+    "tun": _device("/dev/net/tun"),
 }
 
 

@@ -115,6 +115,8 @@ class Cluster:
         self.folder = folder
         self.mark = f"{os.getpid()}-{folder}"
         self.processes: list[Process] = []
+        #: Where clients of ours connect; "": to where the daemon listens.
+        self.client_address = ""
         self._daemon: DaemonProcess | None = None
         self._clients: list[Client] = []
         self._client: Client | None = None
@@ -148,13 +150,17 @@ class Cluster:
         wait: bool = True,
         env: dict[str, str] | None = None,
         program: Sequence[str] = ("-m", "schedd.server"),
+        prefix: Sequence[str] = (),
     ) -> DaemonProcess:
-        """Start a daemon with the text of a config.toml; returns once it listens. program: what Python is to run."""
+        """Start a daemon with the text of a config.toml; returns once it listens.
+
+        program: what Python is to run. prefix: words before the command, of a program that becomes it (`nsenter`).
+        """
         self._count += 1
         settings = self.folder / f"config-{self._count}.toml"
         settings.write_text(config)
         address_file = self.folder / f"address-{self._count}"
-        argv = [sys.executable, *program, "--config", str(settings), "--listen", listen]
+        argv = [*prefix, sys.executable, *program, "--config", str(settings), "--listen", listen]
         argv += ["--address-file", str(address_file)]
         log = self.folder / f"daemon-{self._count}.log"
         self._client = None
@@ -176,11 +182,12 @@ class Cluster:
         config: str = "",
         wait: bool = True,
         env: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> Process:
-        """Start a worker; returns once the daemon has it. options: as of `schedd worker`."""
+        """Start a worker; returns once the daemon has it. options: as of `schedd worker`. prefix: as of a daemon."""
         state = self.folder / "state"
         self._count += 1
-        argv = [sys.executable, "-m", "schedd.cli", "worker", "--connect", self.address, "--name", name]
+        argv = [*prefix, sys.executable, "-m", "schedd.cli", "worker", "--connect", self.address, "--name", name]
         argv += ["--log-level", "debug", "--cpus", str(cpus), "--state-dir", str(state), *options]
         if config:
             settings = self.folder / f"worker-{self._count}.toml"
@@ -224,7 +231,7 @@ class Cluster:
 
     def new_client(self) -> Client:
         """Another client of the newest daemon."""
-        self._clients.append(Client(self.address))
+        self._clients.append(Client(self.client_address or self.address))
         return self._clients[-1]
 
     def task(self, task_id: int) -> TaskView:

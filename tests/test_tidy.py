@@ -25,13 +25,14 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "log": set(),
     "address": {"errors"},
+    "keepalive": set(),
     "config": {"errors", "address", "core.policies"},
     "core": {"errors"},
     "wire": {"core.model", "errors"},
     "journal": {"core", "errors", "config", "log"},
-    "server": {"core", "wire", "journal", "config", "log", "errors", "address"},
+    "server": {"core", "wire", "journal", "config", "log", "errors", "address", "keepalive"},
     "worker": {"wire", "core.model", "core.capacity", "config", "log", "errors", "address"},
-    "client": {"wire", "core.model", "config", "log", "errors", "address"},
+    "client": {"wire", "core.model", "config", "log", "errors", "address", "keepalive"},
     "sim": {"core", "worker.state", "wire", "journal.records", "config", "errors"},
 }
 #: Never in the core: it does no I/O and knows no clock.

@@ -19,6 +19,7 @@ import msgspec
 from schedd import __version__
 from schedd.address import Address
 from schedd.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, RequestRefused, ScheddError
+from schedd.keepalive import watch_peer
 from schedd.wire.framing import FRAME_BYTES_MAX, PREFIX_BYTES, FrameReader, encode_frame
 from schedd.wire.messages import (
     PROTOCOL,
@@ -38,8 +39,6 @@ from schedd.wire.messages import (
 
 #: The daemon greets within milliseconds; ten seconds cover a head node under heavy load.
 GREETING_TIMEOUT_S = 10.0
-#: A head node that vanished without a word is noticed after 15 + 3 × 5 seconds.
-KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 15, 5, 3
 
 Answer = TypeVar("Answer")
 #: Takes the answer to a request, or the error that stands for it. Called once.
@@ -162,12 +161,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
+        watch_peer(transport)
 
     def data_received(self, data: bytes) -> None:
         try:

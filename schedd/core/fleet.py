@@ -133,7 +133,10 @@ class Fleet:
                 held[hold.task_id] = hold
             else:
                 t.counters.stale += 1
-                t.drop(worker.worker_id, hold.task_id, hold.attempt)
+                if hold.phase != "finished":
+                    # An end is sent again, and acknowledged when all that came before it is on disk: that may be this
+                    # very end, told on a connection that has broken since.
+                    t.drop(worker.worker_id, hold.task_id, hold.attempt)
         # What has reservations there comes before what waits for some.
         for task_id, hold in sorted(held.items(), key=lambda item: item[1].phase == "backlog"):
             self._adopt(new.get(task_id) or before[task_id], worker, hold)
@@ -299,7 +302,7 @@ class Fleet:
         if worker.status == WorkerStatus.UNREACHABLE:
             return
         worker.cut_ns = t.now if cut else 0
-        worker.silent_ns = t.now
+        worker.silent_ns, worker.silence = t.now, reason
         lost_at = t.now + t.settings.lost_after_ns
         t.resources.set_status(worker, WorkerStatus.UNREACHABLE)
         t.deadlines.cancel(("lease", worker.worker_id))

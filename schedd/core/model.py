@@ -456,10 +456,11 @@ class WorkerInfo(Struct, eq=False, repr_omit_defaults=True):
     pid: int = 0
     joined_ns: Instant = 0
     last_seen_ns: Instant = 0
-    #: Since when it is unreachable.
+    #: Since when it is unreachable, and why.
     silent_ns: Instant = 0
     #: When its connection ended, where it is unreachable for that and not because it said nothing on it; else 0.
     cut_ns: Instant = 0
+    silence: str = ""
     #: Asked to drain; it stays so while it is unreachable, and when it returns.
     draining: bool = False
     #: Why it is in quarantine; "": it is not.

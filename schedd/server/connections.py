@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 from schedd.core.model import TaskId, WorkerId
 from schedd.errors import LocalProtocolError, RemoteProtocolError
+from schedd.keepalive import watch_peer
 from schedd.log import Log
 from schedd.server.watching import Watch
 from schedd.wire import messages as m
@@ -85,6 +86,7 @@ class Peer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = self._transport = cast(asyncio.Transport, transport)
         stream.set_write_buffer_limits(PAUSE_BYTES)
+        watch_peer(transport)
         peername = stream.get_extra_info("peername")
         self.name = f"{peername[0]}:{peername[1]}" if isinstance(peername, tuple) else "unix"
         if not self._hub.opened(self):

@@ -22,6 +22,7 @@ from schedd.core.model import (
     TaskId,
     WorkerId,
     WorkerInfo,
+    WorkerStatus,
 )
 from schedd.core.tasks import FINAL, RESULT_DROPPED, TRANSITIONS, Job
 from schedd.wire import messages as m
@@ -271,6 +272,7 @@ def worker_view(engine: Engine, worker: WorkerInfo, now: Instant) -> m.WorkerVie
         usage=worker.usage,
         running_tasks=[TaskId(i) for i in list(worker.running)[:RUNNING_NAMED_MAX]],
         quarantine=_quarantine_view(engine.quarantine_of(worker.worker_id)),
+        silence=worker.silence if worker.status == WorkerStatus.UNREACHABLE else "",
     )
 
 

@@ -553,7 +553,7 @@ class QuarantineView(Struct, frozen=True):
 
 
 class WorkerView(Struct, frozen=True):
-    """A worker: capacity, what is reserved, and what was measured, kept apart."""
+    """A worker: capacity, what is reserved, and what was measured, kept apart. `silence`: why it is unreachable."""
 
     name: WorkerId
     status: str
@@ -573,6 +573,7 @@ class WorkerView(Struct, frozen=True):
     usage: HostUsage | None = None
     running_tasks: list[TaskId] = field(default_factory=list)
     quarantine: QuarantineView | None = None
+    silence: str = ""
 
 
 class WorkerList(Struct, frozen=True, tag=True, array_like=True):

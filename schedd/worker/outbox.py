@@ -12,7 +12,7 @@ it. Ends of short attempts that are acknowledged quickly never touch the disk: t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
@@ -145,13 +145,23 @@ class Outbox:
             del self._started[task_id]
         if not self.holds_end_of(task_id, attempt):
             return
-        del self._finished_attempts[task_id], self._defined[task_id]
+        del self._finished_attempts[task_id]
+        defined_ns = self._defined.pop(task_id)
         self._finished = self._without(self._finished, task_id, attempt)
         for batch in self._unacked:
             ends = batch.message.attempts
             size = self._end_bytes
             ends[:] = self._without(ends, task_id, attempt)
             batch.bytes_count -= size - self._end_bytes
+        older = [end.attempt for end in self._ends() if end.task_id == task_id]
+        if older:
+            self._finished_attempts[task_id], self._defined[task_id] = max(older), defined_ns
+
+    def _ends(self) -> Iterator[AttemptFinished]:
+        """All ends that were not acknowledged."""
+        for batch in self._unacked:
+            yield from batch.message.attempts
+        yield from self._finished
 
     def _without(self, ends: list[AttemptFinished], task_id: TaskId, attempt: int) -> list[AttemptFinished]:
         left = []

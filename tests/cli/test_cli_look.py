@@ -189,6 +189,8 @@ def test_workers(daemon: FakeDaemon, run: Run) -> None:
     cells = run("workers").out.splitlines()[2].split()
     assert cells == ["w2", "draining", "2/8", "1/4", "A100", "2", "1", "10", "1", "500ms"]
     assert run("workers", "--json").json()[1]["status"] == "draining"
+    daemon.workers = [worker("w1"), worker("w2", status="unreachable", silence="the connection was lost")]
+    assert run("workers").out.splitlines()[-1] == "w2 is unreachable: the connection was lost"
 
 
 def test_workers_in_quarantine(daemon: FakeDaemon, run: Run) -> None:

@@ -273,6 +273,18 @@ def test_drop_of_an_end_that_is_not_acknowledged_forgets_it() -> None:
     assert ends_in(state.take_messages()) == [(2, "ok")]
 
 
+def test_drop_of_a_newer_end_leaves_the_older_one_known() -> None:
+    """Dispatched once more, the older attempt does not run again beside the end that it already has."""
+    state = machine()
+    for attempt in (1, 2):
+        state.on_message(dispatch(1, attempt=attempt), 0)
+        end(state, 1)
+    state.on_message(DropAttempts(pairs(1, attempt=2)), 0)
+    state.on_message(dispatch(1, attempt=1), 0)
+    assert state.is_idle
+    assert state.holds() == [HoldsAttempt(TaskId(1), 1, "finished", 0)]
+
+
 def test_ends_are_sent_again_after_a_reconnection_until_acknowledged() -> None:
     state = machine(cpus=3)
     state.on_message(dispatch(1, 2, 3, 4), 0)

@@ -32,6 +32,9 @@ async def workers_command(session: Session) -> Exit:
         for worker in workers:
             if worker.quarantine is not None:
                 session.out.text(f"{worker.name} is in quarantine: {quarantine(worker.quarantine, time.time())}")
+        for worker in workers:
+            if worker.silence:
+                session.out.text(f"{worker.name} is unreachable: {worker.silence}")
     else:
         session.out.say("no workers; start one with `schedd worker --connect HOST:PORT`")
     return Exit.OK
