@@ -135,8 +135,8 @@ class LimitsSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Table [limits]: bounds of the daemon's memory."""
 
     unfinished_max: AtLeastOne = 5_000_000
-    finished_keep_count: AtLeastOne = 100_000
-    results_keep_mb: NotNegative = 512.0
+    finished_keep_count: AtLeastOne = 20_000
+    results_keep_mb: NotNegative = 16.0
 
 
 class JournalSettings(Struct, frozen=True, forbid_unknown_fields=True):

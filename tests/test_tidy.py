@@ -13,9 +13,9 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 #: In the core a module imports only from those above it.
 CORE_ORDER = [
-    "model", "capacity", "events", "effects", "timers", "stats", "health", "memory", "queue", "resources", "submits",
-    "tasks", "retries", "policies", "placement", "tables", "guard", "requests", "attempts", "fleet", "explain",
-    "restore", "engine",
+    "model", "capacity", "events", "effects", "timers", "stats", "health", "memory", "queue", "resources", "members",
+    "submits", "tasks", "retries", "policies", "placement", "tables", "guard", "requests", "attempts", "fleet",
+    "explain", "restore", "engine",
 ]  # fmt: skip
 POLICY_ORDER = ["base", "fifo", "priority", "load_balancing", "work_stealing", "adaptive", "batch", "__init__"]
 POLICY_MAY = {"core.model", "core.capacity", "core.stats", "core.policies.base"}

@@ -8,7 +8,7 @@ given: the daemon, the simulator and the tests run the very same machine.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from schedd.core import effects as fx
@@ -38,12 +38,16 @@ from schedd.core.requests import Requests
 from schedd.core.resources import ResourceManager
 from schedd.core.restore import Restore
 from schedd.core.retries import limits_of
+from schedd.core.stats import Learned
 from schedd.core.submits import Admitted
 from schedd.core.tables import Counters, EngineSettings, Tables
 from schedd.core.tasks import DISPATCHED, TaskTable, story
 
 #: An enumeration looks its members up by name at each use; this one is used for each event of a worker.
 _UNREACHABLE = WorkerStatus.UNREACHABLE
+
+#: Under this name the engine keeps what it has learned itself; what a policy has is under the policy's.
+RUNTIMES = "runtimes"
 
 
 class Engine:
@@ -56,7 +60,7 @@ class Engine:
         self._guard = guard = Guard(t)
         self._attempts = attempts = Attempts(t, guard)
         self._fleet = fleet = Fleet(t, attempts, guard)
-        requests = Requests(t, guard)
+        self._requests = requests = Requests(t, guard)
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.SubmitTasks: requests.on_submit_tasks,
             ev.CancelTasks: requests.on_cancel_tasks,
@@ -89,6 +93,7 @@ class Engine:
         t = self._t
         t.now = now
         self._lag_ns = 0
+        self._requests.go_on()
         for event in events:
             worker_id = getattr(event, "worker_id", None)
             if worker_id is not None:
@@ -103,6 +108,8 @@ class Engine:
             t.placement_wanted = False
             if t.queue.size and t.resources.workers and t.placer.run(now):
                 t.deadlines.set(("place", 0), now)
+        if self._requests.are_pending:
+            t.deadlines.set(("command", 0), now)  # which goes on at once
         t.resources.commit()
         return t.take_effects()
 
@@ -126,15 +133,45 @@ class Engine:
         those that were; who comes back as another takes work. `verdicts`: `WorkerQuarantined` and `KindHeld` that
         stood. `submits`: those that their clients may send again. O(live tasks).
         """
+        steps = self.restoring(
+            batches, ended, changes, finished, workers, next_id, now, grace_ns, draining, verdicts, submits
+        )
+        for _ in steps:
+            pass
+
+    def restoring(
+        self,
+        batches: Iterable[fx.TasksAdmitted],
+        ended: Set[int],
+        changes: Iterable[fx.Fact],
+        finished: Iterable[Task],
+        workers: Iterable[WorkerId],
+        next_id: int,
+        now: Instant,
+        grace_ns: Instant,
+        draining: Mapping[WorkerId, str] | None = None,
+        verdicts: Iterable[fx.Fact] = (),
+        submits: Iterable[Admitted] = (),
+    ) -> Iterator[None]:
+        """Do what `restore` does in steps of some milliseconds; nothing else may be asked before the last."""
         restore = Restore(self._t, self._guard, now)
-        restore.batches(batches, ended)
-        restore.changes(changes)
+        yield from restore.batches(batches, ended)
+        yield from restore.changes(changes)
         restore.verdicts(verdicts)
-        restore.finished(finished)
+        yield from restore.finished(finished)
         for admitted in submits:
             self._t.submits.add(admitted, 0)
-        restore.finish(workers, next_id, grace_ns)
         self._t.drained = dict(draining or {})
+        yield from restore.finish(workers, next_id, grace_ns)
+
+    def learned(self) -> dict[str, list[Learned]]:
+        """What engine and policy have learned, by who has; bounded."""
+        return {RUNTIMES: self._t.runtimes.learned(), self._t.policy.name: self._t.policy.learned()}
+
+    def recall(self, learned: Mapping[str, Iterable[Learned]]) -> None:
+        """Go on from what was learned before a restart; once, before the first `handle`."""
+        self._t.runtimes.recall(learned.get(RUNTIMES, ()))
+        self._t.policy.recall(learned.get(self._t.policy.name, ()))
 
     def next_deadline(self) -> Instant | None:
         """When the engine must be called with a `Wakeup` at the latest; None: not before the next event."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import islice
 
-from msgspec import structs
+from msgspec import Struct, field, structs
 
 from schedd.core import effects as fx
 from schedd.core import events as ev
@@ -40,6 +42,8 @@ SUBMIT_TASKS_MAX = 10_000
 NAME_LENGTH_MAX = 512
 #: What a task does is told in so many characters.
 WHAT_MAX = 60
+#: Tasks that commands look at in one turn: some 25 ms of the loop's time.
+CHANGES_PER_TURN_MAX = 2000
 #: A delayed start further away than this is a mistake (30 years).
 DELAY_S_MAX = 1e9
 
@@ -54,12 +58,35 @@ class Declined(Exception):
         self.hint = hint
 
 
+#: A task that a command has looked at, and why it was left as it is ("": it was changed); None: it was not meant.
+Step = tuple[TaskId, str] | None
+
+
+class _Command(Struct):
+    """A change of many tasks that is under way; `job` must be there when it begins."""
+
+    origin: int
+    steps: Iterator[Step]
+    job: str = ""
+    begun: bool = False
+    changed: int = 0
+    unchanged: list[tuple[int | str, str]] = field(default_factory=list)
+
+
 class Requests:
-    """The handlers of client requests."""
+    """The handlers of client requests.
+
+    A command for many tasks may take several turns: at most `CHANGES_PER_TURN_MAX` tasks are looked at in one. Commands
+    are carried out one after the other, so that what was asked later counts; other events come in between, and a task
+    is changed, or left, as it is found. A command for fewer is atomic.
+    """
 
     def __init__(self, tables: Tables, guard: Guard) -> None:
         self._t = tables
         self._guard = guard
+        #: Commands that are not through, the first under way; and how many tasks this turn may still look at for them.
+        self._commands: deque[_Command] = deque()
+        self._room = CHANGES_PER_TURN_MAX
 
     # ---------------------------------------------------------------------------------------------------------- submit
 
@@ -306,21 +333,17 @@ class Requests:
         self._each(event.origin, event.selection, change)
 
     def on_set_priorities(self, event: ev.SetPriorities) -> None:
-        unchanged: list[tuple[int | str, str]] = []
-        changed = 0
-        for task_id, priority in event.priorities:
-            task = self._t.tasks.get(task_id)
-            if task is None:
-                reason = "unknown task"
-            elif not math.isfinite(priority):
-                reason = f"{priority} is no priority"
-            else:
-                reason = self._change(task, priority, task.requirements)
-            if reason:
-                unchanged.append((task_id, reason))
-            else:
-                changed += 1
-        self._t.actions.append(fx.ReplyChanged(event.origin, changed, unchanged[:UNCHANGED_NAMED_MAX]))
+        def steps() -> Iterator[Step]:
+            for task_id, priority in event.priorities:
+                task = self._t.tasks.get(task_id)
+                if task is None:
+                    yield task_id, "unknown task"
+                elif not math.isfinite(priority):
+                    yield task_id, f"{priority} is no priority"
+                else:
+                    yield task_id, self._change(task, priority, task.requirements)
+
+        self._begin(_Command(event.origin, steps()))
 
     def _change(self, task: Task, priority: float, requirements: TaskRequirements) -> str:
         t = self._t
@@ -337,26 +360,71 @@ class Requests:
         t.facts.append(fx.TaskChanged(task.id, task.priority, task.requirements, task.defined_ns))
         return ""
 
+    # ------------------------------------------------------------------------------------ commands for many tasks
+
     def _each(
         self, origin: int, selection: Selection, change: Callable[[Task], str], newest_first: bool = False
     ) -> None:
         """Apply a change to each selected task and reply with how many it changed."""
-        t = self._t
-        unchanged: list[tuple[int | str, str]] = [
-            (task_id, "unknown task") for task_id in selection.ids if t.tasks.get(task_id) is None
-        ]
-        changed = 0
-        tasks = list(t.tasks.select(selection))
-        for task in reversed(tasks) if newest_first else tasks:
-            reason = change(task)
+        job = "" if selection.ids else selection.job or ""
+        # What is submitted after the command is not meant by it.
+        below = None if selection.ids else self._t.tasks.next_id
+
+        def steps() -> Iterator[Step]:
+            for task_id, task in self._t.tasks.look(selection, below_id=below, newest_first=newest_first):
+                if task is not None:
+                    reason = change(task)
+                    named = selection.ids or not task.state.is_final
+                    yield (task_id, reason) if named or not reason else None
+                elif selection.ids and task_id not in self._t.tasks.rows:
+                    yield task_id, "unknown task"
+                else:
+                    yield None
+
+        self._begin(_Command(origin, steps(), job))
+
+    def _begin(self, command: _Command) -> None:
+        self._commands.append(command)
+        if len(self._commands) == 1:
+            self._go_on()
+
+    @property
+    def are_pending(self) -> bool:
+        """Whether commands are left for the next turn."""
+        return bool(self._commands)
+
+    def go_on(self) -> None:
+        """At the begin of a turn: work on what the turns before have left."""
+        self._room = CHANGES_PER_TURN_MAX
+        if self._commands:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Work on commands, each after the one before, as far as this turn may."""
+        while self._commands:
+            command = self._commands[0]
+            if command.job and not command.begun and command.job not in self._t.tasks.jobs:
+                text = f"there is no job {command.job!r}"
+                self._t.actions.append(fx.ReplyDeclined(command.origin, "unknown_job", text))
+            elif not self._work(command):
+                return
+            else:
+                self._t.actions.append(fx.ReplyChanged(command.origin, command.changed, command.unchanged))
+            self._commands.popleft()
+
+    def _work(self, command: _Command) -> bool:
+        """Take the next steps of a command; True where these were the last."""
+        command.begun = True
+        for step in islice(command.steps, self._room):
+            self._room -= 1
+            if step is None:
+                continue
+            reason = step[1]
             if not reason:
-                changed += 1
-            elif selection.ids or not task.state.is_final:
-                unchanged.append((task.id, reason))
-        if selection.job and selection.job not in t.tasks.jobs and not selection.ids:
-            t.actions.append(fx.ReplyDeclined(origin, "unknown_job", f"there is no job {selection.job!r}"))
-            return
-        t.actions.append(fx.ReplyChanged(origin, changed, unchanged[:UNCHANGED_NAMED_MAX]))
+                command.changed += 1
+            elif len(command.unchanged) < UNCHANGED_NAMED_MAX:
+                command.unchanged.append(step)
+        return self._room > 0
 
 
 def _what(payload: Payload | None) -> str:

@@ -3,11 +3,14 @@
 Dispatches are not recorded for this. Instead nothing is placed until every worker that was there has come back with
 what it holds, or the grace has ended: so whatever runs on a living worker is adopted before anybody could start it a
 second time, and a restart costs the running tasks nothing.
+
+A million tasks take seconds; whoever drives this goes on a step at a time, and may do something else in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
+from heapq import merge
 
 from schedd.core import effects as fx
 from schedd.core.guard import Guard
@@ -16,23 +19,28 @@ from schedd.core.retries import blame, end_pause
 from schedd.core.tables import ATTEMPTS_KEPT_MAX, Tables
 from schedd.core.tasks import make_task
 
+#: Rows that one step is about: some 10 ms.
+ROWS_PER_STEP = 2000
+
 
 class Restore:
-    """Fills empty tables. Call `batches`, `changes`, `verdicts`, then `finish`."""
+    """Fills empty tables. Go through `batches`, then `changes`, then `verdicts`, then `finish`."""
 
     def __init__(self, tables: Tables, guard: Guard, now: Instant) -> None:
         self._t = tables
         self._guard = guard
         self._t.now = now
-        self._rows: list[Task] = []
+        #: What has not ended, by id in ascending order.
+        self._rows: dict[TaskId, Task] = {}
         self._ended: list[Task] = []
         self._held: set[TaskId] = set()
         self._cancelled: list[Task] = []
         self._exempt: list[Task] = []
 
-    def batches(self, batches: Iterable[fx.TasksAdmitted], ended: Set[int]) -> None:
+    def batches(self, batches: Iterable[fx.TasksAdmitted], ended: Set[int]) -> Iterator[None]:
         """Enter what was admitted and has not ended. Batches in the order of their ids."""
         t = self._t
+        entered = 0
         for batch in batches:
             by_kind = t.policy.by_kind
             classes = [t.classes.intern(spec.requirements, spec.kind, by_kind) for spec in batch.specs]
@@ -46,13 +54,18 @@ class Restore:
                 task = make_task(spec, entry, task_id, classes[entry.spec], batch.at_ns, batch.ids)
                 if spec.hold:
                     self._held.add(task_id)
-                self._rows.append(task)
+                self._rows[task_id] = task
+            entered += len(batch.ids)
+            if entered >= ROWS_PER_STEP:
+                entered = 0
+                yield
 
-    def changes(self, changes: Iterable[fx.Fact]) -> None:
+    def changes(self, changes: Iterable[fx.Fact]) -> Iterator[None]:
         """Apply what changed tasks that have not ended, in the order in which it happened."""
-        by_id = {task.id: task for task in self._rows}
-        for fact in changes:
-            task = by_id.get(getattr(fact, "task_id", TaskId(0)))
+        for number, fact in enumerate(changes, 1):
+            if not number % ROWS_PER_STEP:
+                yield
+            task = self._rows.get(getattr(fact, "task_id", TaskId(0)))
             if task is None:
                 continue
             match fact:
@@ -82,9 +95,13 @@ class Restore:
         cap_ns = int(self._t.settings.retries.cap_s(task.rules) * SECOND)
         task.not_before_ns = max(task.not_before_ns, min(retry_at_ns, self._t.now + cap_ns))
 
-    def finished(self, rows: Iterable[Task]) -> None:
+    def finished(self, rows: Iterable[Task]) -> Iterator[None]:
         """Enter tasks that had ended, the oldest end first."""
-        self._ended = list(rows)
+        for number, task in enumerate(rows, 1):
+            self._ended.append(task)
+            self._rows.pop(task.id, None)  # a salvaged file may have both; what ended does not begin again
+            if not number % ROWS_PER_STEP:
+                yield
 
     def verdicts(self, facts: Iterable[fx.Fact]) -> None:
         """Put quarantines and holds of kinds into force again."""
@@ -92,17 +109,16 @@ class Restore:
         for task in self._exempt:
             self._guard.exempt(task)
 
-    def finish(self, workers: Iterable[WorkerId], next_id: int, grace_ns: Instant) -> None:
+    def finish(self, workers: Iterable[WorkerId], next_id: int, grace_ns: Instant) -> Iterator[None]:
         """Let the tasks stand where they belong, and wait for the workers."""
         t = self._t
-        # A salvaged file may have both; what ended does not begin again.
-        ended = {task.id for task in self._ended}
-        self._rows = [task for task in self._rows if task.id not in ended]
-        unfinished = {task.id for task in self._rows}
-        for task in sorted([*self._ended, *self._rows], key=lambda row: row.id):
+        ended = sorted(self._ended, key=_id)
+        for number, task in enumerate(merge(ended, self._rows.values(), key=_id), 1):
+            if not number % ROWS_PER_STEP:
+                yield
             t.tasks.next_id = task.id
             if not task.state.is_final:
-                self._settle(task, unfinished)
+                self._settle(task)
             t.tasks.admit(task, task.submitted_ns)
             t.enter(task)
         t.tasks.note_ended(task.id for task in self._ended)
@@ -122,9 +138,13 @@ class Restore:
                 t.finish(task, Cancelled(t.now), "cancelled")
                 t.deadlines.set(("place", 0), t.now)  # the first turn, at once, tells of it
 
-    def _settle(self, task: Task, unfinished: Set[TaskId]) -> None:
+    def _settle(self, task: Task) -> None:
         # What is needed and is not here has succeeded: had it not, this task would have ended with it.
-        missing = [other for other in task.after if other in unfinished]
+        missing = [other for other in task.after if other in self._rows]
         if missing:
             self._t.tasks.depend(task, missing)
         task.state = Held(self._t.now) if task.id in self._held else self._t.waiting_state(task)
+
+
+def _id(task: Task) -> TaskId:
+    return task.id

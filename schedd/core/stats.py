@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from itertools import islice
 
 from msgspec import Struct
 
+from schedd.core.model import WorkerId
+
+#: What was learned outlives a restart for so many kinds, or kinds on workers: the last seen. Some 20 ms to write down.
+LEARNED_MAX = 20_000
 #: Kinds come from clients; the least recently seen beyond this are forgotten.
 KINDS_MAX = 10_000
+
+
+class Learned(Struct, frozen=True, array_like=True, gc=False):
+    """The averages of a kind, on a worker or ("") anywhere, as they are written down and taken in again."""
+
+    kind: str
+    worker: str
+    duration: float
+    square: float
+    success: float
+    weight: float
+    total: int
 
 
 class PerformanceStats:
@@ -38,6 +56,16 @@ class PerformanceStats:
         self._success += a * ((1.0 if success else 0.0) - self._success)
         self._weight += a * (1.0 - self._weight)
         self.total_tasks += 1
+
+    def learned(self, kind: str, worker: str = "") -> Learned:
+        """Write down all that is known."""
+        sums = (self._duration, self._square, self._success, self._weight)
+        return Learned(kind, worker, *sums, self.total_tasks)
+
+    def recall(self, learned: Learned) -> None:
+        """Go on from what was written down."""
+        self._duration, self._square, self._success = learned.duration, learned.square, learned.success
+        self._weight, self.total_tasks = learned.weight, learned.total
 
     @property
     def avg_completion_time(self) -> float:
@@ -84,10 +112,24 @@ class RuntimeTable:
         else:
             self._by_kind.move_to_end(kind)
         stats.update(runtime_s, success)
+        self._judge(kind, stats)
+
+    def _judge(self, kind: str, stats: PerformanceStats) -> None:
         if stats.avg_completion_time <= self._short_s:
             self.short.add(kind)
         else:
             self.short.discard(kind)
+
+    def learned(self) -> list[Learned]:
+        """What was seen, the last seen kind last; see `LEARNED_MAX`."""
+        return newest({(kind, WorkerId("")): stats for kind, stats in self._by_kind.items()})
+
+    def recall(self, learned: Iterable[Learned]) -> None:
+        """Go on from what was written down. Once, before the first observation."""
+        for one in learned:
+            stats = self._by_kind[one.kind] = PerformanceStats()
+            stats.recall(one)
+            self._judge(one.kind, stats)
 
     def hint(self, kind: str, hint_s: float) -> None:
         """Take a user's word (seconds) for whether a kind that has not been seen is short."""
@@ -105,3 +147,9 @@ class RuntimeTable:
 
     def __len__(self) -> int:
         return len(self._by_kind)
+
+
+def newest(known: Mapping[tuple[str, WorkerId], PerformanceStats]) -> list[Learned]:
+    """Write down the last `LEARNED_MAX` of averages by kind and worker, in their order."""
+    start = max(0, len(known) - LEARNED_MAX)
+    return [stats.learned(kind, worker) for (kind, worker), stats in islice(known.items(), start, None)]

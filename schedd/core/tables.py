@@ -55,7 +55,7 @@ _OK = Cause.OK
 _OWN_ENDS = frozenset({Cause.OK, Cause.ERROR, Cause.TIMEOUT})
 
 DeadlineKey = tuple[
-    Literal["delay", "lease", "lost", "steal", "refresh", "place", "adopt", "probe", "trial"], int | str
+    Literal["delay", "lease", "lost", "steal", "refresh", "place", "adopt", "probe", "trial", "command"], int | str
 ]
 
 
@@ -70,8 +70,8 @@ class EngineSettings(Struct, frozen=True):
     stealing: bool = False
     steal_interval_ns: int = SECOND // 2
     unfinished_max: int = 5_000_000
-    finished_keep_count: int = 100_000
-    results_keep_bytes: int = 512 * 1024 * 1024
+    finished_keep_count: int = 20_000
+    results_keep_bytes: int = 16 * 1024 * 1024
     retries: RetryRules = RetryRules()
 
 

@@ -12,11 +12,13 @@ The worker may report a start and an end together, so `assigned` also leads stra
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import Struct
 
+from schedd.core.members import Members
 from schedd.core.model import (
     SECOND,
     Assigned,
@@ -69,7 +71,7 @@ class Job(Struct, eq=False):
 
     name: str
     counts: dict[type[State], int]
-    members: dict[TaskId, None]
+    members: Members
     submitted_ns: Instant
     finished_ns: Instant = 0
 
@@ -77,7 +79,7 @@ class Job(Struct, eq=False):
 class TaskTable:
     """All tasks that are remembered: the unfinished ones, and the newest `finished_keep_count` of the others."""
 
-    def __init__(self, finished_keep_count: int = 100_000, results_keep_bytes: int = 512 * 1024 * 1024) -> None:
+    def __init__(self, finished_keep_count: int = 20_000, results_keep_bytes: int = 16 * 1024 * 1024) -> None:
         self.rows: dict[TaskId, Task] = {}
         self.keys: dict[str, TaskId] = {}
         self.jobs: dict[str, Job] = {}
@@ -117,8 +119,8 @@ class TaskTable:
         if task.job:
             job = self.jobs.get(task.job)
             if job is None:
-                job = self.jobs[task.job] = Job(task.job, dict.fromkeys(TRANSITIONS, 0), {}, now)
-            job.members[task.id] = None
+                job = self.jobs[task.job] = Job(task.job, dict.fromkeys(TRANSITIONS, 0), Members(), now)
+            job.members.add(task.id)
             job.counts[type(task.state)] += 1
             job.finished_ns = 0
 
@@ -182,30 +184,31 @@ class TaskTable:
 
     def select(self, selection: Selection, after_id: int = 0) -> Iterator[Task]:
         """Yield the rows that are meant, by id, from the first above `after_id`; unknown ids are passed over."""
-        names = frozenset(selection.states)
-        for task in self._candidates(selection, after_id):
-            if selection.unfinished and type(task.state) in FINAL:
-                continue
-            if names and task.state.name not in names:
-                continue
-            if selection.ids and selection.job is not None and task.job != selection.job:
-                continue
-            yield task
+        return (task for _, task in self.look(selection, after_id) if task is not None)
 
-    def _candidates(self, selection: Selection, after_id: int) -> Iterator[Task]:
-        ids: Iterable[int]
-        if selection.ids:
-            ids = sorted(set(selection.ids))
-        elif selection.job is not None and selection.job:
-            job = self.jobs.get(selection.job)
-            ids = list(job.members) if job is not None else ()
-        else:
-            ids = range(max(self._first_id, after_id + 1), self.next_id)
-        only_jobless = selection.job == ""
-        for task_id in ids:
+    def look(
+        self, selection: Selection, after_id: int = 0, below_id: int | None = None, newest_first: bool = False
+    ) -> Iterator[tuple[TaskId, Task | None]]:
+        """Yield each id that is looked at on the way through a selection, with its row where that is meant.
+
+        By id, from the first above `after_id` to the last below `below_id`. For whoever stops on the way and goes on
+        later: the table may change between two steps, and what is admitted after the first is not looked at.
+        """
+        ids = self._candidates(selection)
+        first = bisect_right(ids, after_id)
+        ids = ids[first : bisect_left(ids, below_id, first) if below_id is not None else len(ids)]
+        for task_id in reversed(ids) if newest_first else ids:
             task = self.rows.get(TaskId(task_id))
-            if task is not None and task_id > after_id and not (only_jobless and task.job):
-                yield task
+            yield TaskId(task_id), task if task is not None and is_meant(task, selection) else None
+
+    def _candidates(self, selection: Selection) -> Sequence[int]:
+        """The ids among which those that are meant are, in ascending order."""
+        if selection.ids:
+            return sorted(set(selection.ids))
+        if selection.job:
+            job = self.jobs.get(selection.job)
+            return job.members.look() if job is not None else ()
+        return range(self._first_id, self.next_id)
 
     def _trim(self) -> None:
         while self.results_bytes > self._keep_bytes and self._with_result:
@@ -225,7 +228,7 @@ class TaskTable:
             del self.keys[task.key]
         if task.job:
             job = self.jobs[task.job]
-            del job.members[task_id]
+            job.members.remove(task_id)
             job.counts[type(task.state)] -= 1
             if not job.members:
                 del self.jobs[task.job]
@@ -254,6 +257,15 @@ class TaskTable:
                 assert task_id in self.dependents[other], (task_id, other)
         for task in self.rows.values():
             assert (type(task.state) is not Waiting) or task.id in self.missing, story(task)
+
+
+def is_meant(task: Task, selection: Selection) -> bool:
+    """Whether a row whose id, or whose job, is right is meant."""
+    if selection.job is not None and task.job != selection.job:
+        return False
+    if selection.unfinished and type(task.state) in FINAL:
+        return False
+    return not selection.states or task.state.name in selection.states
 
 
 def make_task(

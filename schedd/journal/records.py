@@ -7,7 +7,7 @@ that are as few as the transactions:
 - `batches`: a row for each submit, its `TasksAdmitted`, named by its first id. It goes when its last task has ended.
 - `ended`: a row for each transaction and batch, the ids that ended. They go with their batch.
 - `changes`: a row for each fact that changes a task which goes on: held, released, set, an attempt that failed. They go
-  with their task.
+  with their task; where only the last of a kind counts, it takes the place of the one before.
 - `workers`: who may come back with attempts, and whether it was draining.
 - `verdicts`: workers in quarantine and kinds that are held, until they are released.
 - `submits`: a row for each submit that its client may send again, whether or not its tasks have ended. They go when the
@@ -44,6 +44,7 @@ from schedd.core.model import (
     WorkerId,
 )
 from schedd.core.retries import blame
+from schedd.core.stats import Learned
 from schedd.core.submits import Admitted, admitted, compact
 from schedd.core.tasks import RESULT_DROPPED
 from schedd.errors import JournalError
@@ -250,6 +251,25 @@ def decode_submit(blob: bytes) -> Admitted:
     return Admitted(row.client, row.number, row.at_ns, compact(ids))
 
 
+def ends_row(records: Sequence[FinishedTask]) -> tuple[int, int, bytes]:
+    """By what a row of the history is found for one of its tasks: the lowest id, the highest, all of them."""
+    ids = [record.id for record in records]
+    return min(ids), max(ids), encode_ids(ids)
+
+
+_learned_decoder = msgspec.msgpack.Decoder(list[Learned])
+
+
+def encode_learned(learned: Sequence[Learned]) -> bytes:
+    """Write down what was learned, as one blob."""
+    return _seal(_encoder.encode(learned))
+
+
+def decode_learned(blob: bytes) -> list[Learned]:
+    """Read what `encode_learned` wrote. Raises JournalError."""
+    return _decode(_learned_decoder, blob, "what was learned")
+
+
 class Rows(Struct):
     """What one transaction writes beside the history, and takes away.
 
@@ -258,15 +278,21 @@ class Rows(Struct):
 
     batches: list[tuple[int, bytes]] = field(default_factory=list)
     ended: list[tuple[int, bytes]] = field(default_factory=list)
-    changes: list[tuple[int, bytes]] = field(default_factory=list)
+    changes: list[tuple[int, bytes, int]] = field(default_factory=list)
     workers: list[tuple[str, bytes]] = field(default_factory=list)
     verdicts: dict[str, bytes] = field(default_factory=dict)
     submits: list[tuple[int, str, int, bytes]] = field(default_factory=list)
     answered: dict[str, int] = field(default_factory=dict)
     batches_done: list[int] = field(default_factory=list)
     changes_done: list[int] = field(default_factory=list)
+    changes_replaced: list[tuple[int, int]] = field(default_factory=list)
     workers_gone: list[str] = field(default_factory=list)
     verdicts_over: list[str] = field(default_factory=list)
+
+
+#: Kinds of changes, a bit each. Of some only the last says anything, or a priority that is set for ever fills the disk.
+EACH_COUNTS, HOLD, SET = 0, 1, 2
+_KINDS: dict[type[fx.Fact], int] = {fx.TaskHeld: HOLD, fx.TaskReleased: HOLD, fx.TaskChanged: SET}
 
 
 class LiveIndex:
@@ -276,7 +302,8 @@ class LiveIndex:
         #: First ids of the batches in ascending order; a batch has the ids from its first on.
         self._firsts: list[int] = []
         self._remaining: dict[int, int] = {}
-        self._changed: set[int] = set()
+        #: Kinds of the changes that are on disk, by task.
+        self._changed: dict[int, int] = {}
         self._workers: dict[WorkerId, fx.WorkerEntered] = {}
 
     def load(self, first_id: int, remaining: int) -> None:
@@ -284,8 +311,8 @@ class LiveIndex:
         insort(self._firsts, first_id)
         self._remaining[first_id] = remaining
 
-    def load_changed(self, task_id: int) -> None:
-        self._changed.add(task_id)
+    def load_changed(self, task_id: int, kind: int) -> None:
+        self._changed[task_id] = self._changed.get(task_id, 0) | kind
 
     def load_worker(self, entered: fx.WorkerEntered) -> None:
         self._workers[entered.worker_id] = entered
@@ -335,8 +362,7 @@ class LiveIndex:
 
     def _end(self, task_id: TaskId, ended: dict[int, list[int]], changes: dict[int, list[fx.Fact]], rows: Rows) -> None:
         changes.pop(task_id, None)
-        if task_id in self._changed:
-            self._changed.discard(task_id)
+        if self._changed.pop(task_id, None) is not None:
             rows.changes_done.append(task_id)
         position = bisect_right(self._firsts, task_id) - 1
         if position < 0:
@@ -380,8 +406,14 @@ class LiveIndex:
                 rows.ended.append((first, encode_ids(ids)))
         rows.batches = [(first, encode_fact(fact)) for first, fact in fresh.items()]
         for task_id, facts in changes.items():
-            self._changed.add(task_id)
-            rows.changes.extend((task_id, encode_fact(fact)) for fact in facts)
+            known = new = self._changed.get(task_id, 0)
+            for fact in facts:
+                kind = _KINDS.get(type(fact), EACH_COUNTS)
+                if known & kind:
+                    rows.changes_replaced.append((task_id, kind))
+                new |= kind
+                rows.changes.append((task_id, encode_fact(fact), kind))
+            self._changed[task_id] = new
 
     @property
     def batch_count(self) -> int:
@@ -396,7 +428,8 @@ def verdict_name(fact: fx.WorkerQuarantined | fx.WorkerCleared | fx.KindHeld | f
 
 
 def _note(changes: list[fx.Fact], fact: fx.Fact) -> None:
-    """Add a change of a task; of several new priorities in a transaction only the last says anything."""
-    if type(fact) is fx.TaskChanged:
-        changes[:] = [other for other in changes if type(other) is not fx.TaskChanged]
+    """Add a change of a task; where only the last of its kind counts, the ones before go."""
+    kind = _KINDS.get(type(fact), EACH_COUNTS)
+    if kind and changes:
+        changes[:] = [other for other in changes if _KINDS.get(type(other), EACH_COUNTS) != kind]
     changes.append(fact)

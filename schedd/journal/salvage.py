@@ -24,6 +24,7 @@ from schedd.journal.records import (
     decode_submit,
     encode_fact,
     encode_ids,
+    ends_row,
 )
 from schedd.journal.schema import version_of
 from schedd.journal.store import CANNOT_SALVAGE, open_database, read_only
@@ -85,9 +86,7 @@ class _Reading:
             try:
                 sql = f"SELECT rowid, {columns} FROM {table} WHERE rowid > ? ORDER BY rowid"
                 for row in self._db.execute(sql, (after,)):
-                    if row[0] <= after:
-                        continue  # a damaged tree may lead back to where we have been
-                    after, step = row[0], 1
+                    after, step = max(after, row[0]), 1  # a damaged tree may lead back
                     yield row[1:]
                 return
             except sqlite3.Error:
@@ -166,7 +165,10 @@ def _copy_history(old: _Reading, new: sqlite3.Connection, found: _Found) -> int:
             found.ended.update(record.id for record in finished)
             found.next_id = max([found.next_id, *(record.id + 1 for record in finished)])
         if finished is not None and facts is not None and all(isinstance(number, int) for number in row[:4]):
-            new.execute(f"INSERT INTO history ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
+            if not new.execute(f"INSERT OR IGNORE INTO history ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row).rowcount:
+                continue  # a damaged tree may give a row twice
+            if finished:
+                new.execute("INSERT INTO ends VALUES (?, ?, ?, ?)", (row[0], *ends_row(finished)))
             count += len(finished)
     return count
 
@@ -183,7 +185,9 @@ def _write_live(new: sqlite3.Connection, found: _Found) -> int:
         new.execute("INSERT INTO batches VALUES (?, ?)", (first_id, encode_fact(batch)))
         if over:
             new.execute("INSERT INTO ended VALUES (?, ?)", (first_id, encode_ids(over)))
-    new.executemany("INSERT INTO changes VALUES (?, ?)", [row for row in found.changes if row[0] in live])
+    new.executemany(
+        "INSERT INTO changes (task_id, blob) VALUES (?, ?)", [row for row in found.changes if row[0] in live]
+    )
     new.executemany("INSERT INTO workers VALUES (?, ?)", found.workers)
     new.executemany("INSERT INTO verdicts VALUES (?, ?)", found.verdicts)
     new.executemany("INSERT INTO submits VALUES (?, ?, ?, ?)", found.submits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from schedd.errors import JournalError
+from schedd.journal.records import decode_finished, encode_ids
 
 #: `PRAGMA application_id` of a journal of schedd: "schd" in ASCII.
 APPLICATION_ID = 0x73636864
@@ -32,6 +33,15 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX submits_by_client ON submits (client, number);
     """,
+    # Which tasks have ended in which row of the history; and of which kind a change is, to replace it by a newer one.
+    """
+    CREATE TABLE ends (seq INTEGER PRIMARY KEY, first_id INTEGER NOT NULL, last_id INTEGER NOT NULL, ids BLOB NOT NULL);
+    CREATE INDEX ends_by_id ON ends (first_id, last_id);
+    INSERT OR IGNORE INTO ends
+        SELECT seq, first_ended(finished), last_ended(finished), all_ended(finished)
+        FROM history WHERE finished_count > 0;
+    ALTER TABLE changes ADD COLUMN kind INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 VERSION = len(MIGRATIONS)
@@ -55,9 +65,25 @@ def version_of(db: sqlite3.Connection, path: str) -> int:
     return version if tables else 0
 
 
+def _ended(blob: bytes) -> list[int]:
+    """Ids of a row of finished tasks; none where it is damaged: old history keeps nobody from starting."""
+    try:
+        return [record.id for record in decode_finished(blob)]
+    except JournalError:
+        return []
+
+
+def _add_functions(db: sqlite3.Connection) -> None:
+    """What the migrations call. NULL for what cannot be read."""
+    db.create_function("first_ended", 1, lambda blob: min(_ended(blob), default=None))
+    db.create_function("last_ended", 1, lambda blob: max(_ended(blob), default=None))
+    db.create_function("all_ended", 1, lambda blob: encode_ids(_ended(blob)))
+
+
 def prepare(db: sqlite3.Connection, path: str) -> None:
     """Bring a database to the newest version, creating it where it is empty. Raises as `version_of`."""
     version = version_of(db, path)
+    _add_functions(db)
     if not version:
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")

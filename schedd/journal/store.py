@@ -12,8 +12,9 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Literal
@@ -21,7 +22,8 @@ from typing import Literal
 from msgspec import Struct, field, structs
 
 from schedd.core import effects as fx
-from schedd.core.model import SECOND, Instant, TaskId
+from schedd.core.model import Instant, TaskId
+from schedd.core.stats import Learned
 from schedd.core.submits import SUBMITS_MAX, Admitted
 from schedd.core.tasks import RESULT_DROPPED
 from schedd.errors import JournalError
@@ -34,9 +36,12 @@ from schedd.journal.records import (
     decode_facts,
     decode_finished,
     decode_ids,
+    decode_learned,
     decode_submit,
     encode_facts,
     encode_finished,
+    encode_learned,
+    ends_row,
 )
 from schedd.journal.schema import VERSION, prepare, version_of
 
@@ -46,12 +51,24 @@ Durability = Literal["full", "normal", "off"]
 CHECKPOINT_PAGES = 4000
 #: Seconds between two tries while the disk refuses.
 RETRY_S = 1.0
-#: Turns that one transaction takes at most, so that none waits for very long.
-TURNS_PER_COMMIT_MAX = 2000
-#: Rows of the history that one transaction deletes, pages that it gives back, and the pause between two looks.
-RETENTION_ROWS = 500
-RETENTION_PAGES = 1000
-RETENTION_INTERVAL_NS = SECOND
+#: Facts and new tasks that one transaction has, about: so that no turn waits for very long, and the loop, which stands
+#: still while they are encoded, does so for some milliseconds.
+TASKS_PER_COMMIT_MAX = 8000
+#: And bytes of results; a single turn with more is a transaction of its own.
+RESULT_BYTES_PER_COMMIT_MAX = 8 * 1024 * 1024
+#: Rows of ended tasks, and tasks, that one step of a restart reads: some 5 ms.
+ROWS_PER_STEP = 100
+TASKS_PER_STEP = 1000
+#: What one step of forgetting takes: rows of the history, and bytes of them, about. A commit never waits for longer.
+FORGET_ROWS = 100
+FORGET_BYTES = 4 * 1024 * 1024
+#: Pages that one step gives back to the file system, and that are left for what comes next.
+VACUUM_PAGES = 1000
+FREE_PAGES_KEPT = 2000
+#: Rows of `meta` with what was learned have this before the name of who has.
+LEARNED_KEY = "learned."
+#: Without work the writer looks so often whether something has grown too old.
+IDLE_S = 1.0
 #: Rows of the history that are read for one result. One is enough, but where the wall clock was set back in between.
 ROWS_PER_RESULT_MAX = 50
 
@@ -68,16 +85,18 @@ class Live(Struct):
     """What a restart starts from. `ended`: ids of `batches` that are over; `changes` in the order of their coming.
 
     `finished`: the newest tasks that have ended, oldest first, without their results. `submits`: oldest first.
+    `learned`: by who has.
     """
 
-    batches: list[fx.TasksAdmitted]
-    ended: set[int]
-    changes: list[AnyFact]
-    workers: list[fx.WorkerEntered]
-    finished: list[FinishedTask]
-    next_id: int
+    batches: list[fx.TasksAdmitted] = field(default_factory=list)
+    ended: set[int] = field(default_factory=set)
+    changes: list[AnyFact] = field(default_factory=list)
+    workers: list[fx.WorkerEntered] = field(default_factory=list)
+    finished: list[FinishedTask] = field(default_factory=list)
+    next_id: int = 1
     verdicts: list[AnyFact] = field(default_factory=list)
-    submits: list[Admitted] = []
+    submits: list[Admitted] = field(default_factory=list)
+    learned: dict[str, list[Learned]] = field(default_factory=dict)
 
 
 class Retention(Struct, frozen=True):
@@ -186,9 +205,15 @@ class Journal:
         self._inbox: SimpleQueue[_Turn | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="schedd-journal", daemon=True)
         self._failed = ""
-        self._history_bytes = 0
-        self._retained_ns: Instant = 0
-        #: Written since the oldest were forgotten.
+        self._history_bytes = self._sum_of_history()
+        #: While a restart is read: how many tasks of each batch are over.
+        self._ended_of: dict[int, int] = {}
+        self._learned: Mapping[str, Sequence[Learned]] = {}
+        #: The newest instant that the loop spoke of, and when that was by our clock.
+        self._heard: tuple[Instant, int] = (0, time.monotonic_ns())
+        #: No row of the history is older; 0: not known.
+        self._oldest_ns: Instant = 0
+        #: Submits written since the oldest were forgotten.
         self._submit_count = 0
         self._stopping = threading.Event()
         self.commits = 0
@@ -200,45 +225,71 @@ class Journal:
 
         O(live tasks). Before `start`. Raises JournalError.
         """
+        live = Live()
+        for _ in self.loading(live, finished_max):
+            pass
+        return live
+
+    def loading(self, live: Live, finished_max: int = 0) -> Iterator[None]:
+        """Do what `load` does in steps of some milliseconds. Raises JournalError."""
         try:
-            return self._load(finished_max)
+            yield from self._load_ended(live)
+            yield from self._load_finished(live, finished_max)
+            yield from self._load_batches(live)
+            yield from self._load_changes(live)
+            self._load_learned(live)
         except sqlite3.Error as error:
             raise _unreadable(self.path, error) from error
         except JournalError as error:
             raise JournalError(f"{self.path}: {error.message}", SALVAGE) from error
 
-    def _load(self, finished_max: int) -> Live:
-        db = self._db
-        self._history_bytes = db.execute("SELECT coalesce(sum(size_bytes), 0) FROM history").fetchone()[0]
-        ended: set[int] = set()
-        ended_of: dict[int, int] = {}
-        for first_id, blob in db.execute("SELECT first_id, blob FROM ended"):
+    def _load_ended(self, live: Live) -> Iterator[None]:
+        for number, (first_id, blob) in enumerate(self._db.execute("SELECT first_id, blob FROM ended"), 1):
             ids = decode_ids(blob)
-            ended.update(ids)
-            ended_of[first_id] = ended_of.get(first_id, 0) + len(ids)
-        live = Live([], ended, [], [], self._load_finished(finished_max), int(self._meta("next_id", b"1")))
-        for first_id, blob in db.execute("SELECT first_id, blob FROM batches ORDER BY first_id"):
+            live.ended.update(ids)
+            self._ended_of[first_id] = self._ended_of.get(first_id, 0) + len(ids)
+            if not number % ROWS_PER_STEP:
+                yield
+
+    def _load_batches(self, live: Live) -> Iterator[None]:
+        live.next_id = int(self._meta("next_id", b"1"))
+        loaded = 0
+        for first_id, blob in self._db.execute("SELECT first_id, blob FROM batches ORDER BY first_id"):
             batch = decode_fact(blob)
             if not isinstance(batch, fx.TasksAdmitted) or not batch.ids or batch.ids[0] != first_id:
                 raise JournalError(f"batch {first_id} is not what it should be")
             live.batches.append(batch)
-            self._index.load(first_id, len(batch.ids) - ended_of.get(first_id, 0))
+            self._index.load(first_id, len(batch.ids) - self._ended_of.pop(first_id, 0))
             live.next_id = max(live.next_id, batch.ids[-1] + 1)
-        for task_id, blob in db.execute("SELECT task_id, blob FROM changes ORDER BY rowid"):
+            loaded += len(batch.ids)
+            if loaded >= TASKS_PER_STEP:
+                loaded = 0
+                yield
+
+    def _load_changes(self, live: Live) -> Iterator[None]:
+        rows = self._db.execute("SELECT task_id, blob, kind FROM changes ORDER BY rowid")
+        for number, (task_id, blob, kind) in enumerate(rows, 1):
             live.changes.append(decode_fact(blob))
-            self._index.load_changed(task_id)
-        for _, blob in db.execute("SELECT worker_id, blob FROM workers ORDER BY worker_id"):
+            self._index.load_changed(task_id, kind)
+            if not number % TASKS_PER_STEP:
+                yield
+        for _, blob in self._db.execute("SELECT worker_id, blob FROM workers ORDER BY worker_id"):
             worker = decode_fact(blob)
             if isinstance(worker, fx.WorkerEntered):
                 live.workers.append(worker)
                 self._index.load_worker(worker)
-        live.verdicts += [decode_fact(blob) for (blob,) in db.execute("SELECT blob FROM verdicts ORDER BY name")]
+        live.verdicts += [decode_fact(blob) for (blob,) in self._db.execute("SELECT blob FROM verdicts ORDER BY name")]
         self._forget_submits()
-        rows = db.execute("SELECT blob FROM submits ORDER BY first_id")
+        rows = self._db.execute("SELECT blob FROM submits ORDER BY first_id")
         live.submits = [decode_submit(blob) for (blob,) in rows]
-        return live
 
-    def _load_finished(self, most: int) -> list[FinishedTask]:
+    def _load_learned(self, live: Live) -> None:
+        """What is damaged of it is left out: it can be learned again."""
+        for key, blob in self._db.execute("SELECT key, value FROM meta WHERE key GLOB ?", (LEARNED_KEY + "*",)):
+            with suppress(JournalError):
+                live.learned[key.removeprefix(LEARNED_KEY)] = decode_learned(blob)
+
+    def _load_finished(self, live: Live, most: int) -> Iterator[None]:
         newest_first: list[list[FinishedTask]] = []
         count = 0
         rows = self._db.execute("SELECT finished FROM history WHERE finished_count > 0 ORDER BY seq DESC")
@@ -248,8 +299,17 @@ class Journal:
             count += len(records)
             if count >= most:
                 break
+            yield
         finished = [record for records in reversed(newest_first) for record in records]
-        return finished[-most:] if most else []
+        live.finished = finished[-most:] if most else []
+
+    def _sum_of_history(self) -> int:
+        try:
+            return int(self._db.execute("SELECT coalesce(sum(size_bytes), 0) FROM history").fetchone()[0])
+        except sqlite3.Error as error:
+            self._db.close()
+            os.close(self._lock)
+            raise _unreadable(self.path, error) from error
 
     def _meta(self, key: str, default: bytes) -> bytes:
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -268,6 +328,10 @@ class Journal:
         """
         self._inbox.put(_Turn(turn, now, facts, finished))
 
+    def remember(self, learned: Mapping[str, Sequence[Learned]]) -> None:
+        """Have written what was learned so far, in place of what was before; some time soon, and at the close."""
+        self._learned = learned
+
     def close(self, timeout_s: float = 10.0) -> bool:
         """Write what is left and close; False where that did not work in time."""
         self._inbox.put(None)
@@ -281,29 +345,34 @@ class Journal:
         return True
 
     def _run(self) -> None:
-        last = False
+        last = more = False
         try:
             while not last:
-                turns, last = self._gather()
-                if turns and not self._write(turns):
-                    return
-                if turns and not last and self._inbox.empty():
-                    self._retain(turns[-1].at_ns)
+                turns, last = self._gather(0.0 if more else IDLE_S)
+                if turns:
+                    self._heard = (turns[-1].at_ns, time.monotonic_ns())
+                    if not self._write(turns):
+                        return
+                self._write_learned()
+                more = not last and self._retain()
         except Exception as error:  # nobody who waits for a commit may wait for ever
             self._crashed(error)
 
-    def _gather(self) -> tuple[list[_Turn], bool]:
-        """Wait for a turn and take all that wait with it; True: nothing will follow."""
+    def _gather(self, wait_s: float) -> tuple[list[_Turn], bool]:
+        """Wait for a turn, not for ever, and take all that wait with it; True: nothing will follow."""
         turns: list[_Turn] = []
-        turn = self._inbox.get()
-        while turn is not None:
-            turns.append(turn)
-            if len(turns) == TURNS_PER_COMMIT_MAX:
-                return turns, False
-            try:
+        room, bytes_room = TASKS_PER_COMMIT_MAX, RESULT_BYTES_PER_COMMIT_MAX
+        try:
+            turn = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
+            while turn is not None:
+                turns.append(turn)
+                room -= len(turn.facts) + sum(len(fact.ids) for fact in turn.facts if type(fact) is fx.TasksAdmitted)
+                bytes_room -= sum(len(record.result or b"") for record in turn.finished)
+                if room <= 0 or bytes_room <= 0:
+                    return turns, False
                 turn = self._inbox.get_nowait()
-            except Empty:
-                return turns, False
+        except Empty:
+            return turns, False
         return turns, True
 
     def _write(self, turns: list[_Turn]) -> bool:
@@ -317,7 +386,7 @@ class Journal:
         rows = self._index.plan(facts)
         while True:
             try:
-                self._commit(rows, history, facts)
+                self._commit(rows, history, ends_row(finished) if finished else None, facts)
             except sqlite3.Error as error:
                 self._refused(error)
                 if self._stopping.wait(RETRY_S):
@@ -333,18 +402,27 @@ class Journal:
         self._committed(turns[-1].number)
         return True
 
-    def _commit(self, rows: Rows, history: tuple[int, int, int, bytes, bytes], facts: list[fx.Fact]) -> None:
+    def _commit(
+        self,
+        rows: Rows,
+        history: tuple[int, int, int, bytes, bytes],
+        ends: tuple[int, int, bytes] | None,
+        facts: list[fx.Fact],
+    ) -> None:
         db = self._db
         db.execute("BEGIN IMMEDIATE")
         try:
-            db.execute(
+            added = db.execute(
                 "INSERT INTO history (at_ns, size_bytes, finished_count, finished, facts) VALUES (?, ?, ?, ?, ?)",
                 history,
             )
+            if ends is not None:
+                db.execute("INSERT INTO ends VALUES (?, ?, ?, ?)", (added.lastrowid, *ends))
             for sql, values in (
                 ("INSERT INTO batches VALUES (?, ?)", rows.batches),
                 ("INSERT INTO ended VALUES (?, ?)", rows.ended),
-                ("INSERT INTO changes VALUES (?, ?)", rows.changes),
+                ("DELETE FROM changes WHERE task_id = ? AND kind = ?", rows.changes_replaced),
+                ("INSERT INTO changes (task_id, blob, kind) VALUES (?, ?, ?)", rows.changes),
                 ("INSERT OR REPLACE INTO workers VALUES (?, ?)", rows.workers),
                 ("DELETE FROM submits WHERE client = ? AND number < ?", list(rows.answered.items())),
                 ("INSERT INTO submits VALUES (?, ?, ?, ?)", rows.submits),
@@ -367,6 +445,13 @@ class Journal:
                 db.execute("ROLLBACK")
             raise
 
+    def _write_learned(self) -> None:
+        learned, self._learned = self._learned, {}
+        rows = [(LEARNED_KEY + name, encode_learned(many)) for name, many in learned.items() if many]
+        if rows:
+            with suppress(sqlite3.Error):  # the next will do
+                self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+
     def _refused(self, error: sqlite3.Error) -> None:
         reason = str(error)
         if reason != self._failed:
@@ -375,25 +460,19 @@ class Journal:
 
     # ------------------------------------------------------------------------------------------------------- history
 
-    def _retain(self, now: Instant) -> None:
-        """Forget a little of what is too old or too much; the rest at the next quiet moment."""
-        if 0 <= now - self._retained_ns < RETENTION_INTERVAL_NS:
-            return
-        db = self._db
+    def _retain(self) -> bool:
+        """Forget a little of what is too old or too much, and give back room; True: there is more to do."""
         try:
             if self._submit_count > SUBMITS_MAX // 4:
                 self._forget_submits()
-            rows = db.execute("SELECT seq, at_ns, size_bytes FROM history ORDER BY seq LIMIT ?", (RETENTION_ROWS,))
-            last, freed = self._superfluous(rows.fetchall(), now)
-            if last:
-                db.execute("DELETE FROM history WHERE seq <= ?", (last,))
-                self._history_bytes -= freed
-                # Each row of the answer is a page that was given back.
-                db.execute(f"PRAGMA incremental_vacuum({RETENTION_PAGES})").fetchall()
-            else:
-                self._retained_ns = now
-        except sqlite3.Error as error:
-            self._refused(error)
+            forgotten = self._forget_some()
+            free = self._db.execute("PRAGMA freelist_count").fetchone()[0] - FREE_PAGES_KEPT
+            if free > 0:
+                # `execute` would stop after the first page: the pragma makes a row of no columns for each.
+                self._db.executescript(f"PRAGMA incremental_vacuum({min(free, VACUUM_PAGES)})")
+        except sqlite3.Error:
+            return False  # what refuses this refuses the next commit too, which says so
+        return forgotten or free > VACUUM_PAGES
 
     def _forget_submits(self) -> None:
         """Forget the submits of clients that have been gone for long: as many as the engine remembers are enough."""
@@ -404,17 +483,40 @@ class Journal:
             (SUBMITS_MAX,),
         )
 
-    def _superfluous(self, oldest: list[tuple[int, Instant, int]], now: Instant) -> tuple[int, int]:
-        """Up to which of the oldest rows nothing need be kept (0: none), and how many bytes they have."""
+    def _forget_some(self) -> bool:
         keep = self._retention
         excess = self._history_bytes - keep.size_bytes if keep.size_bytes else 0
-        last = freed = 0
-        for seq, at_ns, size in oldest:
-            too_old = keep.age_ns and at_ns < now - keep.age_ns
-            if not too_old and freed >= excess:
-                break
-            last, freed = seq, freed + size
-        return last, freed
+        heard_ns, then = self._heard
+        old_ns = heard_ns + time.monotonic_ns() - then - keep.age_ns if keep.age_ns else 0
+        if excess <= 0 and self._oldest_ns >= old_ns:
+            return False
+        db = self._db
+        rows = db.execute("SELECT seq, at_ns, size_bytes FROM history ORDER BY seq LIMIT ?", (FORGET_ROWS,)).fetchall()
+        last, freed = _superfluous(rows, old_ns, excess)
+        self._oldest_ns = min((at_ns for seq, at_ns, _ in rows if seq > last), default=old_ns)
+        if not last:
+            return False
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            db.execute("DELETE FROM history WHERE seq <= ?", (last,))
+            db.execute("DELETE FROM ends WHERE seq <= ?", (last,))
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+        self._history_bytes -= freed
+        return True
+
+
+def _superfluous(oldest: list[tuple[int, Instant, int]], old_ns: Instant, excess: int) -> tuple[int, int]:
+    """Up to which of the oldest rows one step forgets (0: none), and how many bytes they have."""
+    last = freed = 0
+    for seq, at_ns, size in oldest:
+        if freed > FORGET_BYTES or (at_ns >= old_ns and freed >= excess):
+            break
+        last, freed = seq, freed + size
+    return last, freed
 
 
 #: Where a page of finished tasks goes on: a row of the history, and how many of its newest are passed over.
@@ -446,6 +548,27 @@ class Reader:
                 if result is not None:
                     found[task_id] = result
                     size += len(result)
+                if size >= bytes_max:
+                    break
+        return found, looked
+
+    def find(self, ids: Sequence[TaskId], bytes_max: int = 1 << 62) -> tuple[dict[TaskId, FinishedTask], int]:
+        """The tasks with these ids that have ended, as far as the history still has them.
+
+        Looks for no more once there are `bytes_max` of results; returns also how many of `ids` were looked for.
+        """
+        found: dict[TaskId, FinishedTask] = {}
+        size = looked = 0
+        row: dict[TaskId, FinishedTask] = {}
+        with closing(self._open()) as db:
+            for task_id in ids:
+                if task_id not in row:
+                    row = _row_with(db, task_id) or row
+                looked += 1
+                record = row.get(task_id)
+                if record is not None:
+                    found[task_id] = record
+                    size += len(record.result or b"")
                 if size >= bytes_max:
                     break
         return found, looked
@@ -508,6 +631,18 @@ class Reader:
 
     def _open(self) -> sqlite3.Connection:
         return read_only(self._path)
+
+
+def _row_with(db: sqlite3.Connection, task_id: TaskId) -> dict[TaskId, FinishedTask]:
+    """All tasks that ended in the transaction in which this one did."""
+    rows = db.execute(
+        "SELECT seq, ids FROM ends WHERE first_id <= ? AND last_id >= ? ORDER BY first_id DESC", (task_id, task_id)
+    )
+    for seq, ids in rows:
+        if task_id in decode_ids(ids):
+            blob = db.execute("SELECT finished FROM history WHERE seq = ?", (seq,)).fetchone()
+            return {record.id: record for record in decode_finished(blob[0])} if blob is not None else {}
+    return {}
 
 
 def _result(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from schedd.journal.store import Reader
 from schedd.log import Log
 from schedd.server import translate
 from schedd.wire import messages as m
+from schedd.wire.framing import FRAME_BYTES_MAX
 
 log = Log("schedd.server")
 
@@ -24,8 +25,6 @@ T = TypeVar("T")
 HISTORY_LIMIT_MAX = 5000
 #: And looks at so many at most, so that nobody's search keeps the threads from others.
 HISTORY_LOOKED_MAX = 50_000
-#: So far back is looked for an end that memory has forgotten, while a client was away.
-ENDED_LOOKED_MAX = 1_000_000
 #: Questions that may be under way at a time; more wait for their turn.
 THREADS_MAX = 2
 
@@ -64,20 +63,17 @@ class Archive:
         """The results of tasks that ended at these instants, and how many of them were looked at: see `Reader`."""
         return self._reader.results(wanted, bytes_max)
 
-    def ended(self, wanted: Mapping[TaskId, Instant]) -> list[Task]:
-        """The rows, without their results, of tasks that memory has forgotten, as far as they are found.
+    def find(self, ids: list[TaskId], bytes_max: int) -> tuple[dict[TaskId, FinishedTask], int]:
+        """Tasks that have ended, by their ids, and how many of these were looked for: see `Reader`."""
+        return self._reader.find(ids, bytes_max)
 
-        wanted: when each was submitted; 0: whichever had the id. Looks at a bounded number, the newest ends first.
-        """
-        left = dict(wanted)
-        rows = []
-        for looked, (_, record) in enumerate(self._reader.finished(), 1):
-            submitted_ns = left.get(record.id)
-            if submitted_ns is not None and submitted_ns in (0, record.submitted_ns):
-                del left[record.id]
-                rows.append(finished_row(record))
-            if not left or looked == ENDED_LOOKED_MAX:
-                break
+    def rows(self, ids: list[TaskId]) -> dict[TaskId, Task]:
+        """The rows of tasks that have ended, by their ids; the results stay where they are."""
+        rows: dict[TaskId, Task] = {}
+        while ids:  # no more results at a time in memory than a frame may have
+            found, looked = self._reader.find(ids, FRAME_BYTES_MAX)
+            rows.update((task_id, finished_row(record)) for task_id, record in found.items())
+            ids = ids[looked:]
         return rows
 
     def history(self, request: m.ListHistory) -> m.HistoryList:

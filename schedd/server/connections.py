@@ -55,7 +55,7 @@ class Hub(Protocol):
         """Have `peer.flush` called at the end of this turn."""
 
     def task_done(self, peer: Peer, task_id: TaskId, with_result: bool) -> m.TaskDone | None:
-        """What to tell a watcher of a final task; None where it is forgotten, or will be told later."""
+        """What to tell a watcher of a final task; None where it will be told later, from the journal."""
 
 
 class Peer(asyncio.Protocol):

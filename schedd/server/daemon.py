@@ -12,8 +12,9 @@ import resource
 import signal
 import socket
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import uvloop
@@ -30,18 +31,29 @@ from schedd.core.retries import RetryRules
 from schedd.core.tables import EngineSettings
 from schedd.errors import ConfigError, JournalError, ScheddError
 from schedd.journal.records import finished_row
-from schedd.journal.store import Journal, Retention
+from schedd.journal.store import Journal, Live, Retention
 from schedd.log import Log, set_up
 from schedd.server.archive import Archive
 from schedd.server.clock import Clock
 from schedd.server.connections import Peer
+from schedd.server.durable import Promises
 from schedd.server.service import Service
 from schedd.server.systemd import notify
 
 log = Log("schedd.server")
 
+T = TypeVar("T")
+
 #: Connections that wait to be accepted; a whole cluster comes back at once after a restart.
 BACKLOG = 4096
+#: Thresholds of the collector of cycles. What a task leaves behind needs none, and a full collection over a million
+#: rows takes 100 ms: by itself it never makes one.
+COLLECT_THRESHOLDS = (10_000, 50, 1_000_000)
+#: Seconds between two full ones, which are left out with more rows than this in the tables.
+COLLECT_INTERVAL_S = 60.0
+COLLECT_ROWS_MAX = 50_000
+#: Seconds between two records of what was learned.
+REMEMBER_INTERVAL_S = 60.0
 #: Open files beside the connections: sockets that listen, the loop's own, logs.
 FILES_OF_OUR_OWN = 64
 
@@ -80,13 +92,18 @@ def engine_settings(settings: Settings) -> EngineSettings:
 def serve(settings: Settings, *, address_file: str | None = None) -> int:
     """Run the daemon until a signal stops it; returns the exit status: 0 after an orderly stop, 1 after a failure."""
     set_up(settings.log.level)
+    gc.set_threshold(*COLLECT_THRESHOLDS)
     _raise_file_limit(settings.server.connections_max)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(Daemon(settings, address_file).run())
+            return runner.run(_run(settings, address_file))
     except (ListenError, ConfigError, JournalError) as error:
         log.error("cannot_start", error=error.message, hint=error.hint)
         return 1
+
+
+async def _run(settings: Settings, address_file: str | None) -> int:
+    return await Daemon(settings, address_file).run()
 
 
 def _raise_file_limit(connections_max: int) -> None:
@@ -103,12 +120,17 @@ def _raise_file_limit(connections_max: int) -> None:
 
 
 class Daemon:
-    """One daemon. `run` returns the exit status."""
+    """One daemon, on the running loop. `run` returns the exit status."""
 
     def __init__(self, settings: Settings, address_file: str | None = None) -> None:
         self._settings = settings
         self._address_file = Path(address_file) if address_file else None
         self._crash: BaseException | None = None
+        #: Why it cannot start.
+        self._refusal: ScheddError | None = None
+        self._journal: Journal | None = None
+        loop = asyncio.get_running_loop()
+        self._call_soon, self._call_later = loop.call_soon_threadsafe, loop.call_later
         self._done = anyio.Event()
         self._servers: list[asyncio.AbstractServer] = []
         self._made: list[Path] = []
@@ -118,57 +140,69 @@ class Daemon:
         settings = self._settings
         engine = Engine(settings.policy.build(), engine_settings(settings), random.Random())
         service = Service(engine, clock, settings, uuid.uuid4().hex, self._crashed)
+        self._collect(engine)
         try:
-            # Signals first: whoever learns that we listen may want us to stop.
-            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                self._open_journal(engine, service, clock)
-                await self._listen(service)
+            # Signals first: whoever learns that we listen may want us to stop, and a start may take seconds.
+            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
                 async with anyio.create_task_group() as group:
                     group.start_soon(self._stop_on_signal, service, signals)
+                    group.start_soon(self._start, engine, service, clock)
                     await self._done.wait()
                     group.cancel_scope.cancel()
         finally:
             service.loop.stop()
             for server in self._servers:
                 server.close()
-            journal = service.promises.journal
-            if journal is not None and not journal.close():
-                log.error("journal_not_closed", effect="what was not acknowledged may be lost")
+            if self._journal is not None:
+                if self._journal is service.promises.journal:  # the start was through
+                    self._journal.remember(engine.learned())
+                if not self._journal.close():
+                    log.error("journal_not_closed", effect="what was not acknowledged may be lost")
             self._clean_up()
+        if self._refusal is not None:
+            raise self._refusal
         if self._crash is not None:
             log.error("daemon_failed", error=repr(self._crash))
             raise self._crash
         log.info("stopped", unfinished=engine.tasks.unfinished_count)
         return 0
 
-    def _open_journal(self, engine: Engine, service: Service, clock: Clock) -> None:
-        """Open the journal and start from what it has. Raises JournalError."""
+    def _collect(self, engine: Engine) -> None:
+        """Look for cycles in what has grown old, where that takes no time; the next time in a minute."""
+        if len(engine.tasks) <= COLLECT_ROWS_MAX:
+            gc.collect()
+        self._call_later(COLLECT_INTERVAL_S, self._collect, engine)
+
+    async def _start(self, engine: Engine, service: Service, clock: Clock) -> None:
+        """Start from the journal, then listen. A refusal to start ends the daemon."""
+        try:
+            if self._settings.journal.enabled:
+                await self._restore(engine, service, clock)
+            else:
+                log.warning("no_journal", effect="what is unfinished when the daemon stops is lost")
+            await self._listen(service)
+        except (ListenError, ConfigError, JournalError) as error:
+            self._refusal = error
+            self._done.set()
+        except Exception as error:
+            self._crashed(error)
+
+    async def _restore(self, engine: Engine, service: Service, clock: Clock) -> None:
+        """Open the journal and start from what it has, in steps that leave the loop to others. Raises JournalError."""
         settings = self._settings.journal
-        if not settings.enabled:
-            log.warning("no_journal", effect="what is unfinished when the daemon stops is lost")
-            return
         path = journal_path(settings.path)
-        retention = Retention(int(settings.keep_days * 86400 * SECOND), int(settings.keep_mb * 1024 * 1024))
-        promises = service.promises
-        loop = asyncio.get_running_loop()
-
-        def crashed(error: BaseException) -> None:
-            loop.call_soon_threadsafe(self._crashed, error)
-
-        journal = Journal(
-            path,
-            settings.durability,
-            retention,
-            committed=promises.committed,
-            failing=promises.failing,
-            crashed=crashed,
-        )
-        live = journal.load(self._settings.limits.finished_keep_count)
+        # Bringing a log of the last daemon into the file may take a while.
+        journal = self._journal = await anyio.to_thread.run_sync(self._open_journal, path, service.promises)
+        log.info("restoring", path=path)
+        notify("STATUS=reading the journal")
+        gc.disable()  # a million rows that are here to stay need not be looked at while they are made,
+        live = Live()
+        await _through(journal.loading(live, self._settings.limits.finished_keep_count))
         workers = [worker.worker_id for worker in live.workers]
         grace_ns = int(settings.adoption_grace_s * SECOND)
         finished = [finished_row(record) for record in live.finished]
         draining = {worker.worker_id: worker.incarnation for worker in live.workers if worker.draining}
-        engine.restore(
+        steps = engine.restoring(
             live.batches,
             live.ended,
             live.changes,
@@ -181,16 +215,36 @@ class Daemon:
             live.verdicts,
             live.submits,
         )
+        await _through(steps)
+        engine.recall(live.learned)
         service.loop.wake()  # what a restart leaves to be done, and the deadlines
         journal.start()
-        promises.journal = journal
+        service.promises.journal = journal
         service.archive = Archive(path)
         unfinished = engine.tasks.unfinished_count
-        del live
-        # A million rows that are here to stay need not be looked at by every collection.
-        gc.collect()
-        gc.freeze()
+        self._remember(engine, journal)
+        gc.freeze()  # nor by every collection ever after
+        gc.enable()
         log.info("journal_open", path=path, durability=settings.durability, unfinished=unfinished, workers=len(workers))
+
+    def _remember(self, engine: Engine, journal: Journal, written: int = 0) -> None:
+        """Have what was learned written down, and again in a minute, and at the stop."""
+        attempts = sum(engine.counters.by_cause.values())
+        if attempts != written:
+            journal.remember(engine.learned())
+        self._call_later(REMEMBER_INTERVAL_S, self._remember, engine, journal, attempts)
+
+    def _open_journal(self, path: Path, promises: Promises) -> Journal:
+        """In a thread: open the journal. Raises JournalError."""
+        settings = self._settings.journal
+        return Journal(
+            path,
+            settings.durability,
+            Retention(int(settings.keep_days * 86400 * SECOND), int(settings.keep_mb * 1024 * 1024)),
+            committed=promises.committed,
+            failing=promises.failing,
+            crashed=self._crashed_in_thread,
+        )
 
     async def _listen(self, service: Service) -> None:
         settings = self._settings.server
@@ -216,6 +270,9 @@ class Daemon:
 
     async def _stop_on_signal(self, service: Service, signals: AsyncIterator[signal.Signals]) -> None:
         async for number in signals:
+            if number == signal.SIGHUP:
+                log.warning("reload_not_supported", signal=number.name, hint="restart the daemon: it loses nothing")
+                continue
             if service.stopping:
                 log.warning("stop_forced", signal=number.name)
                 break
@@ -248,6 +305,9 @@ class Daemon:
         self._crash = error
         self._done.set()
 
+    def _crashed_in_thread(self, error: BaseException) -> None:
+        self._call_soon(self._crashed, error)
+
     def _bind(self, address: Address) -> socket.socket:
         bound = _bind(address)
         if address.path:
@@ -259,6 +319,19 @@ class Daemon:
         for path in self._made:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _consumed(rows: list[T]) -> Iterator[T]:
+    """Take a list apart from its first on, so that a million rows need not go at once."""
+    rows.reverse()
+    while rows:
+        yield rows.pop()
+
+
+async def _through(steps: Iterator[None]) -> None:
+    """Go through steps, with the loop's other work in between."""
+    for _ in steps:
+        await asyncio.sleep(0)
 
 
 def _local(path: str) -> Address:

@@ -32,6 +32,10 @@ class Promises:
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[int, Sequence[Promise]]] = deque()
         self.journal: Journal | None = None
+        #: The last turns whose facts were handed over, and were written.
+        self._recorded = self._written = 0
+        #: Questions that need all facts of these turns on disk.
+        self._questions: deque[tuple[int, Promise]] = deque()
         #: Why the journal cannot be written now; "": it can.
         self.failure = ""
 
@@ -44,13 +48,21 @@ class Promises:
         """Take the facts of a turn to the journal, and keep its promises when they are there."""
         journal, facts = self.journal, effects.facts
         if journal is not None and facts:
+            self._recorded = turn
             journal.append(turn, facts, finished_records(facts, effects.finished), now)
-        if journal is None or journal.durability == "off" or not (facts or self._waiting):
+        if journal is None or journal.durability == "off" or self._written >= self._recorded:
             for promise in promises:
                 promise()
         elif promises:
-            # A turn without facts only keeps the order: it needs no more than those before it.
-            self._waiting.append((turn if facts else self._waiting[-1][0], promises))
+            # A turn without facts may speak of those before it: a command that took many has nothing left in its last.
+            self._waiting.append((self._recorded, promises))
+
+    def when_written(self, question: Promise) -> None:
+        """Ask once all that has happened so far is in the journal, whatever its durability; at once while it fails."""
+        if self._written >= self._recorded or self.failure:
+            question()
+        else:
+            self._questions.append((self._recorded, question))
 
     def committed(self, turn: int) -> None:
         """In the writer thread: all turns up to this one are on disk."""
@@ -61,6 +73,8 @@ class Promises:
         self._loop.call_soon_threadsafe(self._note_failure, reason)
 
     def _keep(self, turn: int) -> None:
+        self._written = turn
+        self._ask(turn)
         waiting = self._waiting
         if not waiting or waiting[0][0] > turn:
             return
@@ -69,10 +83,15 @@ class Promises:
                 promise()
         self._kept()
 
+    def _ask(self, turn: int) -> None:
+        while self._questions and self._questions[0][0] <= turn:
+            self._questions.popleft()[1]()
+
     def _note_failure(self, reason: str) -> None:
         self.failure = reason
         if reason:
             self._failing()
+            self._ask(self._recorded)
             log.error("journal_failing", reason=reason, effect="new submits are refused, ends are not acknowledged")
         else:
             log.warning("journal_recovered")

@@ -11,9 +11,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from schedd.core import events as ev
 from schedd.core.effects import Effects
 from schedd.core.engine import Engine
-from schedd.core.events import Event, Wakeup
 from schedd.core.model import SECOND, Instant
 from schedd.log import Log
 from schedd.server.clock import Clock
@@ -22,6 +22,22 @@ log = Log("schedd.server")
 
 #: Reads of the tables may hold up a turn for so long; the rest is left to the next one.
 READS_PER_TURN_S = 0.02
+#: Tasks that the events of one turn name, about: some 40 ms of work. The rest is left to the next one.
+TASKS_PER_TURN_MAX = 2000
+
+#: Where events have the tasks that they are about. What commands look at is bounded by the engine itself.
+_TASKS_IN: dict[type[ev.Event], str] = {
+    ev.SubmitTasks: "tasks",
+    ev.AttemptsStarted: "attempts",
+    ev.AttemptsFinished: "attempts",
+    ev.AttemptsReported: "reports",
+    ev.RevokesAnswered: "answers",
+    ev.WorkerJoined: "holds",
+    ev.WorkerDraining: "handed_back",
+}
+
+#: Reads the tables.
+Query = Callable[[], None]
 
 
 class EngineLoop:
@@ -47,22 +63,28 @@ class EngineLoop:
         self._flush = flush
         self._crashed = crashed
         self._loop = asyncio.get_running_loop()
-        self._inbox: list[Event] = []
-        self._queries: deque[Callable[[], None]] = deque()
+        self._inbox: deque[ev.Event] = deque()
+        self._posted = 0
+        #: Events that turns have handled, the one under way included.
+        self.handled = 0
+        #: Reads, each with the number of events that were posted before it.
+        self._queries: deque[tuple[int, Query]] = deque()
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: Instant | None = None
         self._stopped = False
 
-    def post(self, event: Event) -> None:
-        """Put an event into the turn to come."""
+    def post(self, event: ev.Event) -> int:
+        """Put an event into the turn to come, or one soon after; returns its number, to be compared with `handled`."""
         self._inbox.append(event)
+        self._posted += 1
         if not self._scheduled:
             self.wake()
+        return self._posted
 
-    def ask(self, query: Callable[[], None]) -> None:
-        """Run a read of the tables after the turn to come, so that it sees what was asked before it."""
-        self._queries.append(query)
+    def ask(self, query: Query) -> None:
+        """Run a read of the tables once all events that were posted before it have been handled."""
+        self._queries.append((self._posted, query))
         if not self._scheduled:
             self.wake()
 
@@ -83,7 +105,7 @@ class EngineLoop:
         if self._stopped:
             return
         try:
-            events, self._inbox = self._inbox, []
+            events = self._take_events()
             if events:
                 self.turns += 1
                 self._outward(self.engine.handle(events, self.clock.now_ns()))
@@ -95,10 +117,23 @@ class EngineLoop:
             self.stop()
             self._crashed(error)
 
+    def _take_events(self) -> list[ev.Event]:
+        """Take what this turn handles, in the order of its coming; at least one event, where there are any."""
+        events: list[ev.Event] = []
+        room = TASKS_PER_TURN_MAX
+        while self._inbox and room > 0:
+            event = self._inbox.popleft()
+            events.append(event)
+            room -= _tasks_named(event)
+        self.handled += len(events)
+        if self._inbox:
+            self.wake()
+        return events
+
     def _run_queries(self) -> None:
         deadline = time.monotonic() + READS_PER_TURN_S
-        while self._queries:
-            self._queries.popleft()()
+        while self._queries and self._queries[0][0] <= self.handled:
+            self._queries.popleft()[1]()
             if time.monotonic() > deadline:
                 break
         if self._queries:
@@ -123,4 +158,10 @@ class EngineLoop:
             self._arm()
             return
         self.lag_ns = now - due if due is not None else 0
-        self.post(Wakeup(self.lag_ns))
+        self.post(ev.Wakeup(self.lag_ns))
+
+
+def _tasks_named(event: ev.Event) -> int:
+    """How many tasks an event is about, at least one."""
+    field = _TASKS_IN.get(type(event))
+    return max(1, len(getattr(event, field))) if field is not None else 1

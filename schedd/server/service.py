@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Set
+from functools import partial
 from itertools import count, zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 import schedd
 from schedd.address import Address
@@ -14,7 +16,8 @@ from schedd.core import effects as fx
 from schedd.core.engine import Engine
 from schedd.core.events import WorkerDisconnected
 from schedd.core.model import SECOND, Instant, Task, TaskId, WorkerId, WorkerStatus
-from schedd.core.tasks import RESULT_DROPPED
+from schedd.core.tasks import RESULT_DROPPED, is_meant
+from schedd.journal.records import FinishedTask, finished_row
 from schedd.log import Log
 from schedd.server import recording, translate
 from schedd.server.archive import Archive
@@ -22,6 +25,7 @@ from schedd.server.clock import Clock
 from schedd.server.connections import Peer
 from schedd.server.durable import Promise, Promises
 from schedd.server.holding import Holding
+from schedd.server.lag import LagProbe
 from schedd.server.loop import EngineLoop
 from schedd.server.watching import Listener, Watch, Watchers
 from schedd.wire import messages as m
@@ -31,6 +35,8 @@ log = Log("schedd.server")
 
 #: A listing answers with at most so many tasks at a time, however many were asked for.
 LIST_LIMIT_MAX = 5000
+#: Rows that a reader looks at before others have their turn: some 10 ms of the loop's time.
+ROWS_PER_READ_MAX = 10_000
 #: And one read of output with at most so many bytes.
 LOG_BYTES_MAX = 1024 * 1024
 #: The largest reports that the engine lets through make 33 MiB together.
@@ -44,6 +50,12 @@ FETCHED_TOGETHER_MAX = 100
 FETCHED_BYTES_MAX = 8 * 1024 * 1024
 #: Names of peers are at most this long, in characters.
 NAME_MAX = 200
+
+T = TypeVar("T")
+
+#: A reader that stops after so many rows and goes on in a later turn.
+Reading = Iterator[None]
+OVER = object()
 
 
 class Service:
@@ -60,6 +72,7 @@ class Service:
         self.outbox_bytes_max = int(settings.server.outbox_mb_max * 1024 * 1024)
         self.handshake_timeout_s = settings.server.handshake_timeout_s
         self.loop = EngineLoop(engine, clock, self._outward, self._flush, crashed)
+        self.lag = LagProbe.on_running_loop()
         self.started_ns = clock.now_ns()
         self.stopping = False
         self._peers: set[Peer] = set()
@@ -70,18 +83,20 @@ class Service:
         self._holding = Holding()
         #: Set where there is a journal.
         self.archive: Archive | None = None
-        #: Ends that workers told in this turn, to be acknowledged when they are on disk.
-        self._acks: list[tuple[Peer, int]] = []
-        #: Ends to be told whose results are on disk only.
-        self._on_disk: dict[Peer, list[Task]] = {}
+        #: Ends that workers told, to be acknowledged when they are on disk; first the number of the event.
+        self._acks: deque[tuple[int, Peer, int]] = deque()
+        #: Ends to be told that are on disk only, or whose results are.
+        self._on_disk: dict[Peer, list[TaskId]] = {}
         #: Tasks whose end is not on disk yet: nobody may be told.
         self._untold: set[TaskId] = set()
+        #: Rows of which watchers hear in this pass; the table may have forgotten them.
+        self._fresh: dict[TaskId, Task] = {}
         self._numbers = count(1)
         #: Requests whose answer comes out of the engine: the peer, its number, and what to do with a `Submitted`.
         self._origins: dict[int, tuple[Peer, int, bool]] = {}
         #: Reads of output that a worker was asked for.
         self._log_reads: dict[int, tuple[Peer, int, int, WorkerId]] = {}
-        self._readers: dict[type[Any], Callable[[Peer, Any], None]] = {
+        self._readers: dict[type[Any], Callable[[Peer, Any], Reading | None]] = {
             m.ListTasks: self._list_tasks,
             m.ListJobs: self._list_jobs,
             m.ListWorkers: self._list_workers,
@@ -185,10 +200,9 @@ class Service:
     def _from_worker(self, peer: Peer, worker_id: WorkerId, messages: list[m.FromWorker]) -> None:
         for message in messages:
             event = translate.worker_event(worker_id, message)
-            if event is not None:
-                self.loop.post(event)
+            number = self.loop.post(event) if event is not None else 0
             if isinstance(message, m.AttemptsFinished):
-                self._acks.append((peer, message.seq))
+                self._acks.append((number, peer, message.seq))
             elif isinstance(message, m.Heartbeat):
                 # Staggered, or a whole cluster that came back together would report together for ever.
                 stagger = random.uniform(*HEARTBEAT_STAGGER)
@@ -222,25 +236,42 @@ class Service:
         self._origins[origin] = (peer, request.request, isinstance(request, m.Submit) and request.watch)
         self.loop.post(event)
 
-    def _answer(self, peer: Peer, request: Any, reader: Callable[[Peer, Any], None]) -> None:
+    def _answer(self, peer: Peer, request: Any, reader: Callable[[Peer, Any], Reading | None]) -> None:
         if peer.is_paused:
             peer.put_off(lambda: self.loop.ask(lambda: self._answer(peer, request, reader)))
         elif not peer.is_closing:
-            reader(peer, request)
+            reading = reader(peer, request)
+            if reading is not None:
+                self._go_on(peer, reading)
 
-    def _list_tasks(self, peer: Peer, request: m.ListTasks) -> None:
+    def _go_on(self, peer: Peer, reading: Reading) -> None:
+        """Let a reader that looks at many rows work on; what it leaves is for a later turn."""
+        if not peer.is_closing and next(reading, OVER) is not OVER:
+            self.loop.ask(lambda: self._go_on(peer, reading))
+
+    def _list_tasks(self, peer: Peer, request: m.ListTasks) -> Reading:
         limit = min(max(1, request.limit), LIST_LIMIT_MAX)
-        rows: list[Task] = []
-        more = False
-        for task in self.engine.tasks.select(request.selection, request.after_id):
-            if len(rows) == limit:
-                more = True
-                break
-            rows.append(task)
-        unknown = [i for i in request.selection.ids if self.engine.tasks.get(i) is None]
-        if unknown and len(request.selection.ids) == len(unknown):
+        selection = request.selection
+        unknown = [i for i in selection.ids if self.engine.tasks.get(i) is None]
+        if unknown and self._may_be_on_disk(unknown[0]):
+            self._list_from_disk(peer, request, limit)
+            return
+        if unknown and len(selection.ids) == len(unknown):
             self._unknown(peer, request.request, unknown[0])
             return
+        rows: list[Task] = []
+        more = False
+        for looked, (_, task) in enumerate(self.engine.tasks.look(selection, request.after_id), 1):
+            if task is not None:
+                more = len(rows) == limit
+                if more:
+                    break
+                rows.append(task)
+            if not looked % ROWS_PER_READ_MAX:
+                yield
+        self._send_list(peer, request, rows, more)
+
+    def _send_list(self, peer: Peer, request: m.ListTasks, rows: list[Task], more: bool) -> None:
         if not request.detail:
             peer.send(m.TaskList(request.request, [translate.task_view(task) for task in rows], [], more))
             return
@@ -249,15 +280,38 @@ class Service:
             details = [translate.task_detail(self.engine, task, results.get(task.id)) for task in rows]
             peer.send(m.TaskList(request.request, [translate.task_view(task) for task in rows], details, more))
 
-        self._fetch_results(rows, answer)
+        self._fetch_results(peer, request.request, rows, answer)
+
+    def _list_from_disk(self, peer: Peer, request: m.ListTasks, limit: int) -> None:
+        """List tasks by their ids, of which some have ended and been forgotten: these are in the journal."""
+        selection = request.selection
+        ids = [i for i in sorted(set(selection.ids)) if i > request.after_id]
+
+        def answer(rows: dict[TaskId, Task]) -> None:
+            if not rows:
+                self._unknown(peer, request.request, ids[0] if ids else selection.ids[0])
+                return
+            meant = [rows[i] for i in ids if i in rows and is_meant(rows[i], selection)]
+            self._send_list(peer, request, meant[:limit], len(meant) > limit)
+
+        self._with_rows(peer, request.request, ids, answer)
 
     def _unknown(self, peer: Peer, request: int, task_id: int) -> None:
         hint = "finished tasks are forgotten in time" if 0 < task_id < self.engine.tasks.next_id else ""
         peer.send(m.RequestFailed(request, m.UNKNOWN_TASK, f"there is no task {task_id}", hint))
 
-    def _list_jobs(self, peer: Peer, request: m.ListJobs) -> None:
-        jobs = [translate.job_view(self.engine, job) for job in self.engine.tasks.jobs.values()]
-        peer.send(m.JobList(request.request, jobs))
+    def _list_jobs(self, peer: Peer, request: m.ListJobs) -> Reading:
+        views = []
+        looked = 0
+        for name in list(self.engine.tasks.jobs):
+            job = self.engine.tasks.jobs.get(name)
+            if job is not None:
+                views.append(translate.job_view(self.engine, job))
+                looked += views[-1].total
+            if looked > ROWS_PER_READ_MAX:
+                looked = 0
+                yield
+        peer.send(m.JobList(request.request, views))
 
     def _list_workers(self, peer: Peer, request: m.ListWorkers) -> None:
         now, engine = self.clock.now_ns(), self.engine
@@ -283,6 +337,8 @@ class Service:
                 placements_total=counters.placements,
                 loop_lag_s=self.loop.lag_ns / SECOND,
                 connections=len(self._peers),
+                loop_lag_max_s=self.lag.worst_s,
+                loop_lag_recent_s=self.lag.recent_s,
             )
         )
 
@@ -296,7 +352,7 @@ class Service:
             m.Explanation(request.request, task.id, task.state.name, why.summary, why.blockers, why.workers, why.ahead)
         )
 
-    def _watch(self, peer: Peer, request: m.WatchTasks) -> None:
+    def _watch(self, peer: Peer, request: m.WatchTasks) -> Reading:
         selection = request.selection
         if request.again:
             self._watch_again(peer, request)
@@ -304,23 +360,48 @@ class Service:
         if selection.job and selection.job not in self.engine.tasks.jobs and not selection.ids:
             peer.send(m.RequestFailed(request.request, m.UNKNOWN_JOB, f"there is no job {selection.job!r}"))
             return
-        for task_id in selection.ids:
-            if self.engine.tasks.get(task_id) is None:
-                self._unknown(peer, request.request, task_id)
-                return
+        unknown = [i for i in selection.ids if self.engine.tasks.get(i) is None]
+        if unknown and self._may_be_on_disk(unknown[0]):
+            self._watch_from_disk(peer, request, unknown)
+        elif unknown:
+            self._unknown(peer, request.request, unknown[0])
+        else:
+            yield from self._watch_rows(peer, request)
+
+    def _watch_from_disk(self, peer: Peer, request: m.WatchTasks, forgotten: list[TaskId]) -> None:
+        """Watch tasks of which some have ended and been forgotten: their ends are told from the journal."""
+
+        def answer(rows: dict[TaskId, Task]) -> None:
+            missing = next((i for i in forgotten if i not in rows), None)
+            if missing is not None:
+                self._unknown(peer, request.request, missing)
+            else:
+                self._go_on(peer, self._watch_rows(peer, request, set(forgotten)))
+
+        self._with_rows(peer, request.request, forgotten, answer)
+
+    def _watch_rows(self, peer: Peer, request: m.WatchTasks, forgotten: Set[TaskId] = frozenset()) -> Reading:
+        selection = request.selection
         watch = Watch(peer, request.results, request.reports)
         peer.watches.append(watch)
         total = finished = 0
         ids: list[TaskId] = []
-        for task in self.engine.tasks.select(selection):
-            total += 1
-            if request.named:
-                ids.append(task.id)
-            if self._is_told(task):
+        for looked, (task_id, task) in enumerate(self.engine.tasks.look(selection), 1):
+            if request.named and (task is not None or task_id in forgotten):
+                ids.append(task_id)
+            if task is None and task_id in forgotten:
+                total += 1
                 finished += 1
-                peer.send_done(task.id, request.results)
-            else:
-                self._watchers.add(task.id, watch)
+                peer.send_done(task_id, request.results)
+            elif task is not None:
+                total += 1
+                if self._is_told(task):
+                    finished += 1
+                    peer.send_done(task.id, request.results)
+                else:
+                    self._watchers.add(task.id, watch)
+            if not looked % ROWS_PER_READ_MAX:
+                yield
         peer.send(m.Watching(request.request, total, finished, ids))
 
     def _watch_again(self, peer: Peer, request: m.WatchTasks) -> None:
@@ -339,97 +420,132 @@ class Service:
             else:
                 self._watchers.add(task.id, watch)
 
-        def answer(unknown: list[TaskId]) -> None:
+        def answer(rows: dict[TaskId, Task]) -> None:
+            unknown = []
+            for task_id, submitted_ns in forgotten.items():
+                row = rows.get(task_id)
+                if row is not None and submitted_ns in (0, row.submitted_ns):
+                    peer.send_done(task_id, request.results)
+                else:
+                    unknown.append(task_id)
             total = len(request.selection.ids) - len(unknown)
             peer.send(m.Watching(request.request, total, finished + len(forgotten) - len(unknown), unknown=unknown))
 
-        self._tell_forgotten(peer, forgotten, request.results, answer)
-
-    def _tell_forgotten(
-        self, peer: Peer, wanted: dict[TaskId, Instant], with_result: bool, rest: Callable[[list[TaskId]], None]
-    ) -> None:
-        """Tell of ends that only the journal knows; `rest` gets the ids of which it does not know either.
-
-        wanted: when each of them was submitted; 0: whichever had the id.
-        """
-        archive = self.archive
-        if not wanted or archive is None:
-            rest(list(wanted))
-            return
-
-        def answer(rows: list[Task]) -> None:
-            found = {task.id for task in rows}
-            plain = [task for task in rows if not with_result or task.result is None]
-            if plain:
-                peer.send(m.TasksDone([translate.task_done(task, with_result) for task in plain]))
-            if len(plain) < len(rows):
-                self._tell_from_disk(peer, sorted((t for t in rows if t not in plain), key=_ended_ns))
-            rest([task_id for task_id in wanted if task_id not in found])
-
-        archive.ask(lambda: archive.ended(wanted), answer, lambda message, hint: rest(list(wanted)))
+        if forgotten and self.archive is not None:
+            self._with_rows(peer, request.request, list(forgotten), answer)
+        else:
+            answer({})
 
     # ---------------------------------------------------------------------------------------- what the journal knows
 
     def _history(self, peer: Peer, request: m.ListHistory) -> None:
-        self._ask_archive(peer, request.request, lambda archive: archive.history(request))
+        self._ask_archive(peer, request.request, lambda archive: archive.history(request), peer.send)
 
     def _back_up(self, peer: Peer, request: m.BackUp) -> None:
-        self._ask_archive(peer, request.request, lambda archive: archive.back_up(request))
+        self._ask_archive(peer, request.request, lambda archive: archive.back_up(request), peer.send)
 
-    def _ask_archive(self, peer: Peer, request: int, question: Callable[[Archive], Any]) -> None:
+    def _ask_archive(
+        self, peer: Peer, request: int, question: Callable[[Archive], T], answer: Callable[[T], None]
+    ) -> None:
+        """Give `answer` what the archive says, once it knows all that has happened so far."""
         archive = self.archive
         if archive is None:
             hint = "set journal.enabled = true in config.toml"
             peer.send(m.RequestFailed(request, m.NO_JOURNAL, "this daemon keeps no journal", hint))
             return
-        archive.ask(
-            lambda: question(archive),
-            peer.send,
-            lambda message, hint: peer.send(m.RequestFailed(request, m.JOURNAL_FAILING, message, hint)),
-        )
 
-    def _fetch_results(self, rows: list[Task], answer: Callable[[dict[TaskId, bytes]], None]) -> None:
+        def failed(message: str, hint: str) -> None:
+            peer.send(m.RequestFailed(request, m.JOURNAL_FAILING, message, hint))
+
+        self.promises.when_written(lambda: archive.ask(lambda: question(archive), answer, failed))
+
+    def _may_be_on_disk(self, task_id: int) -> bool:
+        """Whether a task that is not in the table may have ended and been forgotten."""
+        return self.archive is not None and 0 < task_id < self.engine.tasks.next_id
+
+    def _with_rows(
+        self, peer: Peer, request: int, ids: list[TaskId], answer: Callable[[dict[TaskId, Task]], None]
+    ) -> None:
+        """Give `answer` the rows of these tasks, as far as they are known: from the table, or made of the journal."""
+        rows = {i: task for i in ids if (task := self.engine.tasks.get(i)) is not None}
+        forgotten = [i for i in ids if i not in rows and self._may_be_on_disk(i)]
+
+        def found(archived: dict[TaskId, Task]) -> None:
+            answer(rows | archived)
+
+        self._ask_archive(peer, request, lambda archive: archive.rows(forgotten), found)
+
+    def _fetch_results(
+        self, peer: Peer, request: int, rows: list[Task], answer: Callable[[dict[TaskId, bytes]], None]
+    ) -> None:
         """Give `answer` the results of these rows that are on disk only; at once where there are none."""
         wanted = [(t.id, _ended_ns(t)) for t in rows if t.result == RESULT_DROPPED]
         archive = self.archive
         if not wanted or archive is None:
             answer({})
             return
-        # What does not fit into a frame cannot be answered anyway.
-        archive.ask(
-            lambda: archive.results(wanted, FRAME_BYTES_MAX),
-            lambda found: answer(found[0]),
-            lambda message, hint: answer({}),
-        )
 
-    def _tell_from_disk(self, peer: Peer, rows: list[Task]) -> None:
-        """Tell a watcher of ends whose results are on disk only, a part after the other, as fast as it reads."""
+        def found(results: tuple[dict[TaskId, bytes], int]) -> None:
+            if results[1] < len(wanted):
+                text = f"the results of {len(wanted)} tasks are more than a frame may have"
+                peer.send(m.RequestFailed(request, m.TOO_LARGE, text, "ask for less at a time"))
+            else:
+                answer(results[0])
+
+        question = partial(archive.results, wanted, FRAME_BYTES_MAX)
+        self.promises.when_written(lambda: archive.ask(question, found, lambda message, hint: answer({})))
+
+    def _tell_from_disk(self, peer: Peer, ids: list[TaskId]) -> None:
+        """Tell a watcher of ends that are on disk only, a part after the other, as fast as it reads."""
         archive = self.archive
         if archive is None or peer.is_closing:
             return
-        wanted = [(task.id, _ended_ns(task)) for task in rows[:FETCHED_TOGETHER_MAX]]
+        wanted = ids[:FETCHED_TOGETHER_MAX]
 
-        def answer(found: tuple[dict[TaskId, bytes], int]) -> None:
-            results, looked = found
-            for task in rows[:looked]:  # a message each: a result may be large
-                peer.send(m.TasksDone([translate.task_done(task, True, results.get(task.id))]))
-            rest = rows[looked:]
+        def answer(found: tuple[dict[TaskId, FinishedTask], int]) -> None:
+            records, looked = found
+            for task_id in ids[:looked]:  # a message each: a result may be large
+                peer.send(m.TasksDone([self._done_from_disk(task_id, records.get(task_id))]))
+            rest = ids[looked:]
             if rest and peer.is_paused:
                 peer.put_off(lambda: self._tell_from_disk(peer, rest))
             elif rest:
                 self._tell_from_disk(peer, rest)
 
-        archive.ask(
-            lambda: archive.results(wanted, FETCHED_BYTES_MAX), answer, lambda message, hint: answer(({}, len(wanted)))
-        )
+        def failed(message: str, hint: str) -> None:
+            answer(({}, len(wanted)))
+
+        question = partial(archive.find, wanted, FETCHED_BYTES_MAX)
+        self.promises.when_written(lambda: archive.ask(question, answer, failed))
+
+    def _done_from_disk(self, task_id: TaskId, record: FinishedTask | None) -> m.TaskDone:
+        """The end of a task as the journal has it; where it has none any more, what is left to say."""
+        task = finished_row(record) if record is not None else self.engine.tasks.get(task_id)
+        if task is None:
+            return m.TaskDone(
+                task_id, "failed", "lost", None, "what became of it is not kept any more", None, "", 0, False
+            )
+        return translate.task_done(task, True, record.result if record is not None else None)
 
     # ------------------------------------------------------------------------------------------------- output of tasks
 
     def _read_log(self, peer: Peer, request: m.ReadLog) -> None:
         task = self.engine.tasks.get(request.task_id)
-        if task is None:
+        if task is not None:
+            self._ask_for_log(peer, request, task)
+        elif self._may_be_on_disk(request.task_id):
+
+            def answer(rows: dict[TaskId, Task]) -> None:
+                if rows:
+                    self._ask_for_log(peer, request, rows[request.task_id])
+                else:
+                    self._unknown(peer, request.request, request.task_id)
+
+            self._with_rows(peer, request.request, [request.task_id], answer)
+        else:
             self._unknown(peer, request.request, request.task_id)
-            return
+
+    def _ask_for_log(self, peer: Peer, request: m.ReadLog, task: Task) -> None:
         attempt = request.attempt or task.attempt
         ended = next((a for a in task.attempts if a.attempt == attempt), None)
         worker_id = ended.worker_id if ended is not None else task.worker_id
@@ -479,11 +595,15 @@ class Service:
         if holding.is_needed:
             below = holding.admitted_below
             promises.append(lambda: holding.safe(turn, below))
-        ended = self._ended(effects.facts)
+        for fact in effects.facts:
+            if type(fact) is fx.WorkerGone and fact.lost:
+                self._part(fact)
+        ended = effects.finished
         if ended:
+            self._untold.update([task.id for task in ended])
             promises.append(lambda: self._tell_ended(ended))
-        if self._acks:
-            acks, self._acks = self._acks, []
+        acks = self._handled_acks()
+        if acks:
             promises.append(lambda: self._acknowledge(acks))
         self.promises.record(turn, effects, promises, self.clock.now_ns())
 
@@ -491,22 +611,20 @@ class Service:
         self._holding.let_go()
         self._flush()
 
-    def _ended(self, facts: list[fx.Fact]) -> list[TaskId]:
-        ended = []
-        for fact in facts:
-            if type(fact) is fx.TaskFinished:
-                ended.append(fact.task_id)
-            elif type(fact) is fx.WorkerGone and fact.lost:
-                self._part(fact)
-        self._untold.update(ended)
-        return ended
-
-    def _tell_ended(self, ended: list[TaskId]) -> None:
-        self._untold.difference_update(ended)
-        for task_id in ended:
-            for watch in self._watchers.take(task_id):
+    def _tell_ended(self, ended: list[Task]) -> None:
+        self._untold.difference_update([task.id for task in ended])
+        for task in ended:
+            for watch in self._watchers.take(task.id):
                 if watch.peer is not None:
-                    watch.peer.send_done(task_id, watch.results)
+                    self._fresh[task.id] = task
+                    watch.peer.send_done(task.id, watch.results)
+
+    def _handled_acks(self) -> list[tuple[Peer, int]]:
+        """What is to be acknowledged of the events of this turn."""
+        acks = []
+        while self._acks and self._acks[0][0] <= self.loop.handled:
+            acks.append(self._acks.popleft()[1:])
+        return acks
 
     @staticmethod
     def _acknowledge(acks: list[tuple[Peer, int]]) -> None:
@@ -556,24 +674,12 @@ class Service:
         if watch is None:
             watch = peer.submit_watch = Watch(peer, results=True, reports=True)
             peer.watches.append(watch)
-        forgotten: dict[TaskId, Instant] = {}
         for task_id in action.ids:
             task = self.engine.tasks.get(task_id)
-            if task is None:
-                forgotten[task_id] = 0
-            elif self._is_told(task):  # an old one, found by its key or by the name of its submit
+            if task is None or self._is_told(task):  # an old one, found by its key or by the name of its submit
                 peer.send_done(task_id, with_result=True)
             else:
                 self._watchers.add(task_id, watch)
-        if forgotten:
-            self._tell_forgotten(peer, forgotten, True, lambda unknown: self._tell_unknown(peer, unknown))
-
-    @staticmethod
-    def _tell_unknown(peer: Peer, unknown: list[TaskId]) -> None:
-        """End the waiting for tasks of which nothing is known any more."""
-        text = "what became of it is not known any more"
-        if unknown:
-            peer.send(m.TasksDone([m.TaskDone(i, "failed", "lost", message=text, kept=False) for i in unknown]))
 
     def _is_told(self, task: Task) -> bool:
         """Whether the task has ended and everybody may know."""
@@ -591,21 +697,20 @@ class Service:
                 peer.send(m.TaskReports(reports[start : start + REPORTS_PER_MESSAGE_MAX]))
 
     def task_done(self, peer: Peer, task_id: TaskId, with_result: bool) -> m.TaskDone | None:
-        task = self.engine.tasks.get(task_id)
-        if task is None:
+        task = self.engine.tasks.get(task_id) or self._fresh.get(task_id)
+        if self.archive is not None and (task is None or (with_result and task.result == RESULT_DROPPED)):
+            self._on_disk.setdefault(peer, []).append(task_id)
             return None
-        if with_result and task.result == RESULT_DROPPED and self.archive is not None:
-            self._on_disk.setdefault(peer, []).append(task)
-            return None
-        return translate.task_done(task, with_result)
+        return self._done_from_disk(task_id, None) if task is None else translate.task_done(task, with_result)
 
     def _flush(self) -> None:
         self._flush_peers()
+        self._fresh.clear()
         if self._on_disk:
             waiting, self._on_disk = self._on_disk, {}
-            for peer, rows in waiting.items():
-                # Those that ended together are together on disk.
-                self._tell_from_disk(peer, sorted(rows, key=_ended_ns))
+            for peer, ids in waiting.items():
+                # Those that were submitted together have often ended together, and are together on disk.
+                self._tell_from_disk(peer, sorted(ids))
 
     def _flush_peers(self) -> None:
         while self._dirty:

@@ -582,7 +582,10 @@ class WorkerList(Struct, frozen=True, tag=True, array_like=True):
 
 
 class Stats(Struct, frozen=True, tag=True, array_like=True):
-    """The daemon at a glance. `states` counts tasks by state name; totals are since the start of the daemon."""
+    """The daemon at a glance. `states` counts tasks by state name; totals are since the start of the daemon.
+
+    `loop_lag_s`: how late the loop was with its last timer; the worst of it since the daemon listens, and of late.
+    """
 
     request: int
     version: str
@@ -599,6 +602,8 @@ class Stats(Struct, frozen=True, tag=True, array_like=True):
     placements_total: int
     loop_lag_s: float
     connections: int
+    loop_lag_max_s: float = 0.0
+    loop_lag_recent_s: float = 0.0
 
 
 class Explanation(Struct, frozen=True, tag=True, array_like=True):

@@ -808,3 +808,20 @@ def test_restored_worker_resources_do_not_matter() -> None:
     world.restart()
     assert dispatches(world.join("w1", cpus=1)) == {"w1": [(1, 1)]}
     assert world.worker("w1").resources == WorkerResources(cpus=1)
+
+
+def test_what_was_learned_is_taken_in_by_who_learned_it() -> None:
+    before = World("adaptive")
+    before.join("w1")
+    before.submit(2, kind="a")
+    before.start(1)
+    before.wait(1.0)
+    before.finish(1)
+    learned = before.engine.learned()
+    assert {name: len(rows) for name, rows in learned.items()} == {"runtimes": 1, "adaptive": 1}
+    after = World("adaptive")
+    after.engine.recall(learned)
+    assert after.engine.learned() == learned
+    other = World("priority")
+    other.engine.recall(learned)
+    assert other.engine.learned() == {"runtimes": learned["runtimes"], "priority": []}

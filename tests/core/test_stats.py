@@ -100,3 +100,16 @@ def test_least_recently_seen_kind_is_forgotten(monkeypatch: pytest.MonkeyPatch) 
     assert table.predict("b") is None
     assert table.predict("a") is not None
     assert table.short == {"a", "c"}
+
+
+def test_table_goes_on_from_what_was_written_down() -> None:
+    before, after = RuntimeTable(short_s=1.0), RuntimeTable(short_s=1.0)
+    for kind, runtime_s in (("long", 9.0), ("short", 0.1), ("long", 7.0), ("was long", 3.0), ("was long", 0.0)):
+        before.observe(kind, runtime_s, True)
+    after.recall(before.learned())
+    assert after.short == before.short == {"short"}
+    for table in (before, after):
+        table.observe("short", 30.0, True)
+    for kind in ("long", "short", "was long", "never seen"):
+        assert after.predict(kind) == before.predict(kind)
+    assert after.learned() == before.learned()

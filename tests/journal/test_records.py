@@ -67,7 +67,7 @@ class Disk:
     def __init__(self) -> None:
         self.batches: dict[int, bytes] = {}
         self.ended: list[tuple[int, bytes]] = []
-        self.changes: list[tuple[int, bytes]] = []
+        self.changes: list[tuple[int, bytes, int]] = []
         self.workers: dict[str, bytes] = {}
         self.verdicts: dict[str, bytes] = {}
 
@@ -77,6 +77,8 @@ class Disk:
             assert first not in self.batches
             self.batches[first] = blob
         self.ended += rows.ended
+        for replaced in rows.changes_replaced:
+            self.changes = [row for row in self.changes if (row[0], row[2]) != replaced]
         self.changes += rows.changes
         self.workers |= dict(rows.workers)
         for first in rows.batches_done:
@@ -97,8 +99,8 @@ class Disk:
             gone[first] += len(decode_ids(blob))
         for first, blob in sorted(self.batches.items()):
             index.load(first, len(self.admitted(blob).ids) - gone[first])
-        for task_id, _ in self.changes:
-            index.load_changed(task_id)
+        for task_id, _, kind in self.changes:
+            index.load_changed(task_id, kind)
         for blob in self.workers.values():
             worker = decode_fact(blob)
             assert isinstance(worker, fx.WorkerEntered)
@@ -208,12 +210,12 @@ class Story:
         assert {(f.job, f.kind): f.repeats for f in stand if isinstance(f, fx.KindHeld)} | {
             (f.worker_id,): f.repeats for f in stand if isinstance(f, fx.WorkerQuarantined)
         } == self.verdicts
-        assert {task_id for task_id, _ in disk.changes} <= set(self.live)
+        assert {task_id for task_id, _, _ in disk.changes} <= set(self.live)
         assert {first for first, _ in disk.ended} <= disk.batches.keys()
         now_held: set[int] = set()
         priority: dict[int, float] = {}
         failures: Counter[int] = Counter()
-        for _, blob in disk.changes:
+        for _, blob, _ in disk.changes:
             match decode_fact(blob):
                 case fx.TaskHeld(task_id=i):
                     now_held.add(i)
@@ -224,6 +226,8 @@ class Story:
                 case fx.AttemptEnded(task_id=i):
                     failures[i] += 1
         live = set(self.live)
+        written = Counter((task_id, kind) for task_id, _, kind in disk.changes if kind)
+        assert set(written.values()) <= {1}, "of these only the last counts"
         assert now_held == self.held & live
         assert priority == {i: p for i, p in self.priority.items() if i in live}
         assert failures == Counter({i: n for i, n in self.failures.items() if i in live})
@@ -250,7 +254,7 @@ def test_only_the_last_priority_of_a_transaction_is_written() -> None:
     index = LiveIndex()
     index.plan([admitted([1])])
     rows = index.plan([changed(1, 1.0), held(1), changed(1, 2.0), changed(1, 3.0)])
-    assert [decode_fact(blob) for _, blob in rows.changes] == [held(1), changed(1, 3.0)]
+    assert [decode_fact(blob) for _, blob, _ in rows.changes] == [held(1), changed(1, 3.0)]
 
 
 def test_worker_that_is_known_is_not_written_again() -> None:
@@ -401,7 +405,7 @@ def test_rules_that_were_written_before_limits_could_be_left_open() -> None:
 def test_pause_comes_back_from_the_journal() -> None:
     ended = fx.AttemptEnded(TaskId(1), record(1, Cause.ERROR), START + 5)
     rows = LiveIndex().plan([admitted([1]), ended])
-    assert [decode_fact(blob) for _, blob in rows.changes] == [ended]
+    assert [decode_fact(blob) for _, blob, _ in rows.changes] == [ended]
 
 
 def test_facts_of_a_daemon_that_knew_no_quarantines() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from schedd.core.model import TaskId
 from schedd.errors import JournalError
 from schedd.journal import schema
 from schedd.journal.salvage import salvage
@@ -272,7 +273,20 @@ def test_file_of_version_1(tmp_path: Path) -> None:
     assert live.verdicts == []
     assert query(path, "PRAGMA user_version") == schema.VERSION
     assert Reader(path).results([(live.finished[0].id, live.finished[0].at_ns)]) == ({1: b"result"}, 1)
+    found, looked = Reader(path).find([TaskId(4), TaskId(2), TaskId(1)])
+    assert ({task_id: task.result for task_id, task in found.items()}, looked) == ({1: b"result", 4: None}, 3)
     assert Reader(path).check()["live"] == 3
+
+
+def test_damaged_history_of_version_1_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(VERSION_1.read_text())
+        db.execute("UPDATE history SET finished = X'00000000' WHERE finished_count > 0")
+        db.commit()
+    with closing(open_database(str(path))):
+        pass
+    assert query(path, "PRAGMA user_version") == schema.VERSION
 
 
 def test_migrations_are_taken_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

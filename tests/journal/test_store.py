@@ -17,12 +17,12 @@ import pytest
 
 from schedd.core import effects as fx
 from schedd.core.model import SECOND, TaskId
+from schedd.core.stats import Learned
 from schedd.errors import JournalError
 from schedd.journal.records import FinishedTask
 from schedd.journal.store import (
     FROM_THE_NEWEST,
-    RETENTION_INTERVAL_NS,
-    TURNS_PER_COMMIT_MAX,
+    TASKS_PER_COMMIT_MAX,
     Journal,
     Reader,
     Retention,
@@ -44,6 +44,7 @@ from .builders import (
     kind_held,
     kind_released,
     quarantined,
+    released,
     reopened,
     unfinished,
 )
@@ -84,7 +85,7 @@ def test_verdicts_that_stand_are_what_a_restart_finds(path: Path) -> None:
 def test_ids_are_not_given_again_when_nothing_is_left_of_them(path: Path) -> None:
     with Running(path, retention=Retention(size_bytes=1)) as running:
         running.commit(admitted([1, 2, 3]), ended(1), ended(2), ended(3))
-        running.commit(now=START + 2 * RETENTION_INTERVAL_NS)
+        running.commit(now=START + 2 * SECOND)
     assert reopened(path).next_id == 4
 
 
@@ -112,11 +113,11 @@ def test_transaction_takes_a_bounded_number_of_turns(path: Path) -> None:
     journal_told: list[int] = []
     journal = Journal(path, "off", committed=journal_told.append)
     journal.load()
-    for turn in range(1, 2 * TURNS_PER_COMMIT_MAX + 2):
+    for turn in range(1, 2 * TASKS_PER_COMMIT_MAX + 2):
         journal.append(turn, [held(turn)], [], START)
     journal.start()
     assert journal.close(TIMEOUT_S)
-    assert journal_told == [TURNS_PER_COMMIT_MAX, 2 * TURNS_PER_COMMIT_MAX, 2 * TURNS_PER_COMMIT_MAX + 1]
+    assert journal_told == [TASKS_PER_COMMIT_MAX, 2 * TASKS_PER_COMMIT_MAX, 2 * TASKS_PER_COMMIT_MAX + 1]
 
 
 def test_close_writes_what_is_left(path: Path) -> None:
@@ -303,7 +304,7 @@ def test_large_history_goes_and_its_room_with_it(path: Path) -> None:
     bound = 2_000_000
     with Running(path, retention=Retention(size_bytes=bound)) as running:
         for number in range(1, 101):
-            at_ns = START + number * RETENTION_INTERVAL_NS
+            at_ns = START + number * SECOND
             running.commit(admitted([number]), finished=[finished(number, at_ns, bytes(100_000))], now=at_ns)
     kept = seqs(path)
     assert kept == list(range(kept[0], 101))
@@ -316,9 +317,9 @@ def test_large_history_goes_and_its_room_with_it(path: Path) -> None:
 def test_large_live_tasks_do_not_drive_out_the_history(path: Path) -> None:
     with Running(path, retention=Retention(size_bytes=100_000)) as running:
         running.commit(admitted([1], argument=bytes(1_000_000)))
-        running.commit(admitted([2]), now=START + 2 * RETENTION_INTERVAL_NS)
+        running.commit(admitted([2]), now=START + 2 * SECOND)
         for number in range(3, 10):
-            at_ns = START + number * RETENTION_INTERVAL_NS
+            at_ns = START + number * SECOND
             running.commit(admitted([number]), finished=[finished(number, at_ns)], now=at_ns)
     assert len(reopened(path).finished) == 7
 
@@ -328,6 +329,33 @@ def test_without_bounds_all_is_kept(path: Path) -> None:
         for number in range(1, 6):
             running.commit(admitted([number]), now=START + number * 1_000_000 * SECOND)
     assert seqs(path) == [1, 2, 3, 4, 5]
+
+
+# ------------------------------------------------------------------------------------------------- what was learned
+
+
+def learned(total: int) -> list[Learned]:
+    return [Learned("train", "w1", 1.5, 2.25, 1.0, 0.5, total), Learned("train", "w2", 0.0, 0.0, 0.0, 0.1, total)]
+
+
+def test_what_was_learned(path: Path) -> None:
+    with Running(path) as running:
+        assert running.live.learned == {}
+        running.journal.remember({"adaptive": learned(1), "runtimes": learned(7)})
+        running.commit(admitted([1]))
+        running.journal.remember({"adaptive": learned(2), "priority": []})
+    live = reopened(path)
+    assert live.learned == {"adaptive": learned(2), "runtimes": learned(7)}
+    assert live.next_id == 2
+
+
+def test_damage_to_what_was_learned_keeps_nobody_from_starting(path: Path) -> None:
+    with Running(path) as running:
+        running.journal.remember({"adaptive": learned(1), "runtimes": learned(7)})
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE meta SET value = x'0102' WHERE key = 'learned.adaptive'")
+        db.commit()
+    assert reopened(path).learned == {"runtimes": learned(7)}
 
 
 # ------------------------------------------------------------------------------------------------------------- reader
@@ -355,6 +383,47 @@ def test_result_though_the_clock_was_set_back(path: Path) -> None:
     with Running(path) as running:
         running.commit(admitted([11]), finished=[finished(11, START + 4, b"r")], now=START + 9)
         assert Reader(path).results([(TaskId(11), START + 4)]) == ({TaskId(11): b"r"}, 1)
+
+
+def test_find(path: Path) -> None:
+    """By id alone, whatever else ended between the first and the last of a transaction."""
+    with Running(path) as running:
+        running.commit(finished=[finished(i, result=b"%d" % i) for i in (30, 1, 17)])
+        running.commit(finished=[finished(i) for i in (5, 40)])
+        for i in range(6, 12):
+            running.commit(admitted([100 + i]), finished=[finished(i)])
+        reader = Reader(path)
+        ids = [TaskId(i) for i in (17, 40, 1, 2, 8, 99, 30)]
+        found, looked = reader.find(ids)
+        assert (sorted(found), looked) == ([1, 8, 17, 30, 40], 7)
+        assert {task_id: task.id for task_id, task in found.items()} == {i: i for i in found}
+        assert found[TaskId(17)].result == b"17"
+        found, looked = reader.find(ids, bytes_max=2)
+        assert (sorted(found), looked) == ([17], 1)
+        assert reader.find([]) == ({}, 0)
+
+
+def test_what_is_forgotten_is_not_found(path: Path) -> None:
+    with Running(path, retention=Retention(age_ns=100 * SECOND)) as running:
+        for number in (1, 2, 8):
+            running.commit(finished=[finished(number)], now=START + number * 30 * SECOND)
+        running.commit(admitted([9]), now=START + 241 * SECOND)
+    assert list(Reader(path).find([TaskId(1), TaskId(2), TaskId(8)])[0]) == [8]
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM ends").fetchone()[0] == 1
+
+
+def test_changes_that_no_longer_count_do_not_pile_up(path: Path) -> None:
+    for _ in range(2):
+        with Running(path) as running:
+            if not running.live.batches:
+                running.commit(admitted([1]))
+            for number in range(20):
+                running.commit(changed(1, float(number)), held(1))
+                running.commit(released(1))
+    live = reopened(path)
+    assert sorted(type(fact).__name__ for fact in live.changes) == ["TaskChanged", "TaskReleased"]
+    assert [fact.priority for fact in live.changes if isinstance(fact, fx.TaskChanged)] == [19.0]
 
 
 def pages(reader: Reader, size: int) -> Iterator[list[FinishedTask]]:

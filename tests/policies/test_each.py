@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from core.builders import World, joined
 
+from schedd.core import stats
 from schedd.core.model import Cause, Task, TaskId, TaskRequirements, WorkerId, WorkerInfo, WorkerResources
 from schedd.core.policies import adaptive
 from schedd.core.policies.adaptive import AdaptiveScheduler
@@ -203,6 +204,30 @@ def test_adaptive_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert policy.stats("b", WorkerId("w")) is None
     assert policy.stats("a", WorkerId("w")) is not None
     assert set(policy._best) == {"a", "c"}
+
+
+def test_adaptive_goes_on_from_what_it_has_learned() -> None:
+    before, after = AdaptiveScheduler(), AdaptiveScheduler()
+    for duration, success in ((1.0, True), (3.0, False), (2.0, True)):
+        before.record_completion(WorkerId("w1"), task(kind="a"), duration, success)
+    before.record_completion(WorkerId("w2"), task(kind="a"), 5.0, True)
+    before.refresh(0)
+    after.recall(before.learned())
+    workers = [row("w2", num_gpus=1), row("w1", num_gpus=1), row("new", num_gpus=1)]
+    for worker in workers:
+        assert after.score(task(kind="a"), worker) == before.score(task(kind="a"), worker)
+    for policy in (before, after):
+        policy.record_completion(WorkerId("w1"), task(kind="a"), 9.0, True)
+        policy.refresh(0)
+    assert after.learned() == before.learned()
+
+
+def test_adaptive_writes_down_the_last_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "LEARNED_MAX", 2)
+    policy = AdaptiveScheduler()
+    for kind in "abca":
+        policy.record_completion(WorkerId("w"), task(kind=kind), 1.0, True)
+    assert [(one.kind, one.worker, one.total) for one in policy.learned()] == [("c", "w", 1), ("a", "w", 2)]
 
 
 def test_adaptive_learns_in_the_engine() -> None:

@@ -15,9 +15,11 @@ import pytest
 from helpers import Cluster, wait_until
 
 from schedd.config import parse_settings
-from schedd.core.model import WorkerResources
+from schedd.core.effects import TasksAdmitted
+from schedd.core.model import Call, TaskId, WorkerResources
 from schedd.core.retries import RetryRules
 from schedd.core.tables import EngineSettings
+from schedd.journal.store import Journal
 from schedd.server.daemon import engine_settings
 from schedd.wire import messages as m
 
@@ -123,6 +125,15 @@ def test_unix_socket_of_a_living_daemon_is_left_alone(cluster: Cluster) -> None:
         assert client.ask(m.GetStats)
 
 
+def test_hangup_does_not_end_it(cluster: Cluster) -> None:
+    daemon = cluster.start_daemon()
+    daemon.signal(signal.SIGHUP)
+    wait_until(lambda: "reload_not_supported" in daemon.log(), what="it says what it made of the signal")
+    with RawClient(cluster.address) as client:
+        assert client.submit()
+    assert daemon.stop() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_it_in_order(cluster: Cluster, number: signal.Signals) -> None:
     daemon = cluster.start_daemon()
@@ -136,6 +147,34 @@ def test_signal_ends_it_in_order(cluster: Cluster, number: signal.Signals) -> No
     assert "stopping" in daemon.log()
     assert "unfinished=1" in daemon.log()
     assert "Traceback" not in daemon.log()
+
+
+def test_signal_while_it_reads_a_large_journal(cluster: Cluster) -> None:
+    """The end does not wait for the start, and what was on disk stays there."""
+    path = cluster.folder / "large" / "journal.db"
+    write_batches(path, batches=300, tasks=1000)
+    config = f"[journal]\npath = '{path}'\n"
+    daemon = cluster.start_daemon(config, wait=False)
+    wait_until(lambda: "restoring" in daemon.log(), what="it has begun")
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert "listening" not in daemon.log()
+    assert "Traceback" not in daemon.log()
+    journal = Journal(path)
+    assert sum(len(batch.ids) for batch in journal.load().batches) == 300_000
+    journal.close()
+
+
+def write_batches(path: Path, batches: int, tasks: int) -> None:
+    """A journal with so many unfinished tasks."""
+    journal = Journal(path, "off")
+    journal.load()
+    journal.start()
+    spec = m.TaskSpec(Call(path="test:nothing"))
+    for number in range(batches):
+        ids = [TaskId(i) for i in range(number * tasks + 1, (number + 1) * tasks + 1)]
+        journal.append(number + 1, [TasksAdmitted(1, [spec], [m.TaskEntry(0)] * tasks, ids)], [], 1)
+    assert journal.close(60)
 
 
 def test_what_was_answered_before_the_end_arrives(cluster: Cluster) -> None:
@@ -187,6 +226,7 @@ def test_service_manager_is_told(cluster: Cluster) -> None:
         manager.bind(str(path))
         manager.settimeout(20)
         daemon = cluster.start_daemon(env={"NOTIFY_SOCKET": str(path)})
+        assert manager.recv(4096) == b"STATUS=reading the journal"
         ready = manager.recv(4096).decode().splitlines()
         assert ready[0] == "READY=1"
         assert cluster.address in ready[1]
@@ -202,6 +242,7 @@ def test_service_manager_that_is_gone_or_abstract(cluster: Cluster) -> None:
         manager.bind(f"\0{name}")
         manager.settimeout(20)
         cluster.start_daemon(env={"NOTIFY_SOCKET": f"@{name}"})
+        assert manager.recv(4096).startswith(b"STATUS=")
         assert manager.recv(4096).startswith(b"READY=1")
 
 

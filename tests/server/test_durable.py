@@ -92,6 +92,19 @@ async def test_turn_without_facts_does_not_overtake() -> None:
 
 
 @pytest.mark.asyncio
+async def test_turn_without_facts_waits_for_those_that_promised_nothing() -> None:
+    """The end of a command that took many turns."""
+    bench = Bench(FakeJournal())
+    bench.turn(1)
+    bench.turn(2)
+    bench.turn(3, "all are held", facts=False)
+    await bench.committed(1)
+    assert bench.kept == []
+    await bench.committed(2)
+    assert bench.kept == ["all are held"]
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("journal", [None, FakeJournal("off")])
 async def test_nobody_waits(journal: FakeJournal | None) -> None:
     bench = Bench(journal)
@@ -515,3 +528,28 @@ def test_second_daemon_of_a_journal(cluster: Cluster) -> None:
     assert second.wait() == 1
     assert "in use by another daemon" in second.log()
     assert first.is_alive
+
+
+def test_end_of_a_later_turn_is_not_acknowledged_with_an_earlier_one(cluster: Cluster) -> None:
+    """Two messages that came together, of more tasks than one turn is about; the daemon dies after its first word."""
+    count = 3000
+    daemon = cluster.start_daemon()
+    with RawClient(cluster.address) as client, RawWorker(cluster.address, "w", cpus=2 * count) as worker:
+        client.submit(2 * count)
+        attempts = worker.attempts(2 * count)
+        parts = [attempts[:count], attempts[count:]]
+        messages = [
+            m.AttemptsFinished(seq, [m.AttemptFinished(a.task_id, a.attempt, Cause.OK, 1, 2) for a in part])
+            for seq, part in enumerate(parts, 1)
+        ]
+        worker.send(*messages)
+        acknowledged = [worker.expect(m.AckFinished).seq]
+        daemon.kill()
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                acknowledged.append(worker.expect(m.AckFinished).seq)
+    cluster.start_daemon()
+    with RawClient(cluster.address) as client:
+        told = [a.task_id for a in parts[max(acknowledged) - 1]]
+        rows = client.ask(m.ListTasks, m.Selection(ids=told), 5000).tasks
+        assert {row.state for row in rows} == {"succeeded"}

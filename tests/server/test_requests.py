@@ -278,3 +278,21 @@ def test_cancel_that_spares_what_may_have_started(client: RawClient, address: st
         assert [task_id for task_id, _ in answer.unchanged] == [attempt.task_id]
         worker.finish(attempt)
         assert [client.state_of(task_id) for task_id in ids] == ["succeeded", "cancelled", "cancelled"]
+
+
+def test_job_of_more_tasks_than_one_turn_looks_at(client: RawClient, name: str) -> None:
+    """Listed, watched and changed as a whole, although others have their turn in between."""
+    ids = [task_id for _ in range(3) for task_id in client.submit(8000, job=name, hold=True)]
+    whole = Selection(job=name)
+    assert client.ask(m.ListTasks, Selection(job=name, states=["failed"])).tasks == []
+    last = client.ask(m.ListTasks, whole, 5000, ids[-3])
+    assert ([row.id for row in last.tasks], last.more) == (ids[-2:], False)
+    assert client.ask(m.ReleaseTasks, whole).changed == len(ids)
+    watching = client.ask(m.WatchTasks, whole, False)
+    assert (watching.total, watching.finished) == (len(ids), 0)
+    assert client.ask(m.SetTasks, whole, 5.0).changed == len(ids)
+    numbers = [client.number(), client.number()]
+    client.send(m.CancelTasks(numbers[0], whole), m.HoldTasks(numbers[1], whole))
+    assert client.answer(numbers[0]).changed == len(ids)
+    assert client.answer(numbers[1]).changed == 0
+    assert sorted(end.task_id for end in client.ends(len(ids))) == ids

@@ -203,6 +203,18 @@ def test_adaptive_learns_each_kind_by_itself(cluster: Cluster) -> None:
         assert one_by_one(cluster, command, 4, kind) == [best[kind]] * 4
 
 
+def test_adaptive_is_as_wise_after_a_restart(cluster: Cluster) -> None:
+    """Who knows nothing takes the first that joined, which is the slow one."""
+    command = ["sh", "-c", 'sleep "$PAUSE"']
+    for expected in (["slow", "fast"], ["fast", "fast"]):
+        daemon = cluster.start_daemon(ADAPTIVE)
+        workers = [cluster.start_worker("slow", 1, env={"PAUSE": "0.4"})]
+        workers.append(cluster.start_worker("fast", 1, env={"PAUSE": "0.01"}))
+        assert one_by_one(cluster, command, 2, "train") == expected
+        assert [worker.stop() for worker in workers] == [0, 0]
+        assert daemon.stop() == 0
+
+
 def test_batch_keeps_kinds_together_and_the_biggest_worker_comes_first(cluster: Cluster, gate: Gate) -> None:
     cluster.start_daemon(policy("batch", batch_size=3))
     cluster.start_worker("small", 1)

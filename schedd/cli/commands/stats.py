@@ -22,7 +22,8 @@ async def stats_command(session: Session) -> Exit:
         session.out.json(fields)
         return Exit.OK
     fields["uptime_s"] = write_duration(stats.uptime_s)
-    fields["loop_lag_s"] = f"{stats.loop_lag_s * 1000:.1f}ms"
+    for name in ("loop_lag_s", "loop_lag_max_s", "loop_lag_recent_s"):
+        fields[name] = f"{fields[name] * 1000:.1f}ms"
     session.out.pairs(
         [
             (name.removesuffix("_s").replace("_", " "), write_map(value) if isinstance(value, dict) else str(value))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
 from schedd.core.model import Instant, Task, WorkerId, WorkerInfo
 from schedd.core.policies.base import Outcome, TaskScheduler
-from schedd.core.stats import PerformanceStats
+from schedd.core.stats import Learned, PerformanceStats, newest
 
 #: (kind, worker) pairs remembered; the least recently seen beyond this are forgotten.
 PAIRS_MAX = 200_000
@@ -79,6 +80,17 @@ class AdaptiveScheduler(TaskScheduler):
 
     def observe(self, outcome: Outcome, now: Instant) -> None:
         self.record_completion(outcome.worker.worker_id, outcome.task, outcome.runtime_s, outcome.success)
+
+    def learned(self) -> list[Learned]:
+        return newest(self._pairs)
+
+    def recall(self, learned: Iterable[Learned]) -> None:
+        for one in learned:
+            pair = (one.kind, WorkerId(one.worker))
+            stats = self._pairs[pair] = PerformanceStats(self.learning_rate)
+            stats.recall(one)
+            self._expected[pair] = value = _expected(stats)
+            self._best[one.kind] = min(value, self._best.get(one.kind, value))
 
     def refresh(self, now: Instant) -> list[WorkerId]:
         workers: dict[WorkerId, None] = {}

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from schedd.core.capacity import Need, compile_needs
 from schedd.core.model import Instant, Task, TaskRequirements, WorkerId, WorkerInfo, WorkerStatus
+from schedd.core.stats import Learned
 
 if TYPE_CHECKING:
     from schedd.core.queue import RequestClass
@@ -172,6 +173,13 @@ class TaskScheduler(ABC):
 
     def observe(self, outcome: Outcome, now: Instant) -> None:  # noqa: B027 (most policies learn nothing)
         """Learn from an attempt."""
+
+    def learned(self) -> list[Learned]:
+        """What is to outlive a restart of the daemon; it comes back by `recall`."""
+        return []
+
+    def recall(self, learned: Iterable[Learned]) -> None:  # noqa: B027
+        """Go on from what was learned before; called once, before the first `observe`."""
 
     def refresh(self, now: Instant) -> list[WorkerId]:
         """Recompute what scores are made of; called every `refresh_interval_s`. Returns whose scores have changed."""
