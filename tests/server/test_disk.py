@@ -83,6 +83,7 @@ class Told:
         assert {i: (states[i], results[i]) for i in self.ended} == {i: ("succeeded", result_of(i)) for i in self.ended}
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.needs("root", "unshare", "nsenter", "mkfs.ext4", "loop")
 def test_power_cuts(cluster: Cluster, tmp_path: Path) -> None:
     """Under `full`, nothing that was told before the disk lost its power is missing afterwards, cut after cut."""

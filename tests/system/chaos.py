@@ -22,6 +22,7 @@ from .proxy import Proxy
 CPUS = 2
 #: Refused for want of room on its disk, the daemon is started again after so long, as a service manager does.
 RESTART_S = 0.1
+NO_ROOM = ("disk is full", "disk I/O error")
 #: A worker that was silent for so long may have been lost: less than what it takes, for a machine that is slow.
 MAYBE_LOST_S = LOST_S - 1.5
 #: Ends that a worker had told may not have been on disk yet when it was killed. After a silence it goes on with what
@@ -114,7 +115,7 @@ class World:
             try:
                 self._cluster.start_daemon(DAEMON, listen=listen, env=env, prefix=self._prefix)
             except AssertionError as error:
-                if "disk" not in str(error):
+                if not any(words in str(error) for words in NO_ROOM):
                     raise
                 time.sleep(RESTART_S)
                 return False

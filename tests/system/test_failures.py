@@ -77,6 +77,9 @@ def test_frozen_worker_is_unreachable_and_comes_back(cluster: Cluster, gate: Gat
     cluster.wait_for_state(task.id, "running")
     worker.signal(signal.SIGSTOP)
     wait_until(lambda: cluster.worker_status("w1") == "unreachable")
+    row = cluster.worker("w1")
+    assert row is not None
+    assert "nothing heard for" in row.silence
     assert cluster.task(task.id).state == "running"
     other = cluster.client.submit(["true"])
     worker.signal(signal.SIGCONT)
