@@ -13,10 +13,11 @@ import pytest
 from disks import Mounts, PowerDisk
 from helpers import Cluster, DaemonProcess, wait_until
 
-from schedd.core.model import Call, Cause, TaskId
+from schedd.core.model import Call, Cause, HoldsAttempt, HostUsage, TaskId
 from schedd.wire import messages as m
 
 from .peers import RawClient, RawWorker
+from .test_durable import locked
 
 CUTS = 20
 TASKS_PER_SUBMIT = 3
@@ -169,3 +170,26 @@ def test_daemon_killed_inside_a_commit(cluster: Cluster, nth: int) -> None:
     with RawClient(cluster.address) as client:
         ids = [row.id for row in client.ask(m.ListTasks, m.Selection()).tasks]
     assert ids in (known, [*known, *range(len(known) + 1, len(known) + 3)])
+
+
+def test_end_that_is_not_on_disk_when_its_worker_comes_again(cluster: Cluster) -> None:
+    """The daemon knows it and says so to nobody: the worker keeps it, and the next daemon gets it from there."""
+    daemon = cluster.start_daemon()
+    with RawClient(cluster.address) as client, RawWorker(cluster.address, "w1") as worker:
+        client.submit()
+        (attempt,) = worker.attempts()
+        end = m.AttemptsFinished(1, [m.AttemptFinished(attempt.task_id, 1, Cause.OK, 1, 2, b"r")])
+        hold = HoldsAttempt(attempt.task_id, 1, "finished", 1, (), 0, worker.specs[0].defined_ns)
+        with locked(cluster):
+            worker.send(end)
+            wait_until(lambda: client.state_of(attempt.task_id) == "succeeded")
+            with RawWorker(cluster.address, "w1", holds=[hold]) as again:
+                again.send(end, m.Heartbeat(HostUsage()))
+                again.expect(m.HeartbeatReply)
+                assert not [message for message in again.inbox if isinstance(message, (m.DropAttempts, m.AckFinished))]
+            daemon.kill()
+    cluster.start_daemon()
+    with RawClient(cluster.address) as client, RawWorker(cluster.address, "w1", holds=[hold]) as worker:
+        worker.send(end)
+        assert worker.expect(m.AckFinished).seq == 1
+        assert client.state_of(attempt.task_id) == "succeeded"

@@ -13,7 +13,7 @@ import pytest
 from helpers import Cluster, DaemonProcess, wait_until
 
 from schedd.core import effects as fx
-from schedd.core.model import Call, Cause, HoldsAttempt, HostUsage, Instant, TaskId
+from schedd.core.model import Call, Cause, HoldsAttempt, Instant, TaskId
 from schedd.journal.records import FinishedTask
 from schedd.server.durable import Promises
 from schedd.wire import messages as m
@@ -308,29 +308,6 @@ def test_watch_without_a_journal_names_what_is_forgotten(cluster: Cluster) -> No
         client.submit(hold=True)
         answer = client.ask(m.WatchTasks, m.Selection([TaskId(1), TaskId(2)]), True, True, False, True)
         assert (answer.total, answer.finished, answer.unknown) == (1, 0, [2])
-
-
-def test_end_that_is_not_on_disk_when_its_worker_comes_again(cluster: Cluster) -> None:
-    """The daemon knows it and says so to nobody: the worker keeps it, and the next daemon gets it from there."""
-    daemon = cluster.start_daemon()
-    with RawClient(cluster.address) as client, RawWorker(cluster.address, "w1") as worker:
-        client.submit()
-        (attempt,) = worker.attempts()
-        end = m.AttemptsFinished(1, [_end(attempt, b"r")])
-        hold = HoldsAttempt(attempt.task_id, 1, "finished", 1, (), 0, worker.specs[0].defined_ns)
-        with locked(cluster):
-            worker.send(end)
-            wait_until(lambda: client.state_of(attempt.task_id) == "succeeded")
-            with RawWorker(cluster.address, "w1", holds=[hold]) as again:
-                again.send(end, m.Heartbeat(HostUsage()))
-                again.expect(m.HeartbeatReply)
-                assert not [message for message in again.inbox if isinstance(message, (m.DropAttempts, m.AckFinished))]
-            daemon.kill()
-    cluster.start_daemon()
-    with RawClient(cluster.address) as client, RawWorker(cluster.address, "w1", holds=[hold]) as worker:
-        worker.send(end)
-        assert worker.expect(m.AckFinished).seq == 1
-        assert client.state_of(attempt.task_id) == "succeeded"
 
 
 def test_journal_that_cannot_be_written(cluster: Cluster) -> None:
