@@ -7,6 +7,7 @@ full. The tasks write down each of their executions. SCHEDD_CHAOS_S sets for how
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import threading
@@ -160,6 +161,17 @@ def judge(number: int, end: TaskDone, runs: list[Execution], world: World, verdi
     verdict.again += len(runs) - 1
     if len(runs) > 1 + disturbed:
         verdict.wrong.append(f"{number}: ran needlessly: {runs}")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_seed_is_a_schedule(seed: int) -> None:
+    """The same one each time, and no target has two faults at once."""
+    faults = schedule(seed, 100, WORKERS)
+    assert faults == schedule(seed, 100, WORKERS) != schedule(seed + 1, 100, WORKERS)
+    assert {fault.target for fault in faults} == {"daemon", "disk", "client", *WORKERS}
+    for target in {fault.target for fault in faults}:
+        own = [fault for fault in faults if fault.target == target]
+        assert all(first.at_s + first.seconds < second.at_s for first, second in itertools.pairwise(own))
 
 
 @pytest.mark.needs("root", "unshare", "nsenter", "setsid")
