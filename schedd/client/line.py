@@ -167,22 +167,21 @@ class Line:
 
     async def _make(self) -> Connection:
         loop = asyncio.get_running_loop()
-        if self._made_at is not None and loop.time() - self._made_at < SHORT_LIFE_S:
-            await asyncio.sleep(random.uniform(0, SHORT_LIFE_S))  # it may be what we send that ends it
         try:
+            if self._made_at is not None and loop.time() - self._made_at < SHORT_LIFE_S:
+                await asyncio.sleep(random.uniform(0, SHORT_LIFE_S))  # it may be what we send that ends it
             connection, welcome = await self.open()
         except ScheddError as error:
-            self._reaching = None
             self._down(error)
             raise
-        except asyncio.CancelledError:
+        finally:
             self._reaching = None
-            raise
-        self._reaching = None
         self.connection, self._welcome, self.error = connection, welcome, None
         self._made_at = loop.time()
         connection.on_lost = self._on_lost
         self.on_up(connection)
+        if connection.error is not None:  # lost before anybody listened
+            self._on_lost(connection.error)
         return connection
 
     def _on_lost(self, error: ScheddError) -> None:

@@ -25,11 +25,9 @@ class Holding:
         self._admitted_below = TaskId(0)
         self._held: dict[Peer, deque[tuple[int, Any]]] = {}
 
-    def admitted(self, facts: Sequence[fx.Fact]) -> None:
-        """Note which tasks the turn under way has admitted. Before its messages."""
-        for fact in facts:
-            if type(fact) is fx.TasksAdmitted:
-                self._admitted_below = TaskId(fact.ids[-1] + 1)
+    def begin(self, admitted_below: TaskId) -> None:
+        """Begin the messages of a turn, after which tasks below this id have been admitted."""
+        self._admitted_below = admitted_below
 
     @property
     def is_needed(self) -> bool:
@@ -40,9 +38,10 @@ class Holding:
         """Whether what an action tells a worker has to wait."""
         if peer in self._held:
             return True
-        if self._admitted_below <= self._safe_below or type(action) is not fx.DispatchAttempts:
+        safe_below = self._safe_below
+        if self._admitted_below <= safe_below or type(action) is not fx.DispatchAttempts:
             return False
-        return any(task.id >= self._safe_below for task in action.tasks)
+        return any(task.id >= safe_below for task in action.tasks)
 
     def put(self, peer: Peer, turn: int, messages: Sequence[Any]) -> None:
         """Keep messages until `safe(turn)`."""
@@ -56,11 +55,6 @@ class Holding:
                 peer.send(waiting.popleft()[1])
             if not waiting:
                 del self._held[peer]
-
-    @property
-    def admitted_below(self) -> TaskId:
-        """Tasks below this id have been admitted so far."""
-        return self._admitted_below
 
     def let_go(self) -> None:
         """The disk refuses: running something twice is better than running nothing."""

@@ -587,14 +587,14 @@ class Service:
                 self._publish(action)
         promises: list[Promise] = []
         turn, holding = self.loop.turns, self._holding
-        holding.admitted(effects.facts)
+        admitted_below = TaskId(self.engine.tasks.next_id)
+        holding.begin(admitted_below)
         for action in effects.actions:
             promise = self._act(action)
             if promise is not None:
                 promises.append(promise)
         if holding.is_needed:
-            below = holding.admitted_below
-            promises.append(lambda: holding.safe(turn, below))
+            promises.append(lambda: holding.safe(turn, admitted_below))
         for fact in effects.facts:
             if type(fact) is fx.WorkerGone and fact.lost:
                 self._part(fact)

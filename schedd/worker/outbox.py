@@ -72,6 +72,8 @@ class Outbox:
         #: Ends that are not acknowledged, and bytes of their results.
         self._end_count = 0
         self._end_bytes = 0
+        #: As many as may be: nothing that makes more may be started.
+        self.is_full = False
         self._seq = 0
         self._unacked: deque[Batch] = deque()
         #: Of those, what is not on disk; and which of these have to be, whether there is a connection or not.
@@ -104,10 +106,10 @@ class Outbox:
         """The end of an attempt is not yet acknowledged."""
         return bool(self._unacked or self._finished)
 
-    @property
-    def is_full(self) -> bool:
-        """As many ends as may be wait for their acknowledgement: nothing that makes more may be started."""
-        return self._end_count >= self._ends_max or self._end_bytes >= self._ends_bytes_max
+    def _count(self, ends: int, size: int) -> None:
+        self._end_count += ends
+        self._end_bytes += size
+        self.is_full = self._end_count >= self._ends_max or self._end_bytes >= self._ends_bytes_max
 
     def started(self, news: AttemptStarted) -> None:
         self._started[news.task_id] = news
@@ -116,8 +118,7 @@ class Outbox:
         self._started.pop(news.task_id, None)
         self._defined[news.task_id] = defined_ns
         self._finished.append(news)
-        self._end_count += 1
-        self._end_bytes += len(news.result or b"")
+        self._count(1, len(news.result or b""))
         self._finished_attempts[news.task_id] = news.attempt
 
     def reported(self, news: AttemptReport) -> None:
@@ -167,8 +168,7 @@ class Outbox:
         left = []
         for end in ends:
             if (end.task_id, end.attempt) == (task_id, attempt):
-                self._end_count -= 1
-                self._end_bytes -= len(end.result or b"")
+                self._count(-1, -len(end.result or b""))
             else:
                 left.append(end)
         return left
@@ -181,8 +181,7 @@ class Outbox:
             for end in ends:
                 if self.holds_end_of(end.task_id, end.attempt):
                     del self._finished_attempts[end.task_id], self._defined[end.task_id]
-            self._end_count -= len(ends)
-            self._end_bytes -= batch.bytes_count
+            self._count(-len(ends), -batch.bytes_count)
             if batch.is_kept:
                 self._over.append(batch.seq)
             else:
@@ -198,8 +197,7 @@ class Outbox:
                 self._defined[end.task_id] = defined_ns
                 self._finished_attempts[end.task_id] = end.attempt
             size = sum(len(end.result or b"") for end in kept.attempts)
-            self._end_count += len(kept.attempts)
-            self._end_bytes += size
+            self._count(len(kept.attempts), size)
             self._seq = kept.seq
             self._unacked.append(Batch(AttemptsFinished(kept.seq, list(kept.attempts)), size, is_kept=True))
 
