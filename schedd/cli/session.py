@@ -23,11 +23,13 @@ class Session:
         self.address = address
         self.out = output
 
-    def connect(self) -> AsyncClient:
-        """Make the client; the connection is opened by `async with`."""
+    def connect(self, *, patient: bool = True) -> AsyncClient:
+        """Make the client, which `async with` connects. `patient`: a daemon that goes away is waited for."""
         from schedd.client.aio import AsyncClient
+        from schedd.client.line import RECONNECT_S
 
-        return AsyncClient(self.address, program="schedd", on_change=self._on_change)
+        reconnect_s = RECONNECT_S if patient else 0
+        return AsyncClient(self.address, program="schedd", reconnect_s=reconnect_s, on_change=self._on_change)
 
     def _on_change(self, error: ScheddError | None) -> None:
         if error is None:

@@ -220,7 +220,7 @@ class AsyncClient:
         if selection is None:
             return []
         ends: dict[TaskId, TaskDone] = {}
-        total = 0
+        total = len(selection.ids)
         try:
             async with asyncio.timeout(timeout) as limit, aclosing(self.watch(selection, results=results)) as events:
                 async for event in events:

@@ -96,7 +96,7 @@ async def _demo(out: Output, options: Options) -> Search:
         out.say(f"starting a daemon (policy {options.policy}) and {WORKERS} workers")
     async with (
         running_cluster(options.policy, WORKERS) as cluster,
-        AsyncClient(cluster.address) as client,
+        AsyncClient(cluster.address, reconnect_s=0) as client,
         _live_view(client, search) if options.live else _plain_view(out) as on_change,
     ):
         await run_search(client, search, cluster, options.seed, on_change)

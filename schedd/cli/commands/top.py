@@ -25,7 +25,7 @@ async def top_command(session: Session) -> Exit:
     """
     from schedd.cli.dashboard import Observer
 
-    async with session.connect() as client:
+    async with session.connect(patient=False) as client:
         observer = Observer(client)
         snapshot = await observer.look()
         if session.out.as_json:
