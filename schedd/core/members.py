@@ -12,7 +12,7 @@ COMPACT_ABOVE = 1000
 
 
 class Members:
-    """Ids, added in ascending order and taken out in any: mostly the oldest first.
+    """Ids, added in ascending order and taken out in any: mostly the oldest or the newest first.
 
     Eight bytes an id, where a dict has a hundred and stops for 50 ms when it grows beyond 700,000.
     """
@@ -47,6 +47,8 @@ class Members:
         while self._first < len(ids) and ids[self._first] in gone:
             gone.remove(ids[self._first])
             self._first += 1
+        while len(ids) > self._first and ids[-1] in gone:
+            gone.remove(ids.pop())
         if self._first > COMPACT_ABOVE and 2 * self._first > len(ids):
             del ids[: self._first]
             self._first = 0

@@ -92,6 +92,19 @@ class _Level:
         yield from (task for task in self.tasks if task.place == self.number)
         yield from (task for _, place, task in self.returned if task.place == place)
 
+    def trim(self) -> int:
+        """Throw out stale entries at both ends; returns how many there were.
+
+        Commands for many tasks take them out in order, so that nothing is left to be compacted, in one long pause.
+        """
+        tasks, number = self.tasks, self.number
+        before = len(tasks)
+        while tasks and tasks[0].place != number:
+            tasks.popleft()
+        while tasks and tasks[-1].place != number:
+            tasks.pop()
+        return before - len(tasks)
+
     def compact(self) -> None:
         """Throw out all stale entries."""
         self.tasks = deque(task for task in self.tasks if task.place == self.number)
@@ -199,9 +212,9 @@ class TaskQueue:
         if not queue.size:
             self._drop(queue)
             return
+        queue.stale += 1 - self._trim(queue, self._level_of(task))
         if queue.blocked:
             self.bring_back(queue)
-        queue.stale += 1
         if queue.stale > COMPACT_ABOVE and queue.stale > queue.size:
             self._compact(queue)
 
@@ -329,12 +342,29 @@ class TaskQueue:
             self._heads = list(dict.fromkeys(alive))
             heapify(self._heads)
 
+    def _trim(self, queue: ClassQueue, value: float) -> int:
+        """Throw out what is stale at both ends of a level, and the level with its last entry."""
+        level = queue.levels.get(value)
+        if level is None:
+            return 0
+        count = level.trim()
+        if not level.tasks and not level.returned:
+            del queue.levels[value]
+            if len(queue.heap) > COMPACT_ABOVE and len(queue.heap) > 2 * len(queue.levels):
+                self._post_levels(queue)
+        return count
+
     def _compact(self, queue: ClassQueue) -> None:
         """Throw out stale entries and empty levels: priorities that change for ever must not pile up. O(entries)."""
         queue.stale = 0
+        for level in queue.levels.values():
+            level.compact()
+        self._post_levels(queue)
+
+    def _post_levels(self, queue: ClassQueue) -> None:
+        """Make the heap of a class anew, without levels that are empty."""
         queue.heap.clear()
         for value, level in list(queue.levels.items()):
-            level.compact()
             head = level.head()
             if head is None:
                 del queue.levels[value]
