@@ -71,6 +71,7 @@ class EngineSettings(Struct, frozen=True):
     steal_interval_ns: int = SECOND // 2
     unfinished_max: int = 5_000_000
     finished_keep_count: int = 20_000
+    keyed_keep_count: int = 100_000
     results_keep_bytes: int = 16 * 1024 * 1024
     retries: RetryRules = RetryRules()
 
@@ -92,7 +93,7 @@ class Tables:
     def __init__(self, settings: EngineSettings, policy: TaskScheduler, rng: random.Random) -> None:
         self.settings = settings
         self.rng = rng
-        self.tasks = TaskTable(settings.finished_keep_count, settings.results_keep_bytes)
+        self.tasks = TaskTable(settings.finished_keep_count, settings.results_keep_bytes, settings.keyed_keep_count)
         self.submits = Submits()
         self.resources = ResourceManager()
         self.classes = RequestClasses()

@@ -77,9 +77,14 @@ class Job(Struct, eq=False):
 
 
 class TaskTable:
-    """All tasks that are remembered: the unfinished ones, and the newest `finished_keep_count` of the others."""
+    """All tasks that are remembered: the unfinished ones, and of the others the newest, more of those with a key."""
 
-    def __init__(self, finished_keep_count: int = 20_000, results_keep_bytes: int = 16 * 1024 * 1024) -> None:
+    def __init__(
+        self,
+        finished_keep_count: int = 20_000,
+        results_keep_bytes: int = 16 * 1024 * 1024,
+        keyed_keep_count: int = 100_000,
+    ) -> None:
         self.rows: dict[TaskId, Task] = {}
         self.keys: dict[str, TaskId] = {}
         self.jobs: dict[str, Job] = {}
@@ -92,8 +97,11 @@ class TaskTable:
         self.results_bytes = 0
         self._first_id = 1
         self._keep_count = finished_keep_count
+        self._keyed_keep_count = keyed_keep_count
         self._keep_bytes = results_keep_bytes
+        #: Finished tasks without and with a key, oldest first.
         self._finished: deque[TaskId] = deque()
+        self._finished_keyed: deque[TaskId] = deque()
         #: Finished tasks whose result is kept, oldest first.
         self._with_result: deque[TaskId] = deque()
 
@@ -102,7 +110,7 @@ class TaskTable:
 
     @property
     def unfinished_count(self) -> int:
-        return len(self.rows) - len(self._finished)
+        return len(self.rows) - len(self._finished) - len(self._finished_keyed)
 
     def get(self, task_id: TaskId) -> Task | None:
         return self.rows.get(task_id)
@@ -135,8 +143,8 @@ class TaskTable:
     def note_ended(self, ended: Iterable[TaskId]) -> None:
         """After a restart: these rows, entered with their final states, ended in this order."""
         for task_id in ended:
-            self._finished.append(task_id)
             task = self.rows[task_id]
+            self._note_end(task)
             if task.job:
                 job = self.jobs[task.job]
                 job.finished_ns = max(job.finished_ns, getattr(task.state, "at_ns", 0))
@@ -166,7 +174,7 @@ class TaskTable:
             job = self.jobs[task.job]
             job.finished_ns = max(job.finished_ns, state.at_ns)
         self.missing.pop(task.id, None)
-        self._finished.append(task.id)
+        self._note_end(task)
         waiting = self.dependents.pop(task.id, [])
         self._trim()
         return waiting
@@ -218,6 +226,11 @@ class TaskTable:
                 oldest.result = RESULT_DROPPED
         while len(self._finished) > self._keep_count:
             self._forget(self._finished.popleft())
+        while len(self._finished_keyed) > self._keyed_keep_count:
+            self._forget(self._finished_keyed.popleft())
+
+    def _note_end(self, task: Task) -> None:
+        (self._finished if task.key is None else self._finished_keyed).append(task.id)
 
     def _forget(self, task_id: TaskId) -> None:
         task = self.rows.pop(task_id)
@@ -248,7 +261,7 @@ class TaskTable:
                 jobs.setdefault(task.job, dict.fromkeys(TRANSITIONS, 0))[type(task.state)] += 1
         assert counts == self.counts, (counts, self.counts)
         assert jobs == {name: job.counts for name, job in self.jobs.items()}
-        assert len(self._finished) == sum(counts[state] for state in FINAL)
+        assert len(self._finished) + len(self._finished_keyed) == sum(counts[state] for state in FINAL)
         assert self.results_bytes == sum(len(t.result) for t in self.rows.values() if t.result)
         for task_id, missing in self.missing.items():
             assert missing, task_id

@@ -230,11 +230,14 @@ class Journal:
             pass
         return live
 
-    def loading(self, live: Live, finished_max: int = 0) -> Iterator[None]:
-        """Do what `load` does in steps of some milliseconds. Raises JournalError."""
+    def loading(self, live: Live, finished_max: int = 0, keyed_max: int = 0) -> Iterator[None]:
+        """Do what `load` does in steps of some milliseconds. Raises JournalError.
+
+        keyed_max: among so many of the newest, those with a key are read too.
+        """
         try:
             yield from self._load_ended(live)
-            yield from self._load_finished(live, finished_max)
+            yield from self._load_finished(live, finished_max, keyed_max)
             yield from self._load_batches(live)
             yield from self._load_changes(live)
             self._load_learned(live)
@@ -289,19 +292,19 @@ class Journal:
             with suppress(JournalError):
                 live.learned[key.removeprefix(LEARNED_KEY)] = decode_learned(blob)
 
-    def _load_finished(self, live: Live, most: int) -> Iterator[None]:
-        newest_first: list[list[FinishedTask]] = []
-        count = 0
+    def _load_finished(self, live: Live, most: int, keyed_max: int) -> Iterator[None]:
+        newest_first: list[FinishedTask] = []
+        looked, looked_max = 0, max(most, keyed_max)
         rows = self._db.execute("SELECT finished FROM history WHERE finished_count > 0 ORDER BY seq DESC")
-        for (blob,) in rows if most else ():
-            records = [structs.replace(r, result=r.result and RESULT_DROPPED) for r in decode_finished(blob)]
-            newest_first.append(records)
-            count += len(records)
-            if count >= most:
+        for (blob,) in rows if looked_max else ():
+            for record in reversed(decode_finished(blob)):
+                looked += 1
+                if looked <= most or (looked <= keyed_max and record.key is not None):
+                    newest_first.append(structs.replace(record, result=record.result and RESULT_DROPPED))
+            if looked >= looked_max:
                 break
             yield
-        finished = [record for records in reversed(newest_first) for record in records]
-        live.finished = finished[-most:] if most else []
+        live.finished = newest_first[::-1]
 
     def _sum_of_history(self) -> int:
         try:

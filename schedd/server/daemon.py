@@ -84,6 +84,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
         steal_interval_ns=int(settings.stealing.interval_s * SECOND),
         unfinished_max=limits.unfinished_max,
         finished_keep_count=limits.finished_keep_count,
+        keyed_keep_count=limits.keyed_keep_count,
         results_keep_bytes=int(limits.results_keep_mb * 1024 * 1024),
         retries=RetryRules(**structs.asdict(settings.retries)),
     )
@@ -197,7 +198,8 @@ class Daemon:
         notify("STATUS=reading the journal")
         gc.disable()  # a million rows that are here to stay need not be looked at while they are made,
         live = Live()
-        await _through(journal.loading(live, self._settings.limits.finished_keep_count))
+        limits = self._settings.limits
+        await _through(journal.loading(live, limits.finished_keep_count, limits.keyed_keep_count))
         workers = [worker.worker_id for worker in live.workers]
         grace_ns = int(settings.adoption_grace_s * SECOND)
         finished = [finished_row(record) for record in live.finished]

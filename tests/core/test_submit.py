@@ -138,13 +138,23 @@ def test_key_empty_or_twice(keys: list[str | None]) -> None:
 
 
 def test_key_of_a_forgotten_task() -> None:
-    world = World(finished_keep_count=1)
-    world.join()
-    submit(world, TaskEntry(0, b"x", "k"))
-    world.finish(1)
-    world.submit()
-    world.finish(2)
+    world = World(keyed_keep_count=1)
+    world.join(cpus=2)
+    submit(world, TaskEntry(0, b"x", "k"), TaskEntry(0, b"x", "l"))
+    world.finish(1, 2)
     assert of(submit(world, TaskEntry(0, b"y", "k")).actions, fx.ReplySubmitted)[0].ids == [3]
+
+
+def test_key_outlives_tasks_without_one() -> None:
+    """Many short tasks must not shorten the time in which a submit may be repeated."""
+    world = World(finished_keep_count=1, keyed_keep_count=2)
+    world.join(cpus=4)
+    submit(world, TaskEntry(0, b"x", "k"))
+    world.submit(3)
+    world.finish(1, 2, 3, 4)
+    assert sorted(world.engine.tasks.rows) == [1, 4]
+    assert of(submit(world, TaskEntry(0, b"x", "k")).actions, fx.ReplySubmitted)[0].ids == [1]
+    world.engine.check()
 
 
 def test_resubmit_when_the_dependency_is_gone() -> None:

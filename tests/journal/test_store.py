@@ -24,6 +24,7 @@ from schedd.journal.store import (
     FROM_THE_NEWEST,
     TASKS_PER_COMMIT_MAX,
     Journal,
+    Live,
     Reader,
     Retention,
 )
@@ -329,6 +330,18 @@ def test_without_bounds_all_is_kept(path: Path) -> None:
         for number in range(1, 6):
             running.commit(admitted([number]), now=START + number * 1_000_000 * SECOND)
     assert seqs(path) == [1, 2, 3, 4, 5]
+
+
+def test_tasks_with_a_key_are_read_from_further_back(path: Path) -> None:
+    with Running(path) as running:
+        for first in range(1, 31, 3):
+            ends = [finished(i, key=f"k{i}" if i % 5 == 0 else None) for i in range(first, first + 3)]
+            running.commit(admitted(range(first, first + 3)), finished=ends)
+    journal = Journal(path)
+    live = Live()
+    assert len(list(journal.loading(live, 4, 22))) > 1, "in steps"
+    assert [task.id for task in live.finished] == [10, 15, 20, 25, 27, 28, 29, 30]
+    journal.close()
 
 
 # ------------------------------------------------------------------------------------------------- what was learned
