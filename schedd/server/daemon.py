@@ -195,7 +195,6 @@ class Daemon:
         # Bringing a log of the last daemon into the file may take a while.
         journal = self._journal = await anyio.to_thread.run_sync(self._open_journal, path, service.promises)
         log.info("restoring", path=path)
-        notify("STATUS=reading the journal")
         gc.disable()  # a million rows that are here to stay need not be looked at while they are made,
         live = Live()
         limits = self._settings.limits
