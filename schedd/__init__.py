@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from schedd.core.policies.work_stealing import WorkStealingScheduler
     from schedd.core.resources import ResourceManager
     from schedd.core.stats import PerformanceStats
-    from schedd.worker.task_api import report
+    from schedd.worker.task_api import report, should_stop
 
 __all__ = [
     "AdaptiveScheduler",
@@ -45,6 +45,7 @@ __all__ = [
     "WorkerInfo",
     "WorkerResources",
     "report",
+    "should_stop",
 ]
 
 _MODULES = {
@@ -65,6 +66,7 @@ _MODULES = {
     "WorkerInfo": "schedd.core.model",
     "WorkerResources": "schedd.core.model",
     "report": "schedd.worker.task_api",
+    "should_stop": "schedd.worker.task_api",
 }
 
 

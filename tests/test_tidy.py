@@ -14,11 +14,21 @@ FILES = sorted(ROOT.rglob("*.py"))
 #: In the core a module imports only from those above it.
 CORE_ORDER = [
     "model", "capacity", "events", "effects", "timers", "stats", "health", "memory", "queue", "resources", "members",
-    "submits", "tasks", "retries", "policies", "placement", "tables", "guard", "requests", "attempts", "fleet",
-    "explain", "restore", "engine",
+    "submits", "tasks", "retries", "policies", "placement", "tables", "guard", "preemption", "requests", "attempts",
+    "fleet", "explain", "restore", "engine",
 ]  # fmt: skip
-POLICY_ORDER = ["base", "fifo", "priority", "load_balancing", "work_stealing", "adaptive", "batch", "__init__"]
-POLICY_MAY = {"core.model", "core.capacity", "core.stats", "core.policies.base"}
+POLICY_ORDER = [
+    "base",
+    "preemption",
+    "fifo",
+    "priority",
+    "load_balancing",
+    "work_stealing",
+    "adaptive",
+    "batch",
+    "__init__",
+]
+POLICY_MAY = {"core.model", "core.capacity", "core.stats", "core.policies.base", "core.policies.preemption"}
 
 #: What a room may import of schedd, beside itself; a longer name counts before a shorter one.
 ROOMS: dict[str, set[str]] = {

@@ -29,6 +29,7 @@ COMMANDS = {
     "logs": "logs",
     "wait": "wait",
     "cancel": "change",
+    "preempt": "preempt",
     "hold": "change",
     "release": "change",
     "set": "set",

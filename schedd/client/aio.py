@@ -50,6 +50,7 @@ from schedd.wire.messages import (
     ListTasks,
     ListWorkers,
     LogData,
+    PreemptTasks,
     ReadLog,
     ReleaseTasks,
     Selection,
@@ -252,6 +253,13 @@ class AsyncClient:
     async def cancel(self, which: Which, *, started: bool = True) -> Changed:
         """Cancel tasks; what runs is terminated, or left alone and listed in `unchanged` where `started` is False."""
         return await self._change(CancelTasks, which, started)
+
+    async def preempt(self, which: Which, *, grace: float | None = None) -> Changed:
+        """Let tasks that a worker has give it up and run again later, without blame.
+
+        grace: seconds between asking and killing; None: what each was submitted with.
+        """
+        return await self._change(PreemptTasks, which, grace)
 
     async def hold(self, which: Which) -> Changed:
         """Keep back what has not been dispatched."""

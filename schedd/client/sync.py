@@ -183,6 +183,10 @@ class Client:
         """Cancel tasks. As `AsyncClient.cancel`."""
         return self._thread.run(self._client.cancel(which, started=started))
 
+    def preempt(self, which: Which, *, grace: float | None = None) -> Changed:
+        """Let tasks give up their workers and run again later. As `AsyncClient.preempt`."""
+        return self._thread.run(self._client.preempt(which, grace=grace))
+
     def hold(self, which: Which) -> Changed:
         """Keep back what has not been dispatched."""
         return self._thread.run(self._client.hold(which))

@@ -82,6 +82,8 @@ class Attempts:
         begun = min(max(started_at_ns, at_ns), self._t.now)
         self._t.tasks.set_state(task, Running(worker.worker_id, at_ns, begun))
         self._t.facts.append(fx.AttemptBegan(task.id, task.attempt, begun))
+        if self._t.policy.preempt_interval_s:
+            self._t.policy.began(task, self._t.now)
 
     def _match_reservation(self, task: Task, worker: WorkerInfo, started: AttemptStarted) -> None:
         """The worker decides what starts, on which devices; our mirror follows it where they differ."""
@@ -106,7 +108,7 @@ class Attempts:
             t.release(task, worker)
             if record.cause is Cause.OK:
                 worker.finished_count += 1
-            else:
+            elif record.cause is not Cause.PREEMPTED:
                 worker.failed_count += 1
             t.learn(task, worker, record)
             t.conclude(task, self._guard.on_ended(task, worker, record), finished.result)
@@ -123,6 +125,9 @@ class Attempts:
         # The length is the worker's to tell, the end cannot lie behind us.
         runtime = max(0, finished.finished_at_ns - finished.started_at_ns) if finished.started_at_ns else 0
         ended = min(started + runtime, now) if started else now
+        message = finished.message[:MESSAGE_MAX]
+        if finished.cause is Cause.PREEMPTED and (asked := self._t.preempting(task)) is not None:
+            message = f"made room for task {asked.for_id}" if asked.for_id else "on request"
         return AttemptRecord(
             task.attempt,
             worker.worker_id,
@@ -132,7 +137,7 @@ class Attempts:
             finished.cause,
             finished.exit_code,
             finished.signal,
-            finished.message[:MESSAGE_MAX],
+            message,
             task.devices,
         )
 
@@ -154,7 +159,7 @@ class Attempts:
             task, victim, thief = steal.task, steal.victim, steal.thief
             if not isinstance(task.state, Assigned) or task.state.worker_id != victim.worker_id or task.reserved:
                 continue
-            if task.cancelling or not thief.accepts_work or victim.worker_id == thief.worker_id:
+            if t.is_stopping(task) or not thief.accepts_work or victim.worker_id == thief.worker_id:
                 continue
             t.tasks.set_state(task, Revoking(victim.worker_id, task.state.at_ns, thief.worker_id, thief.seq))
             victim.outgoing += 1
@@ -177,7 +182,7 @@ class Attempts:
                 self._t.resources.touch(victim)
                 continue
             self._t.release(task, victim)
-            if thief is not None and not task.cancelling and self._fits(task, thief):
+            if thief is not None and not self._t.is_stopping(task) and self._fits(task, thief):
                 self._t.facts.append(fx.AttemptStolen(task.id, victim.worker_id, thief.worker_id, self._t.now))
                 self._t.counters.steals += 1
                 self._t.tasks.set_state(task, self._t.waiting_state(task))

@@ -68,6 +68,19 @@ class CancelAsked(Fact, frozen=True, gc=False):
     task_id: TaskId
 
 
+class PreemptAsked(Fact, frozen=True, gc=False):
+    """An attempt is to make room and run again later; its worker has been told, or will be.
+
+    `grace_s` None: its own. `for_id`: the task that gets its place; 0: a user asked.
+    """
+
+    task_id: TaskId
+    attempt: int
+    at_ns: Instant
+    grace_s: float | None = None
+    for_id: TaskId = TaskId(0)
+
+
 class AttemptDispatched(Fact, frozen=True, gc=False):
     task_id: TaskId
     attempt: int
@@ -219,6 +232,8 @@ class StopAttempts(Action, frozen=True):
     worker_id: WorkerId
     attempts: list[tuple[TaskId, int]]
     cause: Cause
+    #: Until they are killed; None: what each task has.
+    grace_s: float | None = None
 
 
 class DropAttempts(Action, frozen=True):

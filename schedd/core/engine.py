@@ -34,6 +34,7 @@ from schedd.core.model import (
     WorkerStatus,
 )
 from schedd.core.policies.base import TaskScheduler
+from schedd.core.preemption import Preemptor
 from schedd.core.requests import Requests
 from schedd.core.resources import ResourceManager
 from schedd.core.restore import Restore
@@ -60,10 +61,12 @@ class Engine:
         self._guard = guard = Guard(t)
         self._attempts = attempts = Attempts(t, guard)
         self._fleet = fleet = Fleet(t, attempts, guard)
+        self._preemptor = Preemptor(t)
         self._requests = requests = Requests(t, guard)
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.SubmitTasks: requests.on_submit_tasks,
             ev.CancelTasks: requests.on_cancel_tasks,
+            ev.PreemptTasks: requests.on_preempt_tasks,
             ev.HoldTasks: requests.on_hold_tasks,
             ev.ReleaseTasks: requests.on_release_tasks,
             ev.SetTasks: requests.on_set_tasks,
@@ -110,6 +113,8 @@ class Engine:
                 t.deadlines.set(("place", 0), now)
         if self._requests.are_pending:
             t.deadlines.set(("command", 0), now)  # which goes on at once
+        if t.policy.preempt_interval_s and not t.awaited:
+            self._preemptor.after_pass()
         t.resources.commit()
         return t.take_effects()
 
@@ -208,6 +213,8 @@ class Engine:
                     self._t.placement_wanted = True
                 case ("steal", _):
                     self._on_steal_timer()
+                case ("preempt", _):
+                    self._preemptor.is_due = True
                 case ("refresh", _):
                     self._on_refresh_timer()
 
@@ -300,6 +307,9 @@ class Engine:
         self._guard.check()
         if not t.placement_wanted and ("place", 0) not in t.deadlines:
             t.placer.check()
+        for task_id, asked in t.asked.items():
+            assert not t.tasks.rows[task_id].state.is_final, story(t.tasks.rows[task_id])
+            assert asked.task_id == task_id
         incoming: dict[int, int] = {}
         for task in t.tasks.rows.values():
             state = task.state

@@ -52,6 +52,14 @@ class CancelTasks(Event, frozen=True):
     started: bool = True
 
 
+class PreemptTasks(Event, frozen=True):
+    """A client wants these to give up their workers and to run again later. `grace_s` None: each its own."""
+
+    origin: int
+    selection: Selection
+    grace_s: float | None = None
+
+
 class HoldTasks(Event, frozen=True):
     origin: int
     selection: Selection

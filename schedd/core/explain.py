@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from schedd.core.effects import PreemptAsked
 from schedd.core.model import (
     SECOND,
     Assigned,
@@ -58,14 +59,39 @@ def explain(t: Tables, task: Task) -> Explanation:
             return _explain_queued(t, task)
         case Assigned(worker_id):
             position = _position(t.resources.workers.get(worker_id), task)
-            return Explanation(f"dispatched to {worker_id}, {position}", [], [])
+            return _explain_assigned(t, task, f"dispatched to {worker_id}, {position}")
         case Running(worker_id, _, started_at_ns):
-            return Explanation(f"running on {worker_id} for {(t.now - started_at_ns) / SECOND:.1f} s", [], [])
+            running = f"running on {worker_id} for {(t.now - started_at_ns) / SECOND:.1f} s"
+            return Explanation(running + _asked_of(t, task), [], [])
         case Revoking(worker_id, _, thief_id):
             return Explanation(f"moving from {worker_id} to {thief_id or 'the queue'}", [], [])
     last = task.attempts[-1] if task.attempts else None
     told = f": {last.message}" if last is not None and last.message else ""
     return Explanation(f"{state.name}{told}", [], [])
+
+
+def _explain_assigned(t: Tables, task: Task, where: str) -> Explanation:
+    """Say which attempts are being stopped for a task that has its place already. O(attempts that are)."""
+    awaited = [
+        Blocker(f"waits for task {asked.task_id} to stop", detail=_ago(t, asked))
+        for asked in t.asked.values()
+        if asked.for_id == task.id
+    ]
+    if not awaited or task.reserved:
+        return Explanation(where + _asked_of(t, task), [], [])
+    more = f" and {len(awaited) - 1} more" if len(awaited) > 1 else ""
+    return Explanation(f"{where}; {awaited[0].reason}{more} ({awaited[0].detail})", awaited, [])
+
+
+def _asked_of(t: Tables, task: Task) -> str:
+    asked = t.preempting(task)
+    if asked is None:
+        return ""
+    return f"; to make room{f' for task {asked.for_id}' if asked.for_id else ''} ({_ago(t, asked)})"
+
+
+def _ago(t: Tables, asked: PreemptAsked) -> str:
+    return f"asked {(t.now - asked.at_ns) / SECOND:.1f} s ago"
 
 
 def _position(worker: WorkerInfo | None, task: Task) -> str:

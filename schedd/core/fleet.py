@@ -143,10 +143,10 @@ class Fleet:
         for task_id, task in before.items():
             if task_id not in held:
                 t.requeue(task)
-            elif task.cancelling:
+            elif t.is_stopping(task):
                 t.stop(task, worker.worker_id)  # the first request may have been lost with the connection
         for task in new.values():
-            if task.cancelling:
+            if t.is_stopping(task):
                 t.stop(task, worker.worker_id)
 
     def _bring(self, worker: WorkerInfo, hold: HoldsAttempt) -> Task | None:

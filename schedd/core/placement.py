@@ -327,6 +327,13 @@ class Placer:
             return False
         return bool(self._possible(self._of(request), request, worker))
 
+    def may_wait_at(self, task: Task, worker: WorkerInfo) -> bool:
+        """Whether the worker could run the task if it were empty, and no better-ranked class claims it."""
+        request = task.request
+        if request is None or not self.could_run(task, worker):
+            return False
+        return not self._claims or self._leaves_claim(task, worker, request.needs[0], 1.0)
+
     def possible(self, request: RequestClass, worker: WorkerInfo) -> bool:
         """Whether the worker could run such tasks if it were empty."""
         return bool(self._possible(self._of(request), request, worker))
@@ -360,6 +367,8 @@ class Placer:
 
     def _depth(self, task: Task, worker: WorkerInfo, need: Need) -> int:
         depth = self._base_depth(task) if self._runtimes.short else 0
+        if depth and worker.task_queue and worker.task_queue[0].kind not in self._runtimes.short:
+            depth = 0  # nobody knows when that one starts: others may have to make room for it
         if depth:
             ledger = worker.ledger
             slots = ledger.cpus // need.cpus if need.cpus and ledger is not None else worker.slots

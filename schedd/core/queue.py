@@ -329,6 +329,10 @@ class TaskQueue:
                 yield head
             yield from islice((task for level in queue.levels.values() for task in level.alive()), per_class)
 
+    def classes(self) -> Iterator[ClassQueue]:
+        """Yield the classes that wait."""
+        yield from self._queues.values()
+
     def classes_beside(self, request: RequestClass) -> Iterator[ClassQueue]:
         """Yield the other classes that wait."""
         return (q for q in self._queues.values() if q.request is not request)

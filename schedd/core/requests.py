@@ -31,7 +31,7 @@ from schedd.core.model import (
 from schedd.core.queue import RequestClass
 from schedd.core.retries import end_pause
 from schedd.core.submits import CLIENT_MAX, NUMBER_MAX, admitted
-from schedd.core.tables import Tables
+from schedd.core.tables import BY_USER, Tables
 from schedd.core.tasks import DISPATCHED, UNDISPATCHED, make_task
 
 #: A reply names at most so many tasks that it left unchanged.
@@ -46,6 +46,8 @@ WHAT_MAX = 60
 CHANGES_PER_TURN_MAX = 2000
 #: A delayed start further away than this is a mistake (30 years).
 DELAY_S_MAX = 1e9
+#: As in the rules of a task.
+GRACE_S_MAX = 86_400
 
 
 class Declined(Exception):
@@ -292,6 +294,33 @@ class Requests:
                 t.stop(task, worker.worker_id)
             return ""
         return f"already {task.state.name}"
+
+    def on_preempt_tasks(self, event: ev.PreemptTasks) -> None:
+        grace_s = event.grace_s
+        if grace_s is not None and not 0 <= grace_s <= GRACE_S_MAX:
+            text = f"a grace of {grace_s} s makes no sense"
+            self._t.actions.append(fx.ReplyDeclined(event.origin, "bad_request", text))
+            return
+        self._each(event.origin, event.selection, lambda task: self._preempt(task, grace_s))
+
+    def _preempt(self, task: Task, grace_s: float | None) -> str:
+        t = self._t
+        if type(task.state) in UNDISPATCHED:
+            return f"is {task.state.name}: no worker has it (`hold` keeps it back)"
+        worker = t.worker_of(task)
+        if task.state.is_final or worker is None:
+            return f"already {task.state.name}"
+        if task.cancelling:
+            return "is being cancelled"
+        asked = t.preempting(task)
+        if asked is not None and grace_s is None:
+            return "is being preempted (a shorter grace can still be given)"
+        if t.unsend(task, worker):
+            t.release(task, worker)
+            t.requeue(task)
+        else:
+            t.preempt(task, worker, grace_s, asked.for_id if asked is not None else BY_USER)
+        return ""
 
     def on_hold_tasks(self, event: ev.HoldTasks) -> None:
         self._each(event.origin, event.selection, self._hold)

@@ -83,7 +83,10 @@ class Restore:
                     task.request = self._t.classes.intern(task.requirements, task.kind, self._t.policy.by_kind)
                 case fx.CancelAsked():
                     self._cancelled.append(task)
+                case fx.PreemptAsked():
+                    self._t.asked[task.id] = fact
                 case fx.AttemptEnded():
+                    self._t.asked.pop(task.id, None)
                     task.attempt = fact.record.attempt
                     task.attempts = (*task.attempts, fact.record)[-ATTEMPTS_KEPT_MAX:]
                     if not fact.record.excused:
@@ -99,7 +102,9 @@ class Restore:
         """Enter tasks that had ended, the oldest end first."""
         for number, task in enumerate(rows, 1):
             self._ended.append(task)
-            self._rows.pop(task.id, None)  # a salvaged file may have both; what ended does not begin again
+            # A salvaged file may have both; what ended does not begin again.
+            self._rows.pop(task.id, None)
+            self._t.asked.pop(task.id, None)
             if not number % ROWS_PER_STEP:
                 yield
 

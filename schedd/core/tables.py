@@ -47,6 +47,8 @@ from schedd.core.timers import Deadlines
 ATTEMPTS_KEPT_MAX = 20
 #: How an attempt ends through no doing of its own, so that it has no result.
 NOT_OF_THE_TASK = frozenset({Cause.LOST, Cause.REJECTED})
+#: In place of the task that room is made for.
+BY_USER = TaskId(0)
 #: Workers beyond this number send heartbeats less often, so that the daemon hears at most this many an interval.
 HEARTBEATS_PER_INTERVAL_MAX = 500
 #: An enumeration looks its members up by name at each use; these are used for each end of an attempt.
@@ -55,7 +57,8 @@ _OK = Cause.OK
 _OWN_ENDS = frozenset({Cause.OK, Cause.ERROR, Cause.TIMEOUT})
 
 DeadlineKey = tuple[
-    Literal["delay", "lease", "lost", "steal", "refresh", "place", "adopt", "probe", "trial", "command"], int | str
+    Literal["delay", "lease", "lost", "steal", "refresh", "place", "adopt", "probe", "trial", "command", "preempt"],
+    int | str,
 ]
 
 
@@ -111,11 +114,13 @@ class Tables:
         self.restored_below = TaskId(0)
         #: Workers that were draining before the restart, by their incarnation, until they come.
         self.drained: dict[WorkerId, str] = {}
+        #: What was asked of attempts to make room, by task; one of an attempt that is not the current one says nothing.
+        self.asked: dict[TaskId, fx.PreemptAsked] = {}
         self.facts: list[fx.Fact] = []
         self.actions: list[fx.Action] = []
         self._finished: list[Task] = []
         self._dispatches: dict[WorkerId, list[Task]] = {}
-        self._stops: dict[WorkerId, list[tuple[TaskId, int]]] = {}
+        self._stops: dict[tuple[WorkerId, Cause, float | None], list[tuple[TaskId, int]]] = {}
         self._drops: dict[WorkerId, list[tuple[TaskId, int]]] = {}
         self._revokes: dict[WorkerId, list[tuple[TaskId, int]]] = {}
         self._reports: list[AttemptReport] = []
@@ -127,7 +132,10 @@ class Tables:
     # ------------------------------------------------------------------------------------------------------ effects
 
     def stop(self, task: Task, worker_id: WorkerId) -> None:
-        self._stops.setdefault(worker_id, []).append((task.id, task.attempt))
+        """Tell a worker to end the current attempt, which is to be cancelled or to make room."""
+        asked = None if task.cancelling else self.preempting(task)
+        cause, grace_s = (Cause.CANCELLED, None) if asked is None else (Cause.PREEMPTED, asked.grace_s)
+        self._stops.setdefault((worker_id, cause, grace_s), []).append((task.id, task.attempt))
 
     def drop(self, worker_id: WorkerId, task_id: TaskId, attempt: int) -> None:
         self._drops.setdefault(worker_id, []).append((task_id, attempt))
@@ -156,8 +164,8 @@ class Tables:
     def _take_orders(self, actions: list[fx.Action]) -> None:
         for worker_id, attempts in self._drops.items():
             actions.append(fx.DropAttempts(worker_id, attempts))
-        for worker_id, attempts in self._stops.items():
-            actions.append(fx.StopAttempts(worker_id, attempts, Cause.CANCELLED))
+        for (worker_id, cause, grace_s), attempts in self._stops.items():
+            actions.append(fx.StopAttempts(worker_id, attempts, cause, grace_s))
         for worker_id, attempts in self._revokes.items():
             actions.append(fx.RevokeAttempts(worker_id, attempts))
         for outbox in (self._drops, self._stops, self._revokes):
@@ -216,6 +224,8 @@ class Tables:
         task.attempt += 1
         task.variant = variant
         task.cancelling = False
+        if self.asked:
+            self.asked.pop(task.id, None)
         started = self.resources.attach(task, worker)
         self.tasks.set_state(task, Assigned(worker.worker_id, self.now))
         self.facts.append(fx.AttemptDispatched(task.id, task.attempt, worker.worker_id, self.now))
@@ -226,6 +236,21 @@ class Tables:
         sent.append(task)
         if not started and self.settings.stealing:
             self.arm_stealing()
+
+    def preempt(self, task: Task, worker: WorkerInfo, grace_s: float | None, for_id: TaskId = BY_USER) -> None:
+        """Ask a dispatched attempt to make room. Its worker reports the end, which puts the task back in the queue."""
+        self.asked[task.id] = asked = fx.PreemptAsked(task.id, task.attempt, self.now, grace_s, for_id)
+        self.facts.append(asked)
+        self.stop(task, worker.worker_id)
+
+    def preempting(self, task: Task) -> fx.PreemptAsked | None:
+        """What was asked of the current attempt; None: it may go on."""
+        asked = self.asked.get(task.id)
+        return asked if asked is not None and asked.attempt == task.attempt else None
+
+    def is_stopping(self, task: Task) -> bool:
+        """Whether the current attempt was told to end."""
+        return task.cancelling or (bool(self.asked) and self.preempting(task) is not None)
 
     def unsend(self, task: Task, worker: WorkerInfo) -> bool:
         """Leave out of the effects what this very turn has dispatched; False where the worker may know of it."""
@@ -240,7 +265,7 @@ class Tables:
     def take_back(self, worker: WorkerInfo, wanted: Callable[[Task], bool] = lambda task: True) -> None:
         """Ask a worker for its backlog, or what is wanted of it, to be queued again."""
         for task in list(worker.task_queue):
-            if isinstance(task.state, Assigned) and not task.cancelling and wanted(task):
+            if isinstance(task.state, Assigned) and not self.is_stopping(task) and wanted(task):
                 self.tasks.set_state(task, Revoking(worker.worker_id, task.state.at_ns, WorkerId("")))
                 worker.outgoing += 1
                 self.revoke(task, worker.worker_id)
@@ -346,9 +371,11 @@ class Tables:
         self.facts.append(fx.AttemptEnded(task.id, record, retry_at_ns))
         causes = self.counters.by_cause
         causes[record.cause] = causes.get(record.cause, 0) + 1
+        self.asked.pop(task.id, None)
 
     def requeue(self, task: Task) -> None:
         """Put a dispatched task that is off its worker back in its place in the queue; a cancelled one ends here."""
+        self.asked.pop(task.id, None)
         if task.cancelling:
             self.finish(task, Cancelled(self.now), "cancelled", None)
         else:
@@ -406,6 +433,7 @@ class Tables:
         self, task: Task, state: Succeeded | Failed | Cancelled, message: str, result: bytes | None
     ) -> list[TaskId]:
         waiting = self.tasks.finish(task, state, result)
+        self.asked.pop(task.id, None)
         self.counters.finished += 1
         self.facts.append(fx.TaskFinished(task.id, state.name, self.now, message, result))
         self._finished.append(task)

@@ -5,7 +5,7 @@ instant, or `queued`. The placement pass makes it `assigned` to a worker, the wo
 it is assigned a steal may ask it back (`revoking`). A lost or given-back attempt returns it to `queued`, a failed one
 that may be repeated to `delayed`. `succeeded`, `failed` and `cancelled` are final: nothing leaves them, which is why
 a result is recorded once. Cancelling what waits is immediate; cancelling what was dispatched only marks the row, and
-the worker's report of the end makes it so.
+the worker's report of the end makes it so. Preempting it changes no state at all: the report leads back to `queued`.
 
 The worker may report a start and an end together, so `assigned` also leads straight to the final states.
 """

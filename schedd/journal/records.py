@@ -6,8 +6,8 @@ that are as few as the transactions:
 
 - `batches`: a row for each submit, its `TasksAdmitted`, named by its first id. It goes when its last task has ended.
 - `ended`: a row for each transaction and batch, the ids that ended. They go with their batch.
-- `changes`: a row for each fact that changes a task which goes on: held, released, set, an attempt that failed. They go
-  with their task; where only the last of a kind counts, it takes the place of the one before.
+- `changes`: a row for each fact that changes a task which goes on: held, released, set, an attempt that failed or was
+  asked to make room. They go with their task; where only the last of a kind counts, it replaces the one before.
 - `workers`: who may come back with attempts, and whether it was draining.
 - `verdicts`: workers in quarantine and kinds that are held, until they are released.
 - `submits`: a row for each submit that its client may send again, whether or not its tasks have ended. They go when the
@@ -55,6 +55,7 @@ AnyFact = (
     | fx.TaskReleased
     | fx.TaskChanged
     | fx.CancelAsked
+    | fx.PreemptAsked
     | fx.AttemptDispatched
     | fx.AttemptBegan
     | fx.AttemptEnded
@@ -337,7 +338,14 @@ class LiveIndex:
                     if fact.client:
                         rows.answered[fact.client] = fact.answered
                         named.append(fact)
-                case fx.AttemptEnded() | fx.TaskHeld() | fx.TaskReleased() | fx.TaskChanged() | fx.CancelAsked():
+                case (
+                    fx.AttemptEnded()
+                    | fx.TaskHeld()
+                    | fx.TaskReleased()
+                    | fx.TaskChanged()
+                    | fx.CancelAsked()
+                    | fx.PreemptAsked()
+                ):
                     _note(changes.setdefault(fact.task_id, []), fact)
                 case fx.TaskFinished():
                     self._end(fact.task_id, ended, changes, rows)

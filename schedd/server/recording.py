@@ -104,6 +104,10 @@ def _stolen(fact: fx.AttemptStolen) -> None:
     log.debug("attempt_stolen", task=fact.task_id, victim=fact.victim_id, thief=fact.thief_id)
 
 
+def _asked(fact: fx.PreemptAsked) -> None:
+    log.info("preempt_asked", task=fact.task_id, attempt=fact.attempt, room_for=fact.for_id or None)
+
+
 _LINES: dict[type[fx.Fact], Callable[[Any], None]] = {
     fx.WorkerEntered: _entered,
     fx.WorkerWentSilent: _silent,
@@ -115,4 +119,5 @@ _LINES: dict[type[fx.Fact], Callable[[Any], None]] = {
     fx.KindHeld: _kind_held,
     fx.KindReleased: _kind_released,
     fx.AttemptStolen: _stolen,
+    fx.PreemptAsked: _asked,
 }

@@ -53,6 +53,8 @@ def request_event(request: m.ClientRequest, origin: int) -> ev.Event | None:
             )
         case m.CancelTasks():
             return ev.CancelTasks(origin, request.selection, request.started)
+        case m.PreemptTasks():
+            return ev.PreemptTasks(origin, request.selection, request.grace_s)
         case m.HoldTasks():
             return ev.HoldTasks(origin, request.selection)
         case m.ReleaseTasks():
@@ -143,7 +145,7 @@ def worker_messages(action: fx.Action) -> Sequence[Any]:
         case fx.DispatchAttempts():
             return dispatch_messages(action.tasks)
         case fx.StopAttempts():
-            return (m.StopAttempts(action.attempts, action.cause),)
+            return (m.StopAttempts(action.attempts, action.cause, action.grace_s),)
         case fx.RevokeAttempts():
             return (m.RevokeAttempts(action.attempts),)
         case fx.DropAttempts():

@@ -149,10 +149,14 @@ class RevokeAttempts(Struct, frozen=True, tag=True, array_like=True):
 
 
 class StopAttempts(Struct, frozen=True, tag=True, array_like=True):
-    """End these (task, attempt), started or not: terminate, grace, kill. Reported as finished with `cause`."""
+    """End these (task, attempt), started or not: terminate, grace, kill. Reported as finished with `cause`.
+
+    Of cause "preempted", what ends well by itself is reported as that. `grace_s` None: what each was dispatched with.
+    """
 
     attempts: list[tuple[TaskId, int]]
     cause: Cause = Cause.CANCELLED
+    grace_s: float | None = None
 
 
 class DropAttempts(Struct, frozen=True, tag=True, array_like=True):
@@ -330,6 +334,17 @@ class CancelTasks(Struct, frozen=True, tag=True, array_like=True):
     request: int
     selection: Selection
     started: bool = True
+
+
+class PreemptTasks(Struct, frozen=True, tag=True, array_like=True):
+    """Let these give up their workers and run again later: terminate, grace, kill, queue. Answered by `Changed`.
+
+    `grace_s` None: what each was submitted with.
+    """
+
+    request: int
+    selection: Selection
+    grace_s: float | None = None
 
 
 class HoldTasks(Struct, frozen=True, tag=True, array_like=True):
@@ -648,6 +663,7 @@ ClientRequest = (
     | ExplainTask
     | WatchTasks
     | CancelTasks
+    | PreemptTasks
     | HoldTasks
     | ReleaseTasks
     | SetTasks

@@ -42,6 +42,12 @@ class Attempt(Struct, eq=False, gc=False):
         """`task.attempt`: what its files are called."""
         return f"{self.task_id}.{self.attempt}"
 
+    def cause_of(self, ending: Ending) -> Cause:
+        """Why it ended: what it was stopped for, or its own doing. Who was to make room and is done is done."""
+        if self.stop_cause is None or (self.stop_cause is Cause.PREEMPTED and ending.cause is Cause.OK):
+            return ending.cause
+        return self.stop_cause
+
 
 class Ending(Struct, frozen=True, gc=False):
     """How an attempt ended, as the runner saw it. Times are 0 where the runner knows none better than the state."""

@@ -50,6 +50,7 @@ from schedd.worker.child_messages import (
     spool,
 )
 from schedd.worker.processes import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
+from schedd.worker.stop_flag import StopFlag
 from schedd.worker.symptoms import names_and_texts, out_of_memory
 
 CHANNEL_FD = 3
@@ -70,6 +71,7 @@ class Runner:
         #: By number: a function, or its bytes as long as they could not be loaded.
         self._functions: dict[int, Callable[..., Any] | bytes] = {}
         self._imported: dict[str, Callable[..., Any]] = {}
+        self._stop = StopFlag(f"{options.output}.stop")
         self._home = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
         self._call: StartCall | None = None
         self._spooled_count = 0
@@ -93,8 +95,12 @@ class Runner:
         if self._call is not None:
             self._send(CallReport(self._call.task_id, self._call.attempt, step, metrics))
 
+    def should_stop(self) -> bool:
+        return self._call is not None and self._stop.look()
+
     def _run(self, call: StartCall) -> None:
         self._call = call
+        self._stop.forget()
         self._set_environment(call)
         started_at_ns = time.monotonic_ns()
         cause, result, message = self._outcome(call)
@@ -303,6 +309,7 @@ def main() -> None:
     channel = socket.socket(fileno=CHANNEL_FD)
     runner = Runner(channel, options)
     task_api.send_from_call = runner.report
+    task_api.stop_of_call = runner.should_stop
     try:
         runner.serve()
     except (BrokenPipeError, ConnectionResetError):

@@ -18,6 +18,7 @@ from schedd.worker.child_messages import ChildOptions, Spooled, StartCall
 from schedd.worker.functions import KnownFunctions
 from schedd.worker.logs import OPEN_FLAGS, STREAMS, LogStore
 from schedd.worker.processes import ROOT_VARIABLE, spawn_watched
+from schedd.worker.stop_flag import StopFlag
 
 #: A child is sent calls ahead while its last one took less than this.
 SHORT_NS = 1_000_000
@@ -48,6 +49,7 @@ class Child(Struct, eq=False):
     far_end: socket.socket
     #: Its output goes to this path and ".stdout" or ".stderr" while a call runs.
     output: str
+    stop: StopFlag
     #: Not answered yet, in order; the first is the one that runs.
     sent: deque[Sent] = field(default_factory=deque)
     known: KnownFunctions = field(default_factory=KnownFunctions)
@@ -99,10 +101,12 @@ def start_child(
         with contextlib.ExitStack() as on_error:
             on_error.callback(near.close)
             on_error.callback(far.close)
+            stop = StopFlag(f"{output}.stop", create=True)
+            on_error.callback(stop.remove)
             near.setblocking(False)
             pid, pidfd = spawn_watched(argv, env, None, (stdin, streams[0], streams[1]), far.fileno())
             on_error.pop_all()
-    return Child(devices, env[ROOT_VARIABLE], pid, pidfd, near, far, output)
+    return Child(devices, env[ROOT_VARIABLE], pid, pidfd, near, far, output, stop)
 
 
 def keep_output(child: Child, logs: LogStore) -> None:

@@ -126,22 +126,29 @@ class Children:
             self.start(row)
 
     def terminate(self, row: Attempt) -> None:
-        self._signal(row, signal.SIGTERM)
+        """Ask a call to end; one that looks whether it was asked (`schedd.should_stop`) is not sent a signal."""
+        child = self._running_at(row)
+        if child is not None and not child.stop.ask():
+            signal_tree(child.pid, signal.SIGTERM)
 
     def kill(self, row: Attempt) -> None:
-        self._signal(row, signal.SIGKILL)
+        child = self._running_at(row)
+        if child is not None:
+            signal_tree(child.pid, signal.SIGKILL)
 
-    def _signal(self, row: Attempt, number: int) -> None:
+    def _running_at(self, row: Attempt) -> Child | None:
+        """The child that runs a call, for nothing else from here on. What has not begun ends here."""
         child = self._child_of.get(row)
         if child is not None:
-            # Take back what waits behind it, so that the signal can hit nothing else.
+            # Take back what waits behind it, so that the stop can hit nothing else.
             self._take_back(child)
         if row in self._homeless:
             del self._homeless[row]
             self._on_ended(row, Ending(Cause.CANCELLED))
         elif child is not None and row in self._child_of:
             child.ending = True
-            signal_tree(child.pid, number)
+            return child
+        return None
 
     # --------------------------------------------------------------------------------------------- ahead, and back
 
@@ -362,6 +369,7 @@ class Children:
         os.close(child.pidfd)
         child.channel.close()
         child.far_end.close()
+        child.stop.remove()
 
     def running_file(self, task_id: int, attempt: int, stream: str) -> str | None:
         """Where the output of a call is while it runs; None where it does not run."""

@@ -199,7 +199,7 @@ class Worker:
     def _on_ended(self, row: Attempt, ending: Ending) -> None:
         now_ns = self._clock.now_ns()
         self._state.on_ended(row, ending, now_ns)
-        cause = row.stop_cause or ending.cause
+        cause = row.cause_of(ending)
         runtime_ns = (ending.finished_at_ns or now_ns) - (ending.started_at_ns or row.started_at_ns or now_ns)
         level = logging.INFO if cause is not Cause.OK or runtime_ns >= LOG_RUNTIME_NS else logging.DEBUG
         if _log.enabled(level):

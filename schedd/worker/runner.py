@@ -203,6 +203,7 @@ class Runner:
         env["SCHEDD_ATTEMPT"] = str(row.attempt)
         env["SCHEDD_JOB"] = row.spec.job
         env["SCHEDD_KIND"] = row.spec.kind
+        env["SCHEDD_GRACE_S"] = f"{row.spec.rules.grace_s:g}"
         return env
 
     # ---------------------------------------------------------------------------------------------------- clearing up

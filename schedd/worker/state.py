@@ -9,6 +9,9 @@ gone, not when it was told to stop.
        | revoked, handed back, dropped: gone             | stopped: TerminateAttempt, grace, KillAttempt
        | stopped: reported at once                       | dropped: KillAttempt, nothing is reported
 
+Who is stopped to make room (cause "preempted") and ends well in its grace has ended well; however else it ends, it was
+preempted.
+
 The runner may hand short calls to a child process ahead of their reservation (`Attempt.ahead`). Before a message that
 could take one out of the backlog comes in, the shell calls them all back; the one that a child had already begun
 (`Attempt.begun`) counts as started from there on. It may end without ever having been reserved.
@@ -172,7 +175,7 @@ class WorkerState:
         for task_id, attempt in message.attempts:
             row = self._find(task_id, attempt)
             if row is not None:
-                self._stop(row, message.cause, "", now_ns)
+                self._stop(row, message.cause, "", now_ns, message.grace_s)
         self._start_heads(now_ns)
 
     def _on_drop(self, message: DropAttempts, now_ns: Instant) -> None:
@@ -407,8 +410,11 @@ class WorkerState:
             self._outbox.started(AttemptStarted(row.task_id, row.attempt, now_ns, devices))
             self._actions.append(StartAttempt(row))
 
-    def _stop(self, row: Attempt, cause: Cause, message: str, now_ns: Instant) -> None:
+    def _stop(self, row: Attempt, cause: Cause, message: str, now_ns: Instant, grace_s: float | None = None) -> None:
         if row.stop_cause is not None:
+            if row.stop_cause is Cause.PREEMPTED and cause in (Cause.PREEMPTED, Cause.CANCELLED):
+                row.stop_cause = cause
+                self._hasten(row, now_ns + self._grace_ns(row, grace_s))
             return
         row.stop_cause, row.stop_message = cause, message
         if not row.reserved and not row.begun:
@@ -416,12 +422,22 @@ class WorkerState:
             row.ended = True
             self._report_end(row, Ending(cause), now_ns)
             return
-        row.kill_at_ns = now_ns + round(row.spec.rules.grace_s * SECOND)
+        row.kill_at_ns = now_ns + self._grace_ns(row, grace_s)
         if row.kill_at_ns == now_ns:
             self._actions.append(KillAttempt(row))
             return
         self._add_deadline(row.kill_at_ns, row)
         self._actions.append(TerminateAttempt(row))
+
+    @staticmethod
+    def _grace_ns(row: Attempt, grace_s: float | None) -> Instant:
+        return round((row.spec.rules.grace_s if grace_s is None else grace_s) * SECOND)
+
+    def _hasten(self, row: Attempt, kill_at_ns: Instant) -> None:
+        """Let a grace end earlier; what is said twice, after a reconnection, does not make it longer."""
+        if kill_at_ns < row.kill_at_ns:
+            row.kill_at_ns = kill_at_ns
+            self._add_deadline(kill_at_ns, row)
 
     def _drop(self, row: Attempt) -> None:
         self._outbox.forget(row.task_id, row.attempt)
@@ -437,12 +453,13 @@ class WorkerState:
             row.ended = True
 
     def _report_end(self, row: Attempt, ending: Ending, now_ns: Instant) -> None:
-        stopped = row.stop_cause is not None
+        cause = row.cause_of(ending)
+        stopped = cause is row.stop_cause
         self._outbox.finished(
             AttemptFinished(
                 row.task_id,
                 row.attempt,
-                row.stop_cause or ending.cause,
+                cause,
                 ending.started_at_ns or row.started_at_ns,
                 ending.finished_at_ns or now_ns,
                 None if stopped else ending.result,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from schedd.cli.exits import Exit
-from schedd.core.model import TaskRequirements
+from schedd.core.model import TaskId, TaskRequirements
 from schedd.wire import messages as wire
 
 from .conftest import Run
@@ -159,3 +159,23 @@ def test_wait_for_a_job_that_is_not_there(daemon: FakeDaemon, run: Run) -> None:
         Exit.NOT_FOUND,
         "error: no task belongs to the job 'nope'\nhint: see `schedd jobs`\n",
     )
+
+
+def test_preempt(daemon: FakeDaemon, run: Run) -> None:
+    for task_id, state in ((1, "running"), (2, "queued"), (3, "assigned")):
+        daemon.add(view(task_id, job="sweep", state=state))
+    ran = run("preempt", "1", "3", "--grace", "2m")
+    assert (ran.code, ran.err) == (Exit.OK, "preempted 2 tasks\n")
+    assert daemon.last(wire.PreemptTasks) == wire.PreemptTasks(1, wire.Selection(ids=[TaskId(1), TaskId(3)]), 120.0)
+    assert run("preempt", "--job", "sweep", "--json").json() == {"changed": 2, "unchanged": []}
+    assert daemon.last(wire.PreemptTasks).grace_s is None
+
+
+def test_preempt_of_what_no_worker_has(daemon: FakeDaemon, run: Run) -> None:
+    left: list[tuple[int | str, str]] = [(1, "is queued: no worker has it (`hold` keeps it back)")]
+    daemon.answers[wire.PreemptTasks] = lambda request: wire.Changed(request.request, 0, left)
+    ran = run("preempt", "1")
+    assert ran.code == Exit.REFUSED
+    assert ran.err.splitlines()[1] == "task 1 left as it is: is queued: no worker has it (`hold` keeps it back)"
+    assert run("preempt").code == Exit.USAGE
+    assert run("preempt", "--all").code == Exit.USAGE

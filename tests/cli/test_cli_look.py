@@ -100,6 +100,15 @@ def test_show_json(daemon: FakeDaemon, run: Run) -> None:
     assert (attempt["cause"], attempt["started_at"], attempt["finished_at"]) == ("oom_gpu", 2.0, 5.0)
 
 
+def test_show_says_whom_an_attempt_made_room_for(daemon: FakeDaemon, run: Run) -> None:
+    second = 10**9
+    told = AttemptRecord(
+        1, WorkerId("w1"), second, second, 4 * second, Cause.PREEMPTED, 3, None, "made room for task 12"
+    )
+    daemon.add(view(4, "running"), detail(attempts=[told]))
+    assert "attempt 1  preempted on w1 after 3.0s, exit code 3, made room for task 12\n" in run("show", "4").out
+
+
 def test_show_result_that_is_no_json(daemon: FakeDaemon, run: Run) -> None:
     daemon.add(view(1, "succeeded"), detail(result=b"plain words"))
     daemon.add(view(2, "succeeded"), detail(result=b"\x80\x05\xff", payload=Call(path="m:f"), argument=b"\x80\x04"))

@@ -419,12 +419,14 @@ async def test_changes(client: AsyncClient, daemon: FakeDaemon) -> None:
     await client.set(wire.Selection(job="j"), priority=3)
     await client.set_priorities([(TaskId(1), 2.0)])
     await client.drain(["w1"], leave=False)
+    await client.preempt([1, 2], grace=3)
     assert daemon.requests == [
         wire.HoldTasks(1, wire.Selection(ids=[TaskId(1)])),
         wire.ReleaseTasks(2, wire.Selection(ids=[TaskId(1)])),
         wire.SetTasks(3, wire.Selection(job="j"), 3),
         wire.SetPriorities(4, [(TaskId(1), 2.0)]),
         wire.DrainWorkers(5, [WorkerId("w1")], False, False),
+        wire.PreemptTasks(6, wire.Selection(ids=[TaskId(1), TaskId(2)]), 3),
     ]
 
 

@@ -102,6 +102,7 @@ def test_cancel_and_look(idle_daemon: DaemonThread) -> None:
             client.set(1, priority=2),
             client.set_priorities([(task.id, 1.0)]),
             client.drain(["w1"]),
+            client.preempt(1),
         ):
             assert changed.changed == 1
 

@@ -8,7 +8,7 @@ from schedd.core.model import TaskId, WorkerId
 from schedd.core.submits import admitted
 from schedd.journal.records import FinishedTask, finished_records, finished_row, verdict_name
 
-CHANGES = (fx.TaskHeld, fx.TaskReleased, fx.TaskChanged, fx.AttemptEnded, fx.CancelAsked)
+CHANGES = (fx.TaskHeld, fx.TaskReleased, fx.TaskChanged, fx.PreemptAsked, fx.AttemptEnded, fx.CancelAsked)
 
 
 class Recorded:

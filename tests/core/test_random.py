@@ -33,6 +33,7 @@ from schedd.core.model import (
 from schedd.core.placement import PrefetchRule
 from schedd.core.policies import POLICIES
 from schedd.core.policies.base import TaskScheduler
+from schedd.core.policies.priority import PriorityScheduler
 from schedd.core.tables import EngineSettings
 
 from .builders import PAYLOAD, START, encoded, picture
@@ -74,6 +75,14 @@ BROKEN_CAUSES = [Cause.OK, *[Cause.ERROR] * 4, Cause.TIMEOUT, Cause.OOM_GPU, Cau
 CAUSES = [*[Cause.OK] * 4, *(cause for cause in Cause if cause is not Cause.CANCELLED)]
 
 
+def build(name: str) -> TaskScheduler:
+    """The policy of that name, and "preempting": `priority` that stops whatever it may."""
+    if name == "preempting":
+        return PriorityScheduler(preempt=True, preempt_after_s=0, preempt_run_min_s=0, preempt_margin=0.5)
+    policy: TaskScheduler = POLICIES[name].from_params(POLICIES[name].Params())
+    return policy
+
+
 class Chaos:
     """One random run: an engine, a twin of a cluster, and dice."""
 
@@ -106,8 +115,7 @@ class Chaos:
         self.dispatched: set[tuple[TaskId, int]] = set()
 
     def make(self) -> Engine:
-        policy: TaskScheduler = POLICIES[self.policy].from_params(POLICIES[self.policy].Params())
-        return Engine(policy, self.settings, random.Random(self.seed))
+        return Engine(build(self.policy), self.settings, random.Random(self.seed))
 
     # ------------------------------------------------------------------------------------------------------- turns
 
@@ -134,6 +142,8 @@ class Chaos:
                     self.ended[fact.task_id] = fact.state
                 case fx.AttemptDispatched():
                     assert fact.task_id not in self.ended
+                case fx.PreemptAsked():
+                    self.check_asked(fact)
                 case fx.WorkerGone():
                     # The shell closes the connection of a worker that was given up.
                     gone = self.twin.workers.get(fact.worker_id)
@@ -145,6 +155,16 @@ class Chaos:
                     assert task.worker_id == action.worker_id
                     assert (task.id, task.attempt) not in self.dispatched
                     self.dispatched.add((task.id, task.attempt))
+
+    def check_asked(self, asked: fx.PreemptAsked) -> None:
+        """By the rule room is made for somebody who outranks the victim and who then stands in its worker's backlog."""
+        if not asked.for_id:
+            return
+        assert self.policy == "preempting"
+        victim, gains = self.engine.tasks.rows[asked.task_id], self.engine.tasks.rows[asked.for_id]
+        assert gains.priority - victim.priority >= 0.5
+        assert gains.worker_id == victim.worker_id
+        assert sum(ended.cause is Cause.PREEMPTED for ended in victim.attempts) < 3
 
     # ------------------------------------------------------------------------------------------------ what may happen
 
@@ -201,6 +221,7 @@ class Chaos:
         dice, chosen = self.dice, self.some_tasks()
         events: list[ev.Event] = [
             ev.CancelTasks(1, chosen),
+            ev.PreemptTasks(1, chosen, dice.choice([None, 0, 3])),
             ev.HoldTasks(1, chosen),
             ev.ReleaseTasks(1, chosen),
             ev.ReleaseTasks(1, Selection(states=["held"])),
@@ -239,7 +260,8 @@ class Chaos:
             worker = self.dice.choice(workers)
             held = self.dice.choice(list(worker.running.values()))
             causes = BROKEN_CAUSES if worker.name == self.broken else CAUSES
-            worker.finish(held, self.dice.choice(causes), self.now)
+            cause = Cause.PREEMPTED if held.stopping and self.dice.random() < 0.7 else self.dice.choice(causes)
+            worker.finish(held, cause, self.now)
 
     def break_off(self) -> None:
         worker = self.one()
@@ -393,14 +415,14 @@ def run(policy: str, seed: int, steps: int, *, lies: bool) -> None:
     chaos.replay()
 
 
-@pytest.mark.parametrize("policy", list(POLICIES))
+@pytest.mark.parametrize("policy", [*POLICIES, "preempting"])
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 32))
 def test_chaos_then_calm(policy: str, seed: int) -> None:
     run(policy, seed, 120, lies=False)
 
 
-@pytest.mark.parametrize("policy", list(POLICIES))
+@pytest.mark.parametrize("policy", [*POLICIES, "preempting"])
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 32))
 def test_lying_workers(policy: str, seed: int) -> None:

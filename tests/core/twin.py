@@ -37,6 +37,8 @@ class Held(Struct):
     variant: int
     devices: tuple[int, ...] = ()
     started_at_ns: int = 0
+    #: Asked to make room; it goes on until somebody ends it.
+    stopping: bool = False
 
 
 Sent = tuple[str, list[tuple[TaskId, int, Held | None]]]
@@ -89,14 +91,11 @@ class TwinWorker(Struct):
                     answers.append((task_id, attempt, waiting is not None))
                     if waiting is not None:
                         self.backlog.remove(waiting)
-                case "StopAttempts" | "DropAttempts":
-                    if waiting is not None:
-                        self.backlog.remove(waiting)
+                case "PreemptAttempts" if waiting is None:
                     if runs is not None:
-                        self._free(runs)
-                    gone = waiting or runs
-                    if gone is not None and kind == "StopAttempts":
-                        ended.append(self._end(gone, Cause.CANCELLED, now))
+                        runs.stopping = True
+                case "PreemptAttempts" | "StopAttempts" | "DropAttempts":
+                    ended += self._stop(kind, waiting, runs, now)
         if kind == "DropAttempts":
             dropped = {(task_id, attempt) for task_id, attempt, _ in attempts}
             self.unheard = [end for end in self.unheard if (end.task_id, end.attempt) not in dropped]
@@ -106,6 +105,16 @@ class TwinWorker(Struct):
             self.outbox.append(ev.WorkerDraining(self.name, given_back))
         self._tell_ends(ended)
         self.start_heads(now)
+
+    def _stop(self, kind: str, waiting: Held | None, runs: Held | None, now: int) -> list[AttemptFinished]:
+        gone = waiting or runs
+        if waiting is not None:
+            self.backlog.remove(waiting)
+        if runs is not None:
+            self._free(runs)
+        if gone is None or kind == "DropAttempts":
+            return []
+        return [self._end(gone, Cause.CANCELLED if kind == "StopAttempts" else Cause.PREEMPTED, now)]
 
     def _accept(self, new: Held, given_back: list[tuple[TaskId, int]]) -> None:
         old = self.running.get(new.task_id)
@@ -230,7 +239,9 @@ class Twin:
                     ]
                     worker.inbox.append(("DispatchAttempts", [(h.task_id, h.attempt, h) for h in sent]))
                 case fx.RevokeAttempts() | fx.StopAttempts() | fx.DropAttempts():
-                    worker.inbox.append((type(action).__name__, [(i, n, None) for i, n in action.attempts]))
+                    asks = isinstance(action, fx.StopAttempts) and action.cause is Cause.PREEMPTED
+                    kind = "PreemptAttempts" if asks else type(action).__name__
+                    worker.inbox.append((kind, [(i, n, None) for i, n in action.attempts]))
                 case fx.DrainWorker():
                     worker.inbox.append(("DrainWorker", []))
 

@@ -366,6 +366,7 @@ def test_every_fact_of_the_engine_can_be_read_back() -> None:
     known = [
         admitted([1]), held(1), released(1), changed(1, 2.0), failed(1), ended(1, result=b"r"), entered("a"), gone("a"),
         fx.CancelAsked(TaskId(1)),
+        fx.PreemptAsked(TaskId(1), 2, START, 3.5, TaskId(9)),
         fx.AttemptDispatched(TaskId(1), 1, WorkerId("a"), START),
         fx.AttemptBegan(TaskId(1), 1, START),
         fx.WorkerWentSilent(WorkerId("a"), START, START, "x"),
@@ -376,6 +377,15 @@ def test_every_fact_of_the_engine_can_be_read_back() -> None:
     ]  # fmt: skip
     assert {type(fact) for fact in known} == kinds
     assert decode_facts(encode_facts(known)) == known
+
+
+def test_what_was_asked_of_an_attempt_goes_with_its_task() -> None:
+    """A restart asks again; after the end of the task there is nothing to ask."""
+    index, asked = LiveIndex(), fx.PreemptAsked(TaskId(1), 2, START, None, TaskId(9))
+    rows = index.plan([admitted([1, 2]), asked])
+    assert [(task_id, decode_fact(blob)) for task_id, blob, _ in rows.changes] == [(1, asked)]
+    rows = index.plan([failed(1, 2, Cause.PREEMPTED), ended(1)])
+    assert (rows.changes, rows.changes_done) == ([], [1])
 
 
 def test_record_of_an_attempt_keeps_its_times() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from core.builders import NO_PREFETCH, World
+from core.builders import NO_PREFETCH, World, selection
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schedd.core import events as ev
-from schedd.core.model import Task, TaskId, TaskRequirements, WorkerId, WorkerInfo, WorkerStatus
+from schedd.core.model import Cause, Task, TaskId, TaskRequirements, WorkerId, WorkerInfo, WorkerStatus
 from schedd.core.policies import POLICIES
 from schedd.core.policies.base import TaskScheduler
 
@@ -113,6 +113,24 @@ def test_rank_is_constant_while_a_task_waits(name: str) -> None:
     policy = make(name)
     assert policy.level(one) == policy.level(one)
     assert isinstance(policy.ageing_rate, float)
+
+
+@every_policy
+def test_preempted_runs_again_without_blame(name: str) -> None:
+    world = World(make(name))
+    world.join("w1")
+    ids = world.submit(3)
+    world.start(1)
+    world.handle(ev.PreemptTasks(1, selection(1)))
+    world.finish(1, cause=Cause.PREEMPTED)
+    for _ in range(3):
+        for task_id in ids:
+            if world.states(task_id) == ["assigned"] and world.task(task_id).reserved:
+                world.start(task_id)
+                world.finish(task_id)
+    assert world.states(*ids) == ["succeeded"] * 3
+    assert [ended.cause for ended in world.task(1).attempts] == [Cause.PREEMPTED, Cause.OK]
+    assert not world.task(1).blamed
 
 
 @every_policy

@@ -113,6 +113,24 @@ def test_goodbye_hands_everything_back(address: str, client: RawClient, name: st
     client.ask(m.CancelTasks, Selection(ids=[task_id]))
 
 
+def test_preempt_asks_the_worker_and_queues_again(client: RawClient, name: str, worker: RawWorker) -> None:
+    [task_id] = client.submit(requirements=only(name))
+    one = Selection(ids=[task_id])
+    [attempt] = worker.attempts()
+    worker.start(attempt)
+    wait_until(lambda: client.state_of(task_id) == "running")
+    assert client.ask(m.PreemptTasks, one, 7.5) == m.Changed(client.number() - 1, 1)
+    assert worker.expect(m.StopAttempts) == m.StopAttempts([(task_id, 1)], Cause.PREEMPTED, 7.5)
+    assert client.state_of(task_id) == "running"
+    worker.finish(attempt, cause=Cause.PREEMPTED)
+    [again] = worker.attempts()
+    assert (again.task_id, again.attempt) == (task_id, 2)
+    worker.finish(again)
+    [detail] = client.ask(m.ListTasks, one, 1, 0, True).details
+    assert [(ended.cause, ended.message) for ended in detail.attempts] == [("preempted", "on request"), ("ok", "")]
+    assert client.ask(m.PreemptTasks, one).unchanged == [(task_id, "already succeeded")]
+
+
 def test_heartbeat_is_answered_and_shown(client: RawClient, name: str, worker: RawWorker) -> None:
     usage = HostUsage(12.5, 1024, 4096, 1.0, 2.0, 0.5, (GpuUsage("GPU-0", 10, 0.5, 40.0, 1),))
     worker.send(m.Heartbeat(usage))

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from schedd.core.model import SECOND, Cause, TaskId
 from schedd.wire.messages import (
     AckFinished,
@@ -203,8 +205,8 @@ def test_stop_terminates_then_kills_after_the_grace() -> None:
     state = machine()
     state.on_message(dispatch(1, grace_s=2.0), 0)
     actions_of(state)
-    state.on_message(StopAttempts(pairs(1), Cause.PREEMPTED), SECOND)
-    state.on_message(StopAttempts(pairs(1), Cause.CANCELLED), 2 * SECOND)
+    state.on_message(StopAttempts(pairs(1), Cause.CANCELLED), SECOND)
+    state.on_message(StopAttempts(pairs(1), Cause.PREEMPTED), 2 * SECOND)
     assert actions_of(state) == [("terminate", 1)]
     assert state.next_deadline() == 3 * SECOND
     state.wake(3 * SECOND)
@@ -214,8 +216,83 @@ def test_stop_terminates_then_kills_after_the_grace() -> None:
     [message] = state.take_messages()
     assert isinstance(message, AttemptsFinished)
     [finished] = message.attempts
-    assert (finished.cause, finished.signal, finished.result, finished.message) == (Cause.PREEMPTED, 9, None, "")
+    assert (finished.cause, finished.signal, finished.result, finished.message) == (Cause.CANCELLED, 9, None, "")
     assert state.next_deadline() is None
+
+
+@pytest.mark.parametrize(
+    ("ending", "told"),
+    [
+        (Ending(Cause.OK, b"r", 0), (Cause.OK, b"r", 0, "")),
+        (Ending(Cause.ERROR, b"r", 3, None, "exit code 3"), (Cause.PREEMPTED, None, 3, "")),
+        (Ending(Cause.OOM_GPU, None, 1, None, "out of GPU memory"), (Cause.PREEMPTED, None, 1, "")),
+    ],
+)
+def test_end_in_the_grace_of_a_preemption(ending: Ending, told: tuple[Cause, bytes | None, int, str]) -> None:
+    """Who is done is done; whatever else it says, it was asked to go."""
+    state = machine()
+    state.on_message(dispatch(1), 0)
+    state.on_message(StopAttempts(pairs(1), Cause.PREEMPTED), SECOND)
+    state.take_messages()
+    end(state, 1, 2 * SECOND, ending)
+    [message] = state.take_messages()
+    assert isinstance(message, AttemptsFinished)
+    [finished] = message.attempts
+    assert (finished.cause, finished.result, finished.exit_code, finished.message) == told
+
+
+def test_preemption_of_what_has_not_begun() -> None:
+    state = machine()
+    state.on_message(dispatch(1, 2), 0)
+    state.take_messages()
+    state.on_message(StopAttempts(pairs(2), Cause.PREEMPTED, 3.0), 1)
+    assert ends_in(state.take_messages()) == [(2, "preempted")]
+    assert not state.backlog
+
+
+def test_grace_of_the_message_counts() -> None:
+    state = machine()
+    state.on_message(dispatch(1, grace_s=2.0), 0)
+    state.on_message(StopAttempts(pairs(1), Cause.PREEMPTED, 30.0), SECOND)
+    assert state.next_deadline() == 31 * SECOND
+
+
+def test_cancel_after_a_preemption() -> None:
+    """It counts, and does not wait for what only the preemption would have given."""
+    state = machine()
+    state.on_message(dispatch(1, grace_s=2.0), 0)
+    state.on_message(StopAttempts(pairs(1), Cause.PREEMPTED, 30.0), SECOND)
+    state.on_message(StopAttempts(pairs(1), Cause.CANCELLED), 5 * SECOND)
+    assert actions_of(state) == [("start", 1), ("terminate", 1)]
+    assert state.next_deadline() == 7 * SECOND
+    state.wake(7 * SECOND)
+    assert actions_of(state) == [("kill", 1)]
+    state.take_messages()
+    end(state, 1, 8 * SECOND)
+    assert ends_in(state.take_messages()) == [(1, "cancelled")]
+
+
+def test_grace_can_be_made_shorter_and_not_longer() -> None:
+    state = machine()
+    state.on_message(dispatch(1), 0)
+    state.on_message(StopAttempts(pairs(1), Cause.PREEMPTED, 30.0), SECOND)
+    state.on_message(StopAttempts(pairs(1), Cause.PREEMPTED, 60.0), 2 * SECOND)
+    assert state.next_deadline() == 31 * SECOND
+    state.on_message(StopAttempts(pairs(1), Cause.PREEMPTED, 0.0), 3 * SECOND)
+    assert actions_of(state) == [("start", 1), ("terminate", 1)]
+    state.wake(3 * SECOND)
+    assert actions_of(state) == [("kill", 1)]
+
+
+def test_place_of_the_preempted_goes_to_the_head_of_the_backlog() -> None:
+    """Without a word to the daemon in between, and not before its processes are gone."""
+    state = machine()
+    state.on_message(dispatch(1), 0)
+    state.on_message(StopAttempts(pairs(1), Cause.PREEMPTED), 1)
+    state.on_message(dispatch(2), 1)
+    assert actions_of(state) == [("start", 1), ("terminate", 1)]
+    end(state, 1, 2, Ending(Cause.ERROR))
+    assert actions_of(state) == [("start", 2)]
 
 
 def test_stop_without_grace_kills_at_once() -> None:

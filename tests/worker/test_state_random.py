@@ -142,7 +142,9 @@ class Storm:
             self.processes.append(rows[0])
 
     def stop(self) -> None:
-        self.state.on_message(StopAttempts(self.some_names()), self.now_ns)
+        cause = self.random.choice([Cause.CANCELLED, Cause.PREEMPTED])
+        message = StopAttempts(self.some_names(), cause, self.random.choice([None, 0.0, 1.0, 20.0]))
+        self.state.on_message(message, self.now_ns)
 
     def drop(self) -> None:
         self.state.on_message(DropAttempts(self.some_names()), self.now_ns)

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 
 from schedd.worker import task_api
-from schedd.worker.task_api import report
+from schedd.worker.stop_flag import StopFlag
+from schedd.worker.task_api import report, should_stop
 
 
 @pytest.fixture
@@ -20,6 +22,31 @@ def no_task(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_task")
 def test_outside_of_a_task_it_does_nothing() -> None:
     report(1, 0.5, loss=2)
+
+
+@pytest.mark.usefixtures("no_task")
+def test_outside_of_a_task_nobody_is_to_stop() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert not should_stop()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_inside_of_a_call_its_child_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_api, "stop_of_call", lambda: True)
+    assert should_stop()
+
+
+def test_flag(tmp_path: Path) -> None:
+    worker = StopFlag(f"{tmp_path}/stop", create=True)
+    call = StopFlag(f"{tmp_path}/stop")
+    assert not call.look()
+    call.forget()
+    assert not worker.ask()
+    assert call.look()
+    assert worker.ask()
+    worker.remove()
+    assert not list(tmp_path.iterdir())
+    assert call.look()
 
 
 @pytest.mark.usefixtures("no_task")

@@ -121,6 +121,8 @@ def _how(record: dict[str, Any]) -> str:
     code = "" if record["exit_code"] is None else f", exit code {record['exit_code']}"
     if record["cause"] == "ok":
         return code
+    if record["cause"] == "preempted":  # nothing went wrong
+        return f"{code}, {record['message']}" if record["message"] else code
     told = f": {record['message']}" if record["message"] else code
     excuse = ", not counted because the worker was in quarantine" if record["excused"] else ""
     return f", {clock(record['finished_at'])}{excuse}{told}"

@@ -109,6 +109,41 @@ class ClusterView(Protocol):
         """Whether the task could start there now."""
 
 
+class Preemption(Struct, frozen=True):
+    """A proposal: stop `victims`, all on one worker, so that `task` can start there by this variant of its needs.
+
+    Each has the grace that it was submitted with, and `grace_s` at least.
+    """
+
+    task: Task
+    worker: WorkerInfo
+    variant: int
+    victims: tuple[Task, ...]
+    grace_s: float = 0.0
+
+
+class PreemptView(Protocol):
+    """What waits and what runs, as `make_room` sees them after a placement pass."""
+
+    def waiting(self) -> list[Task]:
+        """The first tasks of the classes that found no place, best rank first; not all where there are many."""
+
+    def leaving(self) -> list[Task]:
+        """What was asked to stop without a task that gets its place."""
+
+    def worker_of(self, task: Task) -> WorkerInfo | None:
+        """The worker that runs a task."""
+
+    def may_wait_at(self, task: Task, worker: WorkerInfo) -> bool:
+        """Whether the worker could run the task if it were empty, and no better-ranked class claims it."""
+
+    def awaited_at(self, worker: WorkerInfo) -> list[Task] | None:
+        """What room is being made for there; None: others are next there that are not short."""
+
+    def is_stopping(self, task: Task) -> bool:
+        """Whether what runs was told to end already."""
+
+
 class TaskScheduler(ABC):
     """Base of all policies. A policy holds what it believes; the facts stay in the tables of the engine."""
 
@@ -126,6 +161,8 @@ class TaskScheduler(ABC):
     ageing_rate: float = 0.0
     #: Seconds between two calls of `refresh`; 0: never.
     refresh_interval_s: float = 0.0
+    #: Seconds between two calls of `make_room` while tasks wait; 0: never.
+    preempt_interval_s: float = 0.0
 
     @classmethod
     def from_params(cls, params: Struct) -> Self:
@@ -170,6 +207,13 @@ class TaskScheduler(ABC):
     def rebalance(self, view: ClusterView, now: Instant) -> list[Steal]:
         """Propose moves out of backlogs: each idle worker takes about half of the longest backlog's surplus."""
         return steal_half(view, 0)
+
+    def began(self, task: Task, now: Instant) -> None:  # noqa: B027 (most policies stop nobody)
+        """Note that the current attempt of a task runs; told where there is a `preempt_interval_s`."""
+
+    def make_room(self, view: PreemptView, now: Instant) -> list[Preemption]:
+        """Propose attempts to stop for tasks that wait; called every `preempt_interval_s`."""
+        return []
 
     def observe(self, outcome: Outcome, now: Instant) -> None:  # noqa: B027 (most policies learn nothing)
         """Learn from an attempt."""

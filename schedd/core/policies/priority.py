@@ -1,4 +1,4 @@
-"""priority: the most important task first, to the least occupied idle worker that fits."""
+"""priority: the most important task first, to the least occupied idle worker that fits; by rule, in place of others."""
 
 from __future__ import annotations
 
@@ -7,14 +7,29 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from schedd.core.model import Task, WorkerInfo
-from schedd.core.policies.base import TaskScheduler
+from schedd.core.model import SECOND, Instant, Task, WorkerInfo
+from schedd.core.policies.base import Preemption, PreemptView, TaskScheduler
+from schedd.core.policies.preemption import Preempting, PreemptRule
+
+#: How often waiting tasks look for somebody to preempt: a second is little to who has waited for `preempt_after_s`.
+PREEMPT_INTERVAL_S = 1.0
 
 
 class PriorityParams(Struct, frozen=True, forbid_unknown_fields=True):
-    """Table [policy.priority]. ageing_per_hour: priority that a task gains for each hour of waiting."""
+    """Table [policy.priority].
+
+    ageing_per_hour: priority that a task gains for each hour of waiting. preempt: stop running tasks for waiting ones
+    that outrank them by preempt_margin and have waited for preempt_after_s; not before they have run for
+    preempt_run_min_s, not more than preempt_times_max times each, with preempt_grace_s at least to end by themselves.
+    """
 
     ageing_per_hour: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    preempt: bool = False
+    preempt_margin: Annotated[float, Meta(gt=0, le=1e9)] = 1.0
+    preempt_after_s: Annotated[float, Meta(ge=0, le=1e9)] = 10.0
+    preempt_run_min_s: Annotated[float, Meta(ge=0, le=1e9)] = 60.0
+    preempt_times_max: Annotated[int, Meta(ge=1, le=10)] = 3
+    preempt_grace_s: Annotated[float, Meta(ge=0, le=86400)] = 0.0
 
 
 class PriorityScheduler(TaskScheduler):
@@ -28,13 +43,34 @@ class PriorityScheduler(TaskScheduler):
     Params = PriorityParams
     summary = "highest (aged) priority first; of the idle workers that fit, the one with the fewest tasks"
 
-    def __init__(self, ageing_per_hour: float = 0.0) -> None:
+    def __init__(
+        self,
+        ageing_per_hour: float = 0.0,
+        preempt: bool = False,
+        preempt_margin: float = 1.0,
+        preempt_after_s: float = 10.0,
+        preempt_run_min_s: float = 60.0,
+        preempt_times_max: int = 3,
+        preempt_grace_s: float = 0.0,
+    ) -> None:
         self.ageing_rate = ageing_per_hour / 3600
+        self.preempt_interval_s = PREEMPT_INTERVAL_S if preempt else 0.0
+        rule = PreemptRule(preempt_margin, preempt_after_s, preempt_run_min_s, preempt_times_max, preempt_grace_s)
+        self._preempting = Preempting(rule, self._rank)
         self._heap: list[tuple[float, int, Task]] = []
         self._number = 0
 
     def score(self, task: Task, worker: WorkerInfo) -> float:
         return float(worker.task_count)
+
+    def began(self, task: Task, now: Instant) -> None:
+        self._preempting.began(task, now)
+
+    def make_room(self, view: PreemptView, now: Instant) -> list[Preemption]:
+        return self._preempting.propose(view, now)
+
+    def _rank(self, task: Task) -> float:
+        return self.ageing_rate * task.submitted_ns / SECOND - self.level(task)
 
     def enqueue(self, task: Task, priority: float | None = None) -> None:
         """Add a task under a priority (None: its own), higher first, ties in the order of adding. O(log n)."""
