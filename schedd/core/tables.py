@@ -371,7 +371,8 @@ class Tables:
         self.facts.append(fx.AttemptEnded(task.id, record, retry_at_ns))
         causes = self.counters.by_cause
         causes[record.cause] = causes.get(record.cause, 0) + 1
-        self.asked.pop(task.id, None)
+        if self.asked:
+            self.asked.pop(task.id, None)
 
     def requeue(self, task: Task) -> None:
         """Put a dispatched task that is off its worker back in its place in the queue; a cancelled one ends here."""
@@ -433,7 +434,8 @@ class Tables:
         self, task: Task, state: Succeeded | Failed | Cancelled, message: str, result: bytes | None
     ) -> list[TaskId]:
         waiting = self.tasks.finish(task, state, result)
-        self.asked.pop(task.id, None)
+        if self.asked:
+            self.asked.pop(task.id, None)
         self.counters.finished += 1
         self.facts.append(fx.TaskFinished(task.id, state.name, self.now, message, result))
         self._finished.append(task)
