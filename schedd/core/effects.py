@@ -177,10 +177,7 @@ class WorkerCleared(Fact, frozen=True, gc=False):
 
 
 class KindHeld(Fact, frozen=True, gc=False):
-    """What is queued of a kind within a job is held, and what would be queued later; said again of failed probes.
-
-    `held`: how many were.
-    """
+    """What is queued of a kind within a job is held, and what would be queued later; said again of failed probes."""
 
     job: str
     kind: str
@@ -188,7 +185,6 @@ class KindHeld(Fact, frozen=True, gc=False):
     probe_at_ns: Instant
     repeats: int
     reason: str
-    held: int = 0
 
 
 class KindReleased(Fact, frozen=True, gc=False):

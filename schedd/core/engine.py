@@ -207,6 +207,8 @@ class Engine:
                     self._guard.on_probe_due(WorkerId(str(worker_id)))
                 case ("trial", number):
                     self._guard.on_trial_due(int(number))
+                case ("portion", number):
+                    self._guard.on_portion_due(int(number))
                 case ("adopt", _):
                     self._t.stop_awaiting()
                 case ("place", _):

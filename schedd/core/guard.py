@@ -14,7 +14,7 @@ verdict costs less there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from msgspec import structs
@@ -268,6 +268,8 @@ class Guard:
         for task in islice(t.queue.sample(PROBE_PER_CLASS_MAX), looked_max):
             if not alone and not self._health.succeeds_elsewhere(task.kind, worker.worker_id):
                 continue
+            if self._health.is_kept_back(task) is not None:
+                continue
             variant = _fits_now(task, worker)
             key = (task.kind not in q.kinds, *t.queue.rank(task))
             if variant is not None and (best is None or key < best[0]):
@@ -277,33 +279,69 @@ class Guard:
     # --------------------------------------------------------------------------------------------------------- kinds
 
     def _hold(self, task: Task, group: Group, error: str) -> None:
-        """Hold what is queued of a kind within its job; O(tasks of the job), or of the queue for tasks without one."""
+        """Hold what is queued of a kind within its job: a portion now, the others in turns to come."""
         t, health = self._t, self._health
         suspects = set(group.run.values())
         reason = _hopeless(task.kind, len(group.run), len(suspects), error)
         health.forget_group(task.job, task.kind)
-        queued = [other for other in self._of_job(task.job) if other.kind == task.kind and other.place]
-        if not queued:
-            return  # nothing would be spared by it
         hold = health.add_hold(task.job, task.kind, t.now, t.now + health.rules.pause_ns(1), 1, reason)
         hold.suspects = suspects
-        for other in queued:
-            t.withdraw(other)
-            t.keep_back(other, hold)
+        hold.todo = t.tasks.jobs[task.job].members.look() if task.job else t.tasks.ids()
+        self._keep_back_some(hold)
+        if not hold.members and not hold.todo:
+            del health.holds[hold.job, hold.kind]
+            return  # nothing would be spared by it
         for worker in t.resources:
             t.take_back(worker, lambda other: (other.job, other.kind) == (hold.job, hold.kind))
         self._tell_hold(hold)
 
-    def _of_job(self, job: str) -> Iterable[Task]:
-        tasks = self._t.tasks
-        if job:
-            return (tasks.rows[task_id] for task_id in tasks.jobs[job].members)
-        return (task for task in self._t.queue if not task.job)
+    def _keep_back_some(self, hold: KindHold) -> None:
+        """Hold the queued ones of a portion; one of a later portion that is placed meanwhile is held by that."""
+        t = self._t
+        for task_id in self._portion(hold):
+            task = t.tasks.get(TaskId(task_id))
+            if task is not None and task.place and t.health.is_kept_back(task) is hold:
+                t.withdraw(task)
+                t.keep_back(task, hold)
+
+    def _let_go_some(self, hold: KindHold) -> None:
+        """Queue a portion of what a hold kept back that has ended."""
+        t = self._t
+        for task_id in self._portion(hold):
+            task = t.tasks.get(TaskId(task_id))
+            if task is not None and isinstance(task.state, Held) and task.state.reason == hold.reason:
+                t.settle(task)
+        if not hold.todo:
+            del self._health.ending[hold.number]
+
+    def _portion(self, hold: KindHold) -> Sequence[int]:
+        """The next ids that a hold is to look at; what is left is looked at in another turn."""
+        first, hold.looked = hold.looked, hold.looked + self._health.rules.portion
+        ids = hold.todo[first : hold.looked]
+        if hold.looked < len(hold.todo):
+            self._t.deadlines.set(("portion", hold.number), self._t.now)
+        else:
+            hold.todo, hold.looked = (), 0
+        return ids
+
+    def on_portion_due(self, number: int) -> None:
+        """Go on with a hold, or with the end of one, that is too large for one turn."""
+        ending = self._health.ending.get(number)
+        if ending is not None:
+            self._let_go_some(ending)
+            return
+        hold = self._numbered(number)
+        if hold is not None:
+            self._keep_back_some(hold)
+            if not hold.members and not hold.todo:
+                self.release_kind(hold, "nothing of it waits")
+
+    def _numbered(self, number: int) -> KindHold | None:
+        return next((hold for hold in self._health.holds.values() if hold.number == number), None)
 
     def _tell_hold(self, hold: KindHold) -> None:
         t = self._t
-        held = len(hold.members)
-        t.facts.append(fx.KindHeld(hold.job, hold.kind, t.now, hold.probe_at_ns, hold.repeats, hold.reason, held))
+        t.facts.append(fx.KindHeld(hold.job, hold.kind, t.now, hold.probe_at_ns, hold.repeats, hold.reason))
         t.deadlines.set(("trial", hold.number), hold.probe_at_ns)
 
     def _on_held_failed(self, hold: KindHold, task: Task, worker: WorkerInfo) -> None:
@@ -317,15 +355,16 @@ class Guard:
         self._tell_hold(hold)
 
     def release_kind(self, hold: KindHold, reason: str) -> None:
-        """End a hold: all that it keeps back is queued again. O(its members)."""
+        """End a hold: all that it keeps back is queued again, a portion now, the others in turns to come."""
         t = self._t
         del self._health.holds[hold.job, hold.kind]
         self._health.forget_group(hold.job, hold.kind)
         t.deadlines.cancel(("trial", hold.number))
         t.facts.append(fx.KindReleased(hold.job, hold.kind, t.now, reason))
-        for task_id in hold.members:
-            t.settle(t.tasks.rows[task_id])
+        hold.todo, hold.looked = list(hold.members), 0
         hold.members.clear()
+        self._health.ending[hold.number] = hold
+        self._let_go_some(hold)
 
     def exempt(self, task: Task) -> bool:
         """Let a task go although its kind is held; False where it is not."""
@@ -336,22 +375,22 @@ class Guard:
         hold.exempt.add(task.id)
         return True
 
-    def sweep(self, reason: str) -> None:
-        """End the holds that keep back nothing any more."""
-        for hold in [hold for hold in self._health.holds.values() if not hold.members]:
-            self.release_kind(hold, reason)
+    def sweep(self) -> None:
+        """End the holds that keep back nothing any more, after what a client asked for."""
+        for hold in [hold for hold in self._health.holds.values() if not hold.members and not hold.todo]:
+            self.release_kind(hold, "its owner released or cancelled all of it")
 
     def on_trial_due(self, number: int) -> None:
         """Let one task of a kind that is held go, or look again a little later."""
         t = self._t
-        hold = next((hold for hold in self._health.holds.values() if hold.number == number), None)
+        hold = self._numbered(number)
         if hold is None:
             return
-        if not hold.members:
-            self.release_kind(hold, "nothing of it waits any more")
+        if not hold.members and not hold.todo:
+            self.release_kind(hold, "nothing of it waits")
             return
         t.deadlines.set(("trial", number), t.now + PROBE_RETRY_NS)
-        if t.awaited or self._is_tried(hold):
+        if t.awaited or not hold.members or self._is_tried(hold):
             return
         # The newest: its owner may have mended what was wrong.
         self._try(hold, t.tasks.rows[next(reversed(hold.members))])
@@ -427,11 +466,14 @@ class Guard:
                 assert isinstance(task.state, Held), task.id
                 assert task.state.reason == hold.reason, task.id
             kept_back |= hold.members.keys()
+        for hold in health.ending.values():
+            assert ("portion", hold.number) in t.deadlines, hold.kind
+            kept_back |= set(hold.todo[hold.looked :])
         for task in t.tasks.rows.values():
             if isinstance(task.state, Held) and task.state.reason:
                 assert task.id in kept_back, task.id
-            elif isinstance(task.state, Queued) and (found := health.hold_of(task)) is not None:
-                assert task.id in found.exempt, task.id
+            elif isinstance(task.state, Queued) and (found := health.is_kept_back(task)) is not None:
+                assert task.id in found.todo[found.looked :], task.id
 
 
 def _excused(record: AttemptRecord) -> AttemptRecord:

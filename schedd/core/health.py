@@ -11,7 +11,7 @@ old weighs less, an attempt costs O(1), and nothing grows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import lgamma, log
 
 from msgspec import Struct, field
@@ -48,6 +48,8 @@ class FailureRules(Struct, frozen=True):
     window_ns: int = 1800 * SECOND
     #: Odds against "this worker is like the others" from which on it is no longer believed, for each worker there is.
     odds_per_worker: float = 1000.0
+    #: Tasks that a hold looks at in one turn: some milliseconds.
+    portion: int = 2000
 
     def pause_ns(self, repeats: int) -> int:
         """How long to wait before the next probe: twice as long each time, up to the bound."""
@@ -134,6 +136,9 @@ class KindHold(Struct):
     #: The task that was let go to see, 0: none; and the workers on which tasks of it failed.
     probe: TaskId = TaskId(0)
     suspects: set[WorkerId] = field(default_factory=set)
+    #: Ids that are still to be looked at, from `looked` on: to be kept back, or where it has ended to be let go.
+    todo: Sequence[int] = ()
+    looked: int = 0
 
 
 def evidence(failed: int, attempts: int, failed_elsewhere: int, attempts_elsewhere: int) -> float:
@@ -170,6 +175,8 @@ class Health:
         #: Workers in quarantine whose pause is over and that wait for a task to be probed with.
         self.due: dict[WorkerId, None] = {}
         self.holds: dict[tuple[str, str], KindHold] = {}
+        #: Holds that have ended, with tasks that are still to be let go, by number.
+        self.ending: dict[int, KindHold] = {}
         self._rates: dict[str, Rates] = {}
         #: Which kinds each worker has a cell of, oldest first.
         self._kinds: dict[WorkerId, dict[str, None]] = {}
@@ -366,6 +373,11 @@ class Health:
     def forgive(self, worker_id: WorkerId) -> None:
         """Forget that a worker was ever in quarantine."""
         self._past.pop(worker_id, None)
+
+    def is_kept_back(self, task: Task) -> KindHold | None:
+        """The hold that a task may not pass; None where there is none, or the task is exempt."""
+        hold = self.holds.get((task.job, task.kind)) if self.holds else None
+        return None if hold is None or task.id in hold.exempt else hold
 
     def hold_of(self, task: Task) -> KindHold | None:
         """The hold on the task's kind within its job."""

@@ -269,7 +269,6 @@ class Requests:
         # From the newest: what waits for another is then cancelled by its own right, and counted.
         cancel = self._cancel if event.started else self._cancel_undispatched
         self._each(event.origin, event.selection, cancel, newest_first=True)
-        self._guard.sweep("what it kept back was cancelled")
 
     def _cancel_undispatched(self, task: Task) -> str:
         return "may have started" if type(task.state) in DISPATCHED else self._cancel(task)
@@ -337,7 +336,6 @@ class Requests:
 
     def on_release_tasks(self, event: ev.ReleaseTasks) -> None:
         self._each(event.origin, event.selection, self._release)
-        self._guard.sweep("released by its owner")
 
     def _release(self, task: Task) -> str:
         if not isinstance(task.state, Held):
@@ -439,6 +437,7 @@ class Requests:
                 return
             else:
                 self._t.actions.append(fx.ReplyChanged(command.origin, command.changed, command.unchanged))
+                self._guard.sweep()
             self._commands.popleft()
 
     def _work(self, command: _Command) -> bool:

@@ -57,7 +57,20 @@ _OK = Cause.OK
 _OWN_ENDS = frozenset({Cause.OK, Cause.ERROR, Cause.TIMEOUT})
 
 DeadlineKey = tuple[
-    Literal["delay", "lease", "lost", "steal", "refresh", "place", "adopt", "probe", "trial", "command", "preempt"],
+    Literal[
+        "delay",
+        "lease",
+        "lost",
+        "steal",
+        "refresh",
+        "place",
+        "adopt",
+        "probe",
+        "trial",
+        "portion",
+        "command",
+        "preempt",
+    ],
     int | str,
 ]
 
@@ -192,7 +205,7 @@ class Tables:
         """Do what the state of a task asks for: a place in the queue, or a deadline."""
         state = task.state
         if isinstance(state, Queued):
-            if self.health.holds and (hold := self.health.hold_of(task)) is not None and task.id not in hold.exempt:
+            if self.health.holds and (hold := self.health.is_kept_back(task)) is not None:
                 self.keep_back(task, hold)
                 return
             self.queue.push(task)
@@ -220,7 +233,10 @@ class Tables:
     # -------------------------------------------------------------------------------------------------------- attempts
 
     def dispatch(self, task: Task, worker: WorkerInfo, variant: int) -> None:
-        """Begin a new attempt on a worker: reserve, or join its backlog."""
+        """Begin a new attempt on a worker: reserve, or join its backlog. One whose kind is held is held instead."""
+        if self.health.holds and (hold := self.health.is_kept_back(task)) is not None:
+            self.keep_back(task, hold)
+            return
         task.attempt += 1
         task.variant = variant
         task.cancelling = False

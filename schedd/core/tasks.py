@@ -115,6 +115,10 @@ class TaskTable:
     def get(self, task_id: TaskId) -> Task | None:
         return self.rows.get(task_id)
 
+    def ids(self) -> range:
+        """The ids of all rows, and perhaps of some that are forgotten."""
+        return range(self._first_id, self.next_id)
+
     def admit(self, task: Task, now: Instant) -> None:
         """Enter a row under the next id, which it must have."""
         if task.id != self.next_id:

@@ -92,7 +92,7 @@ def _cleared(fact: fx.WorkerCleared) -> None:
 def _kind_held(fact: fx.KindHeld) -> None:
     probe_in_s = (fact.probe_at_ns - fact.at_ns) / SECOND
     log.warning(
-        "kind_held", kind=fact.kind, job=fact.job or None, reason=fact.reason, held=fact.held, probe_in_s=probe_in_s
+        "kind_held", kind=fact.kind, job=fact.job or None, reason=fact.reason, times=fact.repeats, probe_in_s=probe_in_s
     )
 
 

@@ -418,7 +418,7 @@ def test_typo_in_a_sweep() -> None:
     other = world.submit(3, kind="train", job="other")
     effects = give_up(world, "w1", "w2")
     (fact,) = of(effects.facts, fx.KindHeld)
-    assert (fact.job, fact.kind, fact.repeats, fact.reason, fact.held) == ("sweep", "train", 1, REASON, 79)
+    assert (fact.job, fact.kind, fact.repeats, fact.reason) == ("sweep", "train", 1, REASON)
     assert world.states(*ids[:21]) == ["failed"] * 20 + ["assigned"]
     assert set(world.states(*ids[21:])) == {"held"}
     assert dispatches(effects) == {"w2": [(other[0], 1)]}
@@ -460,6 +460,49 @@ def test_backlogs_are_taken_back_of_what_is_held() -> None:
     assert set(world.states(*ids[22:])) == {"held"}
 
 
+def test_large_hold_is_made_and_ended_in_portions() -> None:
+    world = Ward("w1", failures=FailureRules(portion=10))
+    ids = sweep(world)
+    world.work("w1", 19, Cause.ERROR)
+    other = world.submit(kind="other", priority=9)[0]
+    world.work("w1", 1, Cause.ERROR)
+    assert list(world.worker("w1").running) == [other]
+    turns = 0
+    while world.engine.next_deadline() == world.now:
+        world.wake()
+        turns += 1
+    assert turns > 5
+    assert set(world.states(*ids[20:])) == {"held"}
+    world.release(ids[20])
+    world.work("w1")
+    effects = world.work("w1")
+    assert len(of(effects.facts, fx.KindReleased)) == 1
+    assert world.states(ids[21], ids[99]) == ["assigned", "held"]
+    world.cancel(ids[97], ids[98])
+    while world.engine.next_deadline() == world.now:
+        world.wake()
+    assert world.states(ids[96], ids[97], ids[99]) == ["queued", "cancelled", "queued"]
+
+
+def test_what_is_placed_before_its_portion_has_come_is_held_by_that() -> None:
+    world = Ward("w1", failures=FailureRules(portion=10))
+    ids = sweep(world)
+    assert not dispatches(give_up(world, "w1", each=20))
+    assert set(world.states(*ids[20:])) == {"held"}
+
+
+def test_hold_that_finds_nothing_ends_by_itself() -> None:
+    world = Ward("w1", failures=FailureRules(portion=10))
+    sweep(world, 20, job="")
+    world.submit(100, kind="other", priority=-1)
+    effects = world.work("w1", 20, Cause.ERROR)
+    assert len(of(effects.facts, fx.KindHeld)) == 1
+    while not of(effects.facts, fx.KindReleased):
+        assert world.engine.next_deadline() == world.now
+        effects = world.wake()
+    assert world.states(*sweep(world, 1, job="", priority=9)) == ["queued"]
+
+
 def test_nothing_to_hold() -> None:
     world = Ward("w1")
     ids = sweep(world, 20)
@@ -495,13 +538,29 @@ def test_owner_releases_all() -> None:
     give_up(world, "w1", each=20)
     effects = world.handle(ev.ReleaseTasks(1, selection(job="sweep")))
     (fact,) = of(effects.facts, fx.KindReleased)
-    assert (fact.job, fact.kind, fact.reason) == ("sweep", "train", "released by its owner")
+    assert (fact.job, fact.kind, fact.reason) == ("sweep", "train", "its owner released or cancelled all of it")
     assert world.engine.holds_of("sweep") == []
     assert world.states(ids[20], ids[21]) == ["assigned", "queued"]
     world.work("w1", 19, Cause.ERROR)
     assert world.states(ids[-1]) == ["queued"]
     world.work("w1", 1, Cause.ERROR)
     assert world.states(ids[-1]) == ["held"]
+
+
+def test_release_that_takes_several_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("schedd.core.requests.CHANGES_PER_TURN_MAX", 30)
+    world = Ward("w1")
+    ids = sweep(world)
+    give_up(world, "w1", each=20)
+    effects = world.handle(ev.ReleaseTasks(1, selection(job="sweep")))
+    turns = 1
+    while not of(effects.actions, fx.ReplyChanged):
+        assert not of(effects.facts, fx.KindReleased)
+        effects = world.wake()
+        turns += 1
+    assert turns > 2
+    assert len(of(effects.facts, fx.KindReleased)) == 1
+    assert "held" not in world.states(*ids)
 
 
 def test_owner_releases_some() -> None:

@@ -70,6 +70,7 @@ SUSPICIOUS = FailureRules(
     probe_after_max_ns=8 * SECOND,
     window_ns=5 * SECOND,
     odds_per_worker=0.1,
+    portion=2,
 )
 BROKEN_CAUSES = [Cause.OK, *[Cause.ERROR] * 4, Cause.TIMEOUT, Cause.OOM_GPU, Cause.REJECTED]
 CAUSES = [*[Cause.OK] * 4, *(cause for cause in Cause if cause is not Cause.CANCELLED)]

@@ -81,7 +81,7 @@ def cleared(name: str) -> fx.WorkerCleared:
 
 
 def kind_held(job: str, kind: str, repeats: int = 1) -> fx.KindHeld:
-    return fx.KindHeld(job, kind, START, START + SECOND, repeats, "the last 20 tasks failed", 7)
+    return fx.KindHeld(job, kind, START, START + SECOND, repeats, "the last 20 tasks failed")
 
 
 def kind_released(job: str, kind: str) -> fx.KindReleased:

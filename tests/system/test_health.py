@@ -146,4 +146,4 @@ def test_typo_in_a_sweep_stops_it(cluster: Cluster) -> None:
     assert schedd(cluster, "release", "--job", "typo").returncode == 0
     cluster.client.wait(Selection(job="typo"), timeout=90)
     assert states(cluster, "typo") == {"failed": counts["failed"], "succeeded": counts["held"] + 1}
-    assert 'kind_released kind=train job=typo reason="released by its owner"' in daemon.log()
+    assert 'kind_released kind=train job=typo reason="its owner released or cancelled all of it"' in daemon.log()
