@@ -51,6 +51,7 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     unacknowledged_max: AtLeastOne = 100_000
     unacknowledged_mb_max: Positive = 512.0
     logs_keep_count: AtLeastOne = 2000
+    containment: Literal["auto", "cgroup", "namespace", "process-group"] = "auto"
 
 
 class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -16,7 +17,10 @@ import hypothesis
 import pytest
 from helpers import Cluster
 
+from schedd.worker.cgroups import Cells
+from schedd.worker.containment import Namespaces
 from schedd.worker.oom import FIRST_PID_NAMESPACE
+from schedd.worker.trees import NotAvailable
 
 # Nothing is timed: a machine that is busy makes no test fail.
 hypothesis.settings.register_profile("schedd", deadline=None)
@@ -49,10 +53,30 @@ def _oom() -> str | None:
     return None if os.access("/dev/kmsg", os.R_OK) else "/dev/kmsg cannot be read"
 
 
+@functools.cache
+def _cgroup2() -> str | None:
+    try:
+        cells = Cells(uuid.uuid4().hex, sole=False)
+    except NotAvailable as error:
+        return str(error)
+    cells.close()
+    return None
+
+
+@functools.cache
+def _pid_namespace() -> str | None:
+    try:
+        Namespaces()
+    except NotAvailable as error:
+        return str(error)
+    return None
+
+
 #: Why it is missing, or None, by the name of what a test may need.
 NEEDS: dict[str, Callable[[], str | None]] = {
     "root": _root,
     "setsid": _tool("setsid", "util-linux"),
+    "pgrep": _tool("pgrep", "procps"),
     "strace": _tool("strace", "strace"),
     "unshare": _tool("unshare", "util-linux"),
     "mkfs.ext4": _tool("mkfs.ext4", "e2fsprogs"),
@@ -62,6 +86,8 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "ip": _tool("ip", "iproute2"),
     "nsenter": _tool("nsenter", "util-linux"),
     "tun": _device("/dev/net/tun"),
+    "cgroup2": _cgroup2,
+    "pid_namespace": _pid_namespace,
 }
 
 

@@ -18,9 +18,12 @@ def _parse() -> tuple[WorkerSettings, str, str]:
     parser.add_argument("--cpus", type=float, default=None)
     parser.add_argument("--name", default="")
     parser.add_argument("--state-dir", default="")
+    parser.add_argument("--containment", choices=["auto", "cgroup", "namespace", "process-group"], default="auto")
     parser.add_argument("--log-level", default="info")
     options = parser.parse_args()
-    settings = WorkerSettings(name=options.name, cpus=options.cpus, state_dir=options.state_dir)
+    settings = WorkerSettings(
+        name=options.name, cpus=options.cpus, state_dir=options.state_dir, containment=options.containment
+    )
     return settings, options.connect, options.log_level
 
 

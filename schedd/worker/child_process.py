@@ -17,8 +17,9 @@ from schedd.worker.attempts import Attempt
 from schedd.worker.child_messages import ChildOptions, Spooled, StartCall
 from schedd.worker.functions import KnownFunctions
 from schedd.worker.logs import OPEN_FLAGS, STREAMS, LogStore
-from schedd.worker.processes import ROOT_VARIABLE, spawn_watched
+from schedd.worker.processes import ROOT_VARIABLE
 from schedd.worker.stop_flag import StopFlag
+from schedd.worker.trees import Containment, Tree
 
 #: A child is sent calls ahead while its last one took less than this.
 SHORT_NS = 1_000_000
@@ -42,8 +43,7 @@ class Child(Struct, eq=False):
 
     devices: tuple[int, ...]
     root: str
-    pid: int
-    pidfd: int
+    tree: Tree
     channel: socket.socket
     #: A copy of the child's own end: what is read here is taken back.
     far_end: socket.socket
@@ -82,13 +82,14 @@ def start_child(
     devices: tuple[int, ...],
     env: Mapping[str, str],
     output: str,
+    containment: Containment,
     *,
     worker: str,
     log_folder: str,
     result_bytes_max: int,
 ) -> Child:
     """Start a child process; what it is sent before it is up waits in its queue. Raises OSError."""
-    options = ChildOptions(os.getpid(), worker, log_folder, output, result_bytes_max, list(sys.path))
+    options = ChildOptions(containment.parent_pid(), worker, log_folder, output, result_bytes_max, list(sys.path))
     argv = [sys.executable, "-m", "schedd.worker.child", msgspec.json.encode(options).decode()]
     with contextlib.ExitStack() as files:
         stdin = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -104,9 +105,9 @@ def start_child(
             stop = StopFlag(f"{output}.stop", create=True)
             on_error.callback(stop.remove)
             near.setblocking(False)
-            pid, pidfd = spawn_watched(argv, env, None, (stdin, streams[0], streams[1]), far.fileno())
+            tree = containment.start(argv, env, None, (stdin, streams[0], streams[1]), far.fileno())
             on_error.pop_all()
-    return Child(devices, env[ROOT_VARIABLE], pid, pidfd, near, far, output, stop)
+    return Child(devices, env[ROOT_VARIABLE], tree, near, far, output, stop)
 
 
 def keep_output(child: Child, logs: LogStore) -> None:

@@ -39,7 +39,8 @@ from schedd.worker.commands import OnEnded
 from schedd.worker.functions import FunctionNumbers
 from schedd.worker.logs import LogStore
 from schedd.worker.oom import KernelOom
-from schedd.worker.processes import describe_exit, reap, signal_group, signal_tree
+from schedd.worker.processes import describe_exit, reap
+from schedd.worker.trees import Containment
 
 #: What was sent ahead is taken back when the call before it takes longer than this.
 STUCK_S = 0.003
@@ -59,6 +60,7 @@ class Children:
         self,
         folder: Path,
         logs: LogStore,
+        containment: Containment,
         on_ended: OnEnded,
         on_report: OnReport,
         env_of: Callable[[tuple[int, ...]], dict[str, str]],
@@ -74,6 +76,7 @@ class Children:
         self._loop = asyncio.get_running_loop()
         self._folder = folder
         self._logs = logs
+        self._containment = containment
         self._on_ended = on_ended
         self._on_report = on_report
         self._env_of = env_of
@@ -97,7 +100,7 @@ class Children:
 
     def roots(self) -> dict[int, str]:
         """The pid of each child, and its name as a root."""
-        return {child.pid: child.root for child in self._children}
+        return {child.tree.pid: child.root for child in self._children}
 
     # ----------------------------------------------------------------------------------------------- start and stop
 
@@ -129,12 +132,12 @@ class Children:
         """Ask a call to end; one that looks whether it was asked (`schedd.should_stop`) is not sent a signal."""
         child = self._running_at(row)
         if child is not None and not child.stop.ask():
-            signal_tree(child.pid, signal.SIGTERM)
+            child.tree.signal(signal.SIGTERM)
 
     def kill(self, row: Attempt) -> None:
         child = self._running_at(row)
         if child is not None:
-            signal_tree(child.pid, signal.SIGKILL)
+            child.tree.signal(signal.SIGKILL)
 
     def _running_at(self, row: Attempt) -> Child | None:
         """The child that runs a call, for nothing else from here on. What has not begun ends here."""
@@ -288,7 +291,7 @@ class Children:
             except (msgspec.MsgspecError, OSError, ValueError):
                 # Something in the child wrote into our channel.
                 child.ending = True
-                signal_tree(child.pid, signal.SIGKILL)
+                child.tree.kill()
                 return
             if type(message) is CallEnded:
                 self._on_call_ended(child, message)
@@ -301,7 +304,7 @@ class Children:
         row = child.sent[0].row if child.sent else None
         if row is None or row.task_id != message.task_id or row.attempt != message.attempt:
             child.ending = True
-            signal_tree(child.pid, signal.SIGKILL)
+            child.tree.kill()
             return
         child.sent.popleft()
         child.answered += 1
@@ -332,12 +335,13 @@ class Children:
             devices,
             self._env_of(devices),
             f"{self._folder}/child-{self._count}",
+            self._containment,
             worker=self._worker,
             log_folder=str(self._logs.folder),
             result_bytes_max=self._result_bytes_max,
         )
         self._children.append(child)
-        self._loop.add_reader(child.pidfd, self._on_exit, child)
+        self._loop.add_reader(child.tree.pidfd, self._on_exit, child)
         self._loop.add_reader(child.channel.fileno(), self._on_readable, child)
         return child
 
@@ -346,15 +350,16 @@ class Children:
             self._take_back(child)
         else:
             self._read_answers(child, ANSWERS_MAX)
-        # While the leader is a zombie the group's number is still its: what is left of the group goes first.
-        signal_group(child.pid, signal.SIGKILL)
-        code = reap(child.pid)
+        child.tree.end()
+        code = reap(child.tree.pid)
         self._close(child)
         keep_output(child, self._logs)
         failure = "the child process died" if child.ready else "the child process did not start"
         exit_code, signal_number = (code, None) if code >= 0 else (None, -code)
         cause, message = Cause.ERROR, f"{failure}: {describe_exit(code)}"
-        if code == -signal.SIGKILL and self._kernel.named(child.pid):
+        if child.tree.oom_kills():
+            cause, message = Cause.OOM_HOST, f"{message}: its cgroup was out of memory"
+        elif code == -signal.SIGKILL and self._kernel.named(child.tree.pid):
             cause, message = Cause.OOM_HOST, f"{message}: the kernel killed it for lack of memory"
         for sent in child.sent:
             self._end(sent.row, Ending(cause, None, exit_code, signal_number, message))
@@ -364,9 +369,9 @@ class Children:
 
     def _close(self, child: Child) -> None:
         self._children.remove(child)
-        self._loop.remove_reader(child.pidfd)
+        self._loop.remove_reader(child.tree.pidfd)
         self._loop.remove_reader(child.channel.fileno())
-        os.close(child.pidfd)
+        os.close(child.tree.pidfd)
         child.channel.close()
         child.far_end.close()
         child.stop.remove()
@@ -401,13 +406,14 @@ class Children:
 
     def _kill_if_here(self, child: Child) -> None:
         if child in self._children:
-            signal_tree(child.pid, signal.SIGKILL)
+            child.tree.kill()
 
     def close(self) -> None:
         """Kill all children and wait for them."""
         if self._look_timer is not None:
             self._look_timer.cancel()
         for child in list(self._children):
-            signal_tree(child.pid, signal.SIGKILL)
-            reap(child.pid)
+            child.tree.kill()
+            child.tree.end()
+            reap(child.tree.pid)
             self._close(child)

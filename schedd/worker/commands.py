@@ -16,8 +16,9 @@ from schedd.core.model import Cause, Command
 from schedd.worker.attempts import Attempt, Ending
 from schedd.worker.logs import LogFiles, LogStore
 from schedd.worker.oom import KernelOom
-from schedd.worker.processes import ROOT_VARIABLE, describe_exit, reap, signal_group, signal_tree, spawn_watched
+from schedd.worker.processes import ROOT_VARIABLE, describe_exit, reap
 from schedd.worker.symptoms import out_of_memory
+from schedd.worker.trees import Containment, Tree
 
 #: How much of the end of stderr is looked at for what went wrong, and how many characters of its last line are told.
 TAIL_BYTES = 8192
@@ -26,20 +27,12 @@ LAST_LINE_MAX = 300
 SHELL_KILLED = 128 + signal.SIGKILL
 
 OnEnded = Callable[[Attempt, Ending], None]
-#: How many processes of an attempt its cgroup saw killed for lack of memory; 0 where it has no cgroup.
-OomKillsOf = Callable[[Attempt], int]
-
-
-def no_cgroup(_row: Attempt) -> int:
-    """The `OomKillsOf` of a worker without cgroups."""
-    return 0
 
 
 class RunningCommand(Struct, eq=False):
     row: Attempt
     root: str
-    pid: int
-    pidfd: int
+    tree: Tree
     files: LogFiles
     result_path: str
 
@@ -51,28 +44,28 @@ class Commands:
         self,
         folder: Path,
         logs: LogStore,
+        containment: Containment,
         on_ended: OnEnded,
         env_of: Callable[[Attempt], dict[str, str]],
         sweep: Callable[[], bool],
         result_bytes_max: int,
         kernel: KernelOom,
-        oom_kills_of: OomKillsOf = no_cgroup,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._folder = folder
         self._logs = logs
+        self._containment = containment
         self._on_ended = on_ended
         self._env_of = env_of
         self._sweep = sweep
         self._result_bytes_max = result_bytes_max
         self._kernel = kernel
-        self._oom_kills_of = oom_kills_of
         self._running: dict[Attempt, RunningCommand] = {}
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
     def roots(self) -> dict[int, str]:
         """The pid of each running root, and its name."""
-        return {command.pid: command.root for command in self._running.values()}
+        return {command.tree.pid: command.root for command in self._running.values()}
 
     def start(self, row: Attempt, payload: Command) -> None:
         """Start a command; one that cannot be started ends at once, with the reason."""
@@ -91,47 +84,47 @@ class Commands:
                 text = os.fsdecode(row.argument)
                 env[payload.variable] = text
                 argv = [part.replace("{}", text) for part in argv]
-            pid, pidfd = self._spawn(argv, env, payload, files)
+            tree = self._spawn(argv, env, payload, files)
         except (OSError, ValueError) as error:
             self._logs.close(files, reusable=False)
             self._on_ended(row, Ending(Cause.ERROR, message=_why_not_started(payload, error)))
             return
-        self._running[row] = RunningCommand(row, env[ROOT_VARIABLE], pid, pidfd, files, result_path)
-        self._loop.add_reader(pidfd, self._on_exit, row)
+        self._running[row] = RunningCommand(row, env[ROOT_VARIABLE], tree, files, result_path)
+        self._loop.add_reader(tree.pidfd, self._on_exit, row)
 
-    def _spawn(self, argv: list[str], env: Mapping[str, str], payload: Command, files: LogFiles) -> tuple[int, int]:
+    def _spawn(self, argv: list[str], env: Mapping[str, str], payload: Command, files: LogFiles) -> Tree:
         if not argv:
             raise ValueError("the command is empty")
         if not payload.stdin:
-            return spawn_watched(argv, env, payload.cwd, (self._null, files.stdout, files.stderr))
+            return self._containment.start(argv, env, payload.cwd, (self._null, files.stdout, files.stderr))
         # A file that exists nowhere: unlike a pipe it holds any amount without anyone who writes on.
         stdin = os.memfd_create("stdin", os.MFD_CLOEXEC)
         try:
             _write_all(stdin, payload.stdin)
             os.lseek(stdin, 0, os.SEEK_SET)
-            return spawn_watched(argv, env, payload.cwd, (stdin, files.stdout, files.stderr))
+            return self._containment.start(argv, env, payload.cwd, (stdin, files.stdout, files.stderr))
         finally:
             os.close(stdin)
 
     def terminate(self, row: Attempt) -> None:
         command = self._running.get(row)
         if command is not None:
-            signal_tree(command.pid, signal.SIGTERM)
+            command.tree.signal(signal.SIGTERM)
 
     def kill(self, row: Attempt) -> None:
         command = self._running.get(row)
         if command is not None:
-            signal_tree(command.pid, signal.SIGKILL)
+            command.tree.kill()
 
     def _on_exit(self, row: Attempt) -> None:
         command = self._running.pop(row)
-        self._loop.remove_reader(command.pidfd)
-        os.close(command.pidfd)
-        # While the leader is a zombie the group's number is still its: what is left of the group goes first.
-        signal_group(command.pid, signal.SIGKILL)
-        code = reap(command.pid)
+        self._loop.remove_reader(command.tree.pidfd)
+        os.close(command.tree.pidfd)
+        is_left = command.tree.end()
+        code = reap(command.tree.pid)
         ending = self._ending_of(command, code)
-        self._logs.close(command.files, reusable=not self._sweep())
+        is_left |= self._sweep()
+        self._logs.close(command.files, reusable=not is_left)
         self._on_ended(row, ending)
 
     def _ending_of(self, command: RunningCommand, code: int) -> Ending:
@@ -145,9 +138,9 @@ class Commands:
     def _why(self, command: RunningCommand, code: int) -> tuple[Cause, str]:
         """Why a command failed, by what the kernel knows, else by what it said itself."""
         message = describe_exit(code)
-        if self._oom_kills_of(command.row):
+        if command.tree.oom_kills():
             return Cause.OOM_HOST, f"{message}: its cgroup was out of memory"
-        if code == -signal.SIGKILL and self._kernel.named(command.pid):
+        if code == -signal.SIGKILL and self._kernel.named(command.tree.pid):
             return Cause.OOM_HOST, f"{message}: the kernel killed it for lack of memory"
         tail = self._stderr_tail(command.row.name)
         if (symptom := out_of_memory(tail.decode(errors="replace"))) is not None:
@@ -196,10 +189,11 @@ class Commands:
     def close(self) -> None:
         """Kill what still runs and wait for it."""
         for command in self._running.values():
-            self._loop.remove_reader(command.pidfd)
-            os.close(command.pidfd)
-            signal_tree(command.pid, signal.SIGKILL)
-            reap(command.pid)
+            self._loop.remove_reader(command.tree.pidfd)
+            os.close(command.tree.pidfd)
+            command.tree.kill()
+            command.tree.end()
+            reap(command.tree.pid)
             self._logs.close(command.files, reusable=False)
         self._running.clear()
         os.close(self._null)

@@ -129,6 +129,7 @@ class Worker:
                 result_bytes_max=min(round(settings.result_mb_max * 1e6), FRAME_BYTES_MAX - FRAME_SPARE_BYTES),
                 logs_keep_count=settings.logs_keep_count,
                 sole=sole,
+                containment=settings.containment,
             ),
             self._on_ended,
             self._on_report,

@@ -12,7 +12,7 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -87,9 +87,9 @@ def signal_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
 
 
-def signal_tree(pid: int, number: int) -> None:
-    """Send a signal, once each, to a root's group and to those of its descendants that left the group."""
-    outside = [descendant for descendant in descendants_of(pid) if _group_of(descendant) != pid]
+def signal_tree(pid: int, number: int, others: Iterable[int] = ()) -> None:
+    """Send a signal, once each, to a root's group, to those of its descendants that left the group, and to `others`."""
+    outside = [victim for victim in dict.fromkeys([*descendants_of(pid), *others]) if _group_of(victim) != pid]
     signal_group(pid, number)
     for descendant in outside:
         signal_process(descendant, number)
@@ -114,7 +114,7 @@ def children_of(pid: int) -> list[int]:
     tasks = f"/proc/{pid}/task"
     try:
         for thread in os.listdir(tasks):  # noqa: PTH208 - on the path of every command, and ten times cheaper
-            children += map(int, _read(f"{tasks}/{thread}/children").split())
+            children += map(int, read_file(f"{tasks}/{thread}/children").split())
     except (FileNotFoundError, ProcessLookupError):
         pass
     return children
@@ -127,10 +127,18 @@ def descendants_of(pid: int) -> Iterator[int]:
         yield from descendants_of(child)
 
 
+def parent_of(pid: int) -> int:
+    """The pid of a process's parent; 0 where it is gone, or has none that can be seen."""
+    try:
+        return int(read_file(f"/proc/{pid}/stat").rpartition(b") ")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        return 0
+
+
 def root_of(pid: int) -> str | None:
     """Read the `SCHEDD_ROOT` that a process started with; None where it has none, or cannot be read."""
     try:
-        for entry in _read(f"/proc/{pid}/environ").split(b"\0"):
+        for entry in read_file(f"/proc/{pid}/environ").split(b"\0"):
             name, _, value = entry.partition(b"=")
             if name == ROOT_VARIABLE.encode():
                 return os.fsdecode(value)
@@ -174,7 +182,7 @@ def describe_exit(code: int) -> str:
         return f"killed by signal {-code}"
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
     """Read a small file of /proc; a third of the price of `Path.read_bytes`, and on the path of every command."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -22,12 +22,15 @@ from schedd.errors import ConfigError
 from schedd.log import Log
 from schedd.wire.messages import FetchLog, LogPiece
 from schedd.worker.attempts import Action, Attempt, Ending, KillAttempt, StartAttempt
+from schedd.worker.cgroups import end_earlier
 from schedd.worker.children import Children, OnReport
 from schedd.worker.commands import Commands, OnEnded
+from schedd.worker.containment import AUTO, Guard, choose
 from schedd.worker.logs import LogStore
 from schedd.worker.oom import KernelOom
 from schedd.worker.processes import ROOT_VARIABLE
 from schedd.worker.strays import Strays
+from schedd.worker.trees import Containment
 
 #: Starting a command holds the loop for about half a millisecond; after this many others get a turn.
 STARTS_PER_TURN = 8
@@ -68,6 +71,8 @@ class RunnerOptions(Struct, frozen=True):
     logs_keep_count: int
     #: This program does nothing but run the worker: any child that it did not start was left by an attempt.
     sole: bool = False
+    #: How the processes of a task are held together: "auto", or a mode of `schedd.worker.containment`.
+    containment: str = AUTO
 
 
 class Runner:
@@ -90,6 +95,8 @@ class Runner:
         self._uuids = [gpu.uuid for gpu in options.resources.devices()]
         options.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = _lock(options.folder)
+        self._containment = self._contain()
+        self._guard = Guard(self._containment, options.incarnation)
         self.logs = LogStore(options.folder / "logs", options.logs_keep_count)
         self._run_folder = _make_run_folder(options.folder)
         self._reports, self._report_path, self._socket_folder = _bind_reports(self._run_folder)
@@ -98,6 +105,7 @@ class Runner:
         self._commands = Commands(
             self._run_folder,
             self.logs,
+            self._containment,
             self._on_command_ended,
             self._command_env,
             self._sweep,
@@ -110,6 +118,7 @@ class Runner:
         self._children = Children(
             self._run_folder,
             self.logs,
+            self._containment,
             on_ended,
             on_report,
             self._child_env,
@@ -124,6 +133,19 @@ class Runner:
         self._loop.add_reader(self._reports.fileno(), self._on_reports)
         self._tick_timer = self._loop.call_later(TICK_S, self._tick)
         self._sweep_timer: asyncio.TimerHandle | None = None
+
+    def _contain(self) -> Containment:
+        """End what an earlier life left, and make this life's containment. Raises ConfigError."""
+        note = self._options.folder / "cgroup"
+        try:
+            end_earlier(note)
+            containment = choose(self._options.containment, self._options.incarnation, sole=self._options.sole)
+            if containment.group:
+                note.write_text(containment.group)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        return containment
 
     # ------------------------------------------------------------------------------------------------------ actions
 
@@ -209,7 +231,7 @@ class Runner:
     # ---------------------------------------------------------------------------------------------------- clearing up
 
     def _roots(self) -> dict[int, str]:
-        return self._commands.roots() | self._children.roots()
+        return {self._guard.pid: "guard"} | self._commands.roots() | self._children.roots()
 
     def _sweep(self) -> bool:
         """Kill what ended attempts left. True where some of it is not gone yet."""
@@ -224,6 +246,7 @@ class Runner:
 
     def _tick(self) -> None:
         self._tick_timer = self._loop.call_later(TICK_S, self._tick)
+        self._guard.check()
         self._children.end_idle()
         self._sweep()
         self._kernel.look()
@@ -254,6 +277,9 @@ class Runner:
             if not self._strays.sweep():
                 break
             time.sleep(STRAY_DELAY_S)
+        if not self._options.sole:
+            self._guard.dismiss()
+        self._containment.close()
         self.logs.close_all()
         self._kernel.close()
         self._loop.remove_reader(self._reports.fileno())

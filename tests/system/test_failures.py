@@ -295,15 +295,27 @@ def test_cancel_ends_the_whole_tree(cluster: Cluster) -> None:
     assert cluster.client.submit(abs, -1).result(30) == 1
 
 
-@pytest.mark.xfail(reason="nothing ends the tasks of a worker that got SIGKILL", raises=TimeoutError)
 def test_killed_worker_leaves_no_tree(cluster: Cluster) -> None:
-    cluster.start_daemon(QUICK)
+    daemon = cluster.start_daemon(QUICK)
     worker = cluster.start_worker("w1", 1)
-    cluster.client.submit(["sh", "-c", "exec sleep 305"])
-    wait_until(lambda: len(sleepers(cluster)) == 1)
+    cluster.client.submit(["sh", "-c", TREE])
+    wait_until(lambda: len(sleepers(cluster)) == 4)
     worker.kill()
     wait_until(lambda: cluster.worker_status("w1") == "none")
-    wait_until(lambda: not sleepers(cluster), 3, "the command ends with its worker")
+    wait_until(lambda: not sleepers(cluster), what="the task ends with its worker")
+    assert daemon.is_alive
+
+
+def test_killed_daemon_leaves_tasks_alone(cluster: Cluster) -> None:
+    daemon = cluster.start_daemon(QUICK)
+    cluster.start_worker("w1", 1)
+    cluster.client.submit(["sh", "-c", TREE])
+    wait_until(lambda: len(sleepers(cluster)) == 4)
+    daemon.kill()
+    # Whoever ended them would be done by the time that a new daemon has its worker back.
+    cluster.start_daemon(QUICK, listen=cluster.address)
+    cluster.wait_for_workers("w1")
+    assert len(sleepers(cluster)) == 4
 
 
 def test_daemonising_task_leaves_no_process(cluster: Cluster) -> None:

@@ -71,14 +71,15 @@ async def running_worker(folder: Path, **settings: Any) -> AsyncIterator[Running
 
 @asynccontextmanager
 async def running_program(
-    folder: Path, env: Mapping[str, str] | None = None, *, heartbeat_interval_s: float = 5.0
+    folder: Path, env: Mapping[str, str] | None = None, *, heartbeat_interval_s: float = 5.0, containment: str = "auto"
 ) -> AsyncIterator[tuple[subprocess.Popen[bytes], Running]]:
     """Run a worker of two CPUs as a program of its own; its log goes to the file "errors"."""
     async with fake_daemon() as daemon:
         daemon.heartbeat_interval_s = heartbeat_interval_s
         argv = [sys.executable, "-m", "schedd.worker", "--connect", str(daemon.address), "--name", "w1", "--cpus", "2"]
+        argv += ["--state-dir", str(folder), "--containment", containment]
         with open(folder / "errors", "wb") as errors:  # noqa: ASYNC230, PTH123
-            program = subprocess.Popen([*argv, "--state-dir", str(folder)], stderr=errors, env=env)  # noqa: ASYNC220
+            program = subprocess.Popen(argv, stderr=errors, env=env)  # noqa: ASYNC220
         try:
             await daemon.wait(lambda: daemon.is_welcomed)
             yield program, Running(daemon, asyncio.get_running_loop().create_future(), folder)

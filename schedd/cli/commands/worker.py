@@ -29,6 +29,11 @@ schedd worker --config worker.toml --no-gpus
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label that tasks can ask for. Repeatable.")
 @click.option("--resource", "resources", multiple=True, metavar="NAME=AMOUNT", help="An amount of something else.")
 @click.option("--state-dir", metavar="DIR", help="Where output and undelivered results are kept.")
+@click.option(
+    "--containment",
+    type=click.Choice(["auto", "cgroup", "namespace", "process-group"]),
+    help="What holds the processes of a task together. Default: the best there is.",
+)
 @click.option("--config", metavar="FILE", help="Settings; the tables [worker] and [log] count.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Default: info.")
 def worker_command(
@@ -40,6 +45,7 @@ def worker_command(
     labels: tuple[str, ...],
     resources: tuple[str, ...],
     state_dir: str | None,
+    containment: str | None,
     config: str | None,
     log_level: str | None,
 ) -> int:
@@ -64,6 +70,7 @@ def worker_command(
             "labels": {**settings.labels, **parse_pairs(labels, "--label")} if labels else None,
             "custom": {**settings.custom, **parse_amounts(resources, "--resource")} if resources else None,
             "state_dir": state_dir,
+            "containment": containment,
         }
     except ValueError as error:
         raise BadInput(str(error)) from None
