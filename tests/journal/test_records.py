@@ -7,7 +7,7 @@ from zlib import crc32
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -233,6 +233,7 @@ class Story:
         assert failures == Counter({i: n for i, n in self.failures.items() if i in live})
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_rows_mean_what_happened(data: st.DataObject) -> None:
     """Any facts in any transactions, with restarts in between."""
