@@ -43,7 +43,19 @@ ROOMS: dict[str, set[str]] = {
     "server": {"core", "wire", "journal", "config", "log", "errors", "address", "keepalive"},
     "worker": {"wire", "core.model", "core.capacity", "config", "log", "errors", "address"},
     "client": {"wire", "core.model", "config", "log", "errors", "address", "keepalive"},
-    "sim": {"core", "worker.state", "wire", "journal.records", "config", "errors"},
+    # The service and its connections do no I/O and know no clock: loop, clock, dice, journal and archive are given to
+    # them (`server.ports`). So the simulation runs the daemon's own seams, and no second writing of them.
+    "sim": {
+        "core",
+        "worker.state",
+        "worker.attempts",
+        "wire",
+        "journal.records",
+        "config",
+        "errors",
+        "server.service",
+        "server.connections",
+    },
 }
 #: Never in the core: it does no I/O and knows no clock.
 IMPURE = {
@@ -159,6 +171,16 @@ def test_core_is_pure(path: Path) -> None:
             assert node.attr in RANDOM_MAY, f"{name_of(path)} uses random.{node.attr}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("open", "input", "print", "hash"), f"{name_of(path)}: {node.func.id}()"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sim").glob("*.py")), ids=name_of)
+def test_simulation_knows_no_real_time_and_no_real_chance(path: Path) -> None:
+    for module, _ in imports(path):
+        name = module.split(".")[0]
+        assert name not in IMPURE - {"logging", "sys"} or (name_of(path), name) == ("sim.__main__", "time"), module
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "random":
+            assert node.attr in RANDOM_MAY, f"{name_of(path)} uses random.{node.attr}"
 
 
 @every_file

@@ -28,6 +28,7 @@ from schedd.core.model import (
     Running,
     Task,
     TaskId,
+    Waiting,
     WorkerId,
     WorkerInfo,
     WorkerResources,
@@ -160,10 +161,12 @@ class Fleet:
             return None
         holder = t.worker_of(task)
         meant = task.id < t.restored_below and task.defined_ns == hold.defined_ns and _could_be(task, worker, hold)
-        may_run = isinstance(task.state, Queued | Delayed) or (isinstance(task.state, Held) and bool(task.state.reason))
+        may_run = isinstance(task.state, Waiting | Queued | Delayed) or (
+            isinstance(task.state, Held) and bool(task.state.reason)
+        )
         if not meant or (holder is None and not may_run):
             # Of another task that had this id and that nobody was told of, or of other requirements; or its user holds
-            # it, or it waits for others. What the worker may still say of this attempt must not fit the next one.
+            # it. What the worker may still say of this attempt must not fit the next one.
             if holder is None and not task.state.is_final:
                 task.attempt = hold.attempt
             return None
@@ -173,10 +176,14 @@ class Fleet:
             t.tasks.set_state(task, Queued(t.now))
         else:
             t.withdraw(task)
-            if isinstance(task.state, Delayed | Held):
+            # What it waited for had succeeded, or it had not been dispatched; that this was not recorded is our fault.
+            t.tasks.wait_no_more(task)
+            if not isinstance(task.state, Queued):
                 t.tasks.set_state(task, Queued(t.now))
         task.attempt = hold.attempt
         task.variant = hold.variant
+        # It has started, whatever a clock that was set back while we were away makes of its delayed start.
+        task.not_before_ns = min(task.not_before_ns, t.now)
         # When it was dispatched is forgotten; that it ran since then is not.
         began = hold.started_at_ns if task.submitted_ns <= hold.started_at_ns <= t.now else t.now
         t.tasks.set_state(task, Assigned(worker.worker_id, began))

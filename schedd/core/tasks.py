@@ -194,6 +194,14 @@ class TaskTable:
         del self.missing[task_id]
         return True
 
+    def wait_no_more(self, task: Task) -> None:
+        """Let a row wait for nothing, whatever becomes of what it was to wait for. O(what is missing * who waits)."""
+        for other in self.missing.pop(task.id, ()):
+            waiting = self.dependents[other]
+            waiting.remove(task.id)
+            if not waiting:
+                del self.dependents[other]
+
     def select(self, selection: Selection, after_id: int = 0) -> Iterator[Task]:
         """Yield the rows that are meant, by id, from the first above `after_id`; unknown ids are passed over."""
         return (task for _, task in self.look(selection, after_id) if task is not None)

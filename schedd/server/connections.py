@@ -16,6 +16,7 @@ from schedd.core.model import TaskId, WorkerId
 from schedd.errors import LocalProtocolError, RemoteProtocolError
 from schedd.keepalive import watch_peer
 from schedd.log import Log
+from schedd.server.ports import Reactor, Timer
 from schedd.server.watching import Watch
 from schedd.wire import messages as m
 from schedd.wire.framing import HELLO_BYTES_MAX, FrameReader, encode_frame
@@ -38,6 +39,7 @@ class Hub(Protocol):
 
     outbox_bytes_max: int
     handshake_timeout_s: float
+    reactor: Reactor
 
     def opened(self, peer: Peer) -> bool:
         """Count a new connection; False: there are too many."""
@@ -65,7 +67,7 @@ class Peer(asyncio.Protocol):
         self._hub = hub
         self._reader = FrameReader(HELLO_BYTES_MAX)
         self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._outbox: deque[Any] = deque()
         self._done: list[tuple[TaskId, bool]] = []
         self._put_off: list[Callable[[], None]] = []
@@ -92,8 +94,7 @@ class Peer(asyncio.Protocol):
         if not self._hub.opened(self):
             self.refuse("too_many_connections", "the daemon has as many connections as it may have")
             return
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._hub.handshake_timeout_s, self._handshake_late)
+        self._timer = self._hub.reactor.call_later(self._hub.handshake_timeout_s, self._handshake_late)
 
     def data_received(self, data: bytes) -> None:
         if self._closing:

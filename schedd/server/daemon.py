@@ -140,7 +140,9 @@ class Daemon:
         clock = Clock()
         settings = self._settings
         engine = Engine(settings.policy.build(), engine_settings(settings), random.Random())
-        service = Service(engine, clock, settings, uuid.uuid4().hex, self._crashed)
+        reactor = asyncio.get_running_loop()
+        service = Service(engine, clock, settings, uuid.uuid4().hex, self._crashed, reactor, random.Random())
+        service.lag.start()
         self._collect(engine)
         try:
             # Signals first: whoever learns that we listen may want us to stop, and a start may take seconds.
@@ -218,6 +220,7 @@ class Daemon:
         )
         await _through(steps)
         engine.recall(live.learned)
+        service.remember(workers)
         service.loop.wake()  # what a restart leaves to be done, and the deadlines
         journal.start()
         service.promises.journal = journal

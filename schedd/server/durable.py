@@ -7,15 +7,14 @@ does not wait: workers bring what they run to the next start of the daemon.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from schedd.core.effects import Effects
 from schedd.core.model import Instant
 from schedd.journal.records import finished_records
-from schedd.journal.store import Journal
 from schedd.log import Log
+from schedd.server.ports import Journal, Reactor
 
 log = Log("schedd.server")
 
@@ -25,11 +24,11 @@ Promise = Callable[[], None]
 class Promises:
     """Promises by the turn whose facts they need. Without a journal, or with durability "off", none waits."""
 
-    def __init__(self, kept: Callable[[], None], failing: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, kept: Callable[[], None], reactor: Reactor, failing: Callable[[], None] = lambda: None) -> None:
         #: Called after promises were kept outside of a turn, to write what they say; and when the disk refuses.
         self._kept = kept
         self._failing = failing
-        self._loop = asyncio.get_running_loop()
+        self._loop = reactor
         self._waiting: deque[tuple[int, Sequence[Promise]]] = deque()
         self.journal: Journal | None = None
         #: The last turns whose facts were handed over, and were written.

@@ -43,6 +43,13 @@ class Holding:
             return False
         return any(task.id >= safe_below for task in action.tasks)
 
+    def enter(self, peer: Peer, turn: int) -> None:
+        """Keep all that is for a worker that has just come until `safe(turn)`: the next start has to know of it.
+
+        That start would wait for it, before it gives to somebody else what this one runs.
+        """
+        self.put(peer, turn, (None,))
+
     def put(self, peer: Peer, turn: int, messages: Sequence[Any]) -> None:
         """Keep messages until `safe(turn)`."""
         self._held.setdefault(peer, deque()).extend((turn, message) for message in messages)
@@ -52,7 +59,9 @@ class Holding:
         self._safe_below = max(self._safe_below, admitted_below)
         for peer, waiting in list(self._held.items()):
             while waiting and waiting[0][0] <= turn:
-                peer.send(waiting.popleft()[1])
+                message = waiting.popleft()[1]
+                if message is not None:
+                    peer.send(message)
             if not waiting:
                 del self._held[peer]
 
@@ -60,7 +69,8 @@ class Holding:
         """The disk refuses: running something twice is better than running nothing."""
         for peer, waiting in self._held.items():
             for _, message in waiting:
-                peer.send(message)
+                if message is not None:
+                    peer.send(message)
         self._held.clear()
 
     def forget(self, peer: Peer) -> None:

@@ -6,8 +6,6 @@ into the inbox before the turn runs, so a turn's cost is shared by everything th
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -16,12 +14,12 @@ from schedd.core.effects import Effects
 from schedd.core.engine import Engine
 from schedd.core.model import SECOND, Instant
 from schedd.log import Log
-from schedd.server.clock import Clock
+from schedd.server.ports import Clock, Reactor, Timer
 
 log = Log("schedd.server")
 
 #: Reads of the tables may hold up a turn for so long; the rest is left to the next one.
-READS_PER_TURN_S = 0.02
+READS_PER_TURN_NS = SECOND // 50
 #: Tasks that the events of one turn name, about: some 40 ms of work. The rest is left to the next one.
 TASKS_PER_TURN_MAX = 2000
 
@@ -41,7 +39,7 @@ Query = Callable[[], None]
 
 
 class EngineLoop:
-    """Drives one engine on the running event loop.
+    """Drives one engine on an event loop.
 
     `outward` gets the effects of each turn, `flush` runs at its very end. An exception from the engine is a bug of
     ours: `crashed` is told, and no further turn runs.
@@ -54,6 +52,7 @@ class EngineLoop:
         outward: Callable[[Effects], None],
         flush: Callable[[], None],
         crashed: Callable[[BaseException], None],
+        reactor: Reactor,
     ) -> None:
         self.engine = engine
         self.clock = clock
@@ -62,7 +61,7 @@ class EngineLoop:
         self._outward = outward
         self._flush = flush
         self._crashed = crashed
-        self._loop = asyncio.get_running_loop()
+        self._loop = reactor
         self._inbox: deque[ev.Event] = deque()
         self._posted = 0
         #: Events that turns have handled, the one under way included.
@@ -70,7 +69,7 @@ class EngineLoop:
         #: Reads, each with the number of events that were posted before it.
         self._queries: deque[tuple[int, Query]] = deque()
         self._scheduled = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._timer_at: Instant | None = None
         self._stopped = False
 
@@ -93,6 +92,11 @@ class EngineLoop:
         if not self._scheduled and not self._stopped:
             self._scheduled = True
             self._loop.call_soon(self._turn)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """There is something to do in a turn to come."""
+        return self._scheduled
 
     def stop(self) -> None:
         """Run no further turn."""
@@ -131,10 +135,10 @@ class EngineLoop:
         return events
 
     def _run_queries(self) -> None:
-        deadline = time.monotonic() + READS_PER_TURN_S
+        deadline = self.clock.now_ns() + READS_PER_TURN_NS
         while self._queries and self._queries[0][0] <= self.handled:
             self._queries.popleft()[1]()
-            if time.monotonic() > deadline:
+            if self.clock.now_ns() > deadline:
                 break
         if self._queries:
             self.wake()

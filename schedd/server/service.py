@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from functools import partial
 from itertools import count, zip_longest
 from typing import Any, TypeVar
@@ -20,13 +20,12 @@ from schedd.core.tasks import RESULT_DROPPED, is_meant
 from schedd.journal.records import FinishedTask, finished_row
 from schedd.log import Log
 from schedd.server import recording, translate
-from schedd.server.archive import Archive
-from schedd.server.clock import Clock
 from schedd.server.connections import Peer
 from schedd.server.durable import Promise, Promises
 from schedd.server.holding import Holding
 from schedd.server.lag import LagProbe
 from schedd.server.loop import EngineLoop
+from schedd.server.ports import Archive, Clock, Reactor
 from schedd.server.watching import Listener, Watch, Watchers
 from schedd.wire import messages as m
 from schedd.wire.framing import FRAME_BYTES_MAX
@@ -62,7 +61,14 @@ class Service:
     """Implements `Hub` for connections, and takes the effects of the engine's turns."""
 
     def __init__(
-        self, engine: Engine, clock: Clock, settings: Settings, epoch: str, crashed: Callable[[BaseException], None]
+        self,
+        engine: Engine,
+        clock: Clock,
+        settings: Settings,
+        epoch: str,
+        crashed: Callable[[BaseException], None],
+        reactor: Reactor,
+        rng: random.Random,
     ) -> None:
         self.engine = engine
         self.clock = clock
@@ -71,15 +77,22 @@ class Service:
         self.address: Address | None = None
         self.outbox_bytes_max = int(settings.server.outbox_mb_max * 1024 * 1024)
         self.handshake_timeout_s = settings.server.handshake_timeout_s
-        self.loop = EngineLoop(engine, clock, self._outward, self._flush, crashed)
-        self.lag = LagProbe.on_running_loop()
+        self.reactor = reactor
+        self._rng = rng
+        self.loop = EngineLoop(engine, clock, self._outward, self._flush, crashed, reactor)
+        self.lag = LagProbe(lambda: clock.now_ns() / SECOND, reactor.call_later)
         self.started_ns = clock.now_ns()
         self.stopping = False
-        self._peers: set[Peer] = set()
+        self._peers: dict[Peer, None] = {}
         self._workers: dict[WorkerId, Peer] = {}
+        #: Workers that the next start will wait for. What others are to be told is kept back until they are among them:
+        #: else that start would give to somebody else what they run.
+        self._on_record: set[WorkerId] = set()
+        #: The newest greeting of each worker that is not gone: its incarnation and session.
+        self._sessions: dict[WorkerId, tuple[str, int]] = {}
         self._watchers = Watchers()
         self._dirty: list[Peer] = []
-        self.promises = Promises(self._flush, self._on_failing)
+        self.promises = Promises(self._flush, reactor, self._on_failing)
         self._holding = Holding()
         #: Set where there is a journal.
         self.archive: Archive | None = None
@@ -111,11 +124,11 @@ class Service:
     # ---------------------------------------------------------------------------------------------------- connections
 
     def opened(self, peer: Peer) -> bool:
-        self._peers.add(peer)
+        self._peers[peer] = None
         return len(self._peers) <= self.settings.server.connections_max
 
     def closed(self, peer: Peer) -> None:
-        self._peers.discard(peer)
+        self._peers.pop(peer, None)
         self._holding.forget(peer)
         for watch in peer.watches:
             watch.peer = None
@@ -147,6 +160,10 @@ class Service:
         if not name or len(name) > NAME_MAX or not name.isprintable():
             peer.refuse(m.BAD_REQUEST, f"a worker's name has 1 to {NAME_MAX} printable characters")
             return
+        if self._is_late(hello):
+            log.warning("late_greeting", worker=name, peer=peer.name, session=hello.session)
+            peer.abort()
+            return
         known = self._workers.get(name)
         if known is not None and known.incarnation != hello.incarnation and self._alive(name):
             peer.refuse(m.NAME_TAKEN, f"a worker named {name!r} is connected already", "give this one another --name")
@@ -156,11 +173,17 @@ class Service:
             known.abort()
         peer.worker_id, peer.incarnation = name, hello.incarnation
         self._workers[name] = peer
+        self._sessions[name] = (hello.incarnation, hello.session)
         self._welcome(peer)
         log.info(
             "worker_connected", worker=name, peer=peer.name, host=hello.host, pid=hello.pid, holds=len(hello.holds)
         )
         self.loop.post(translate.joined_event(hello))
+
+    def _is_late(self, hello: m.WorkerHello) -> bool:
+        """Whether a worker has given up this connection for a newer one: what it holds is not what it says here."""
+        incarnation, session = self._sessions.get(hello.name, ("", 0))
+        return incarnation == hello.incarnation and 0 < hello.session < session
 
     def _alive(self, worker_id: WorkerId) -> bool:
         row = self.engine.resources.workers.get(worker_id)
@@ -205,7 +228,7 @@ class Service:
                 self._acks.append((number, peer, message.seq))
             elif isinstance(message, m.Heartbeat):
                 # Staggered, or a whole cluster that came back together would report together for ever.
-                stagger = random.uniform(*HEARTBEAT_STAGGER)
+                stagger = self._rng.uniform(*HEARTBEAT_STAGGER)
                 peer.send(m.HeartbeatReply(stagger * self.engine.heartbeat_ns() / SECOND))
             elif isinstance(message, m.LogPiece):
                 self._log_piece(worker_id, message)
@@ -589,15 +612,15 @@ class Service:
         turn, holding = self.loop.turns, self._holding
         admitted_below = TaskId(self.engine.tasks.next_id)
         holding.begin(admitted_below)
+        recorded = self._note_workers(effects.facts, turn)
+        if recorded is not None:
+            promises.append(recorded)
         for action in effects.actions:
             promise = self._act(action)
             if promise is not None:
                 promises.append(promise)
         if holding.is_needed:
             promises.append(lambda: holding.safe(turn, admitted_below))
-        for fact in effects.facts:
-            if type(fact) is fx.WorkerGone and fact.lost:
-                self._part(fact)
         ended = effects.finished
         if ended:
             self._untold.update([task.id for task in ended])
@@ -606,6 +629,30 @@ class Service:
         if acks:
             promises.append(lambda: self._acknowledge(acks))
         self.promises.record(turn, effects, promises, self.clock.now_ns())
+
+    def _note_workers(self, facts: list[fx.Fact], turn: int) -> Promise | None:
+        """Follow who comes and goes; hold what is for a worker that no restart would wait for until it is on disk."""
+        entered: list[tuple[WorkerId, Peer]] = []
+        for fact in facts:
+            if type(fact) is fx.WorkerGone:
+                self._on_record.discard(fact.worker_id)
+                if self._sessions.get(fact.worker_id, ("", 0))[0] == fact.incarnation:
+                    del self._sessions[fact.worker_id]
+                if fact.lost:
+                    self._part(fact)
+            elif type(fact) is fx.WorkerEntered and fact.worker_id not in self._on_record:
+                peer = self._workers.get(fact.worker_id)
+                if peer is not None and not self.promises.failure:
+                    self._holding.enter(peer, turn)
+                    entered.append((fact.worker_id, peer))
+        return partial(self._note_recorded, entered) if entered else None
+
+    def _note_recorded(self, entered: list[tuple[WorkerId, Peer]]) -> None:
+        self._on_record.update(worker_id for worker_id, peer in entered if self._workers.get(worker_id) is peer)
+
+    def remember(self, workers: Iterable[WorkerId]) -> None:
+        """Take note of the workers that the engine was restored with."""
+        self._on_record.update(workers)
 
     def _on_failing(self) -> None:
         self._holding.let_go()

@@ -61,7 +61,10 @@ NO_JOURNAL = "no_journal"
 
 
 class WorkerHello(Struct, frozen=True, tag="worker"):
-    """A worker introduces itself. `incarnation` differs for each start of the worker process."""
+    """A worker introduces itself. `incarnation` differs for each start of the worker process.
+
+    `session` counts the greetings of that process: one that comes after a newer one is of no interest. 0: not told.
+    """
 
     name: WorkerId
     incarnation: str
@@ -69,6 +72,7 @@ class WorkerHello(Struct, frozen=True, tag="worker"):
     host: str = ""
     pid: int = 0
     holds: list[HoldsAttempt] = field(default_factory=list)
+    session: int = 0
 
 
 class ClientHello(Struct, frozen=True, tag="client"):

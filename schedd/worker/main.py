@@ -18,6 +18,7 @@ import signal
 import socket
 import time
 import uuid
+from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
@@ -100,6 +101,7 @@ class Worker:
         self._exit: asyncio.Future[int] = self._loop.create_future()
         #: Answers that are no business of the state machine.
         self._log_pieces: list[LogPiece] = []
+        self._sessions = count(1)
         self._turn_asked = False
         self._news_at = 0.0
         self._news_timer: asyncio.TimerHandle | None = None
@@ -172,7 +174,9 @@ class Worker:
     def _make_hello(self) -> Hello:
         holds = self._state.holds()
         self._state.on_hello()
-        peer = WorkerHello(self.name, self.incarnation, self.resources, self.host, os.getpid(), holds)
+        peer = WorkerHello(
+            self.name, self.incarnation, self.resources, self.host, os.getpid(), holds, next(self._sessions)
+        )
         return Hello(PROTOCOL, __version__, peer)
 
     def _on_messages(self, messages: list[ToWorker]) -> None:

@@ -603,23 +603,33 @@ def test_older_attempt_than_one_that_has_ended(world: Restartable) -> None:
     assert world.task(1).attempt == 2
 
 
-@pytest.mark.parametrize("state", ["held", "waiting", "cancelled"])
+@pytest.mark.parametrize("state", ["held", "cancelled"])
 def test_claim_of_what_is_not_to_run(world: Restartable, state: str) -> None:
     world.wait(1)
-    if state == "waiting":
-        world.submit(after=[1])
-        world.restart()
-        claim = holds(4, 1, "running", START, defined_ns=world.now - SECOND)
-    else:
-        claim = holds(1, 1, "running", START)
-        world.hold(1) if state == "held" else world.cancel(1)
-    effects = world.join("w1", holds=[claim])
-    assert drops(effects) == {"w1": [(claim.task_id, 1)]}
-    assert world.states(claim.task_id) == [state]
+    world.hold(1) if state == "held" else world.cancel(1)
+    effects = world.join("w1", holds=[holds(1, 1, "running", START)])
+    assert drops(effects) == {"w1": [(1, 1)]}
+    assert world.states(1) == [state]
     if state == "held":
         world.release(1)
         world.join("w2")
         assert world.task(1).attempt == 2, "what the worker still says of the first is not of this one"
+
+
+@pytest.mark.parametrize("cause", [Cause.OK, Cause.ERROR])
+def test_claim_of_what_seems_to_wait(world: Restartable, cause: Cause) -> None:
+    """What it needs has succeeded, and the daemon died before that was recorded."""
+    world.wait(1)
+    world.submit(after=[1])
+    world.submit(after=[4])
+    world.restart()
+    claims = [holds(1, 1, "finished", START), holds(4, 1, "running", START, defined_ns=world.now - SECOND)]
+    assert not drops(world.join("w1", holds=claims))
+    assert world.states(1, 4, 5) == ["assigned", "running", "waiting"]
+    world.handle(finished("w1", 1, 1, cause, START, world.now))
+    assert world.states(4) == ["running"], "it has begun, whatever the first comes to this time"
+    world.finish(4)
+    assert world.states(4, 5) == ["succeeded", "queued"]
 
 
 def test_delayed_retry_that_runs_already() -> None:
@@ -642,6 +652,24 @@ def test_start_that_was_delayed_and_has_come(world: Restartable) -> None:
     world.restart()
     world.join(holds=[holds(1, 1, "running", world.now)])
     assert world.states(1) == ["running"]
+
+
+@pytest.mark.parametrize("phase", ["running", "backlog"])
+def test_start_that_was_delayed_and_has_come_before_the_clock_was_set_back(phase: str) -> None:
+    """Its start lies in the future again; what is done with it from now on must not wait for that."""
+    world = Restartable(stealing=True)
+    world.join()
+    world.submit(delay_s=5, rules=TaskRules(retries=1, retry_delay_s=1))
+    world.wake_in(5)
+    world.restart(seconds=-100)
+    world.join(holds=[holds(1, 1, phase, world.now)])
+    world.finish(1, cause=Cause.ERROR)
+    assert world.states(1) == ["delayed"]
+    due = world.engine.next_deadline()
+    assert due is not None
+    world.now = due
+    world.wake()
+    assert (world.states(1), world.task(1).attempt) == (["assigned"], 2)
 
 
 # ------------------------------------------------------------------------------------------------------------- cancel

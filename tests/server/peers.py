@@ -174,6 +174,7 @@ class RawWorker(RawPeer):
         incarnation: str = "one",
         holds: list[HoldsAttempt] | None = None,
         resources: WorkerResources | None = None,
+        session: int = 0,
     ) -> None:
         super().__init__(address)
         self.name = WorkerId(name)
@@ -181,7 +182,8 @@ class RawWorker(RawPeer):
         self._pending: list[m.WireAttempt] = []
         #: All specs that were dispatched.
         self.specs: list[m.WireSpec] = []
-        peer = m.WorkerHello(self.name, incarnation, resources or WorkerResources(cpus=cpus), holds=holds or [])
+        resources = resources or WorkerResources(cpus=cpus)
+        peer = m.WorkerHello(self.name, incarnation, resources, holds=holds or [], session=session)
         self.greet(m.Hello(m.PROTOCOL, "test", peer))
 
     def _decode(self, body: bytes) -> list[Any]:

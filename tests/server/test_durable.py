@@ -41,7 +41,7 @@ class Bench:
     def __init__(self, journal: FakeJournal | None) -> None:
         self.kept: list[str] = []
         self.flushes = 0
-        self.promises = Promises(self.flush)
+        self.promises = Promises(self.flush, asyncio.get_running_loop())
         self.promises.journal = journal  # type: ignore[assignment]
 
     def flush(self) -> None:

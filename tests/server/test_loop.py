@@ -41,6 +41,7 @@ class Bench:
             lambda effects: self.said.append(f"turn {len(self.engine.turns)}"),
             lambda: None,
             self.crashed,
+            asyncio.get_running_loop(),
         )
 
     def crashed(self, error: BaseException) -> None:

@@ -90,6 +90,22 @@ def test_restarted_worker_takes_over_its_name_once_the_old_is_gone(address: str,
         assert [(a.attempt, a.cause) for a in view.details[0].attempts] == [(1, "lost"), (2, "ok")]
 
 
+def test_greeting_that_comes_late(address: str, client: RawClient, name: str) -> None:
+    """An older connection of the same worker must not tell what that holds now: it held nothing yet."""
+    with RawWorker(address, name, resources=resources(name), session=2) as newer:
+        [task_id] = client.submit(requirements=only(name))
+        attempts = newer.attempts()
+        newer.start(*attempts)
+        with RawPeer(address) as older:
+            hello = m.WorkerHello(WorkerId(name), "one", resources(name), session=1)
+            older.write(greeting(m.Hello(m.PROTOCOL, "test", hello)))
+            while older.fill():
+                pass
+        newer.finish(*attempts)
+        view = client.view(task_id)
+        assert (view.state, view.attempt) == ("succeeded", 1)
+
+
 def test_attempt_that_never_arrived_is_sent_again(address: str, client: RawClient, name: str) -> None:
     with RawWorker(address, name, resources=resources(name)) as first:
         [task_id] = client.submit(requirements=only(name))

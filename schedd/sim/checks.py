@@ -1,0 +1,419 @@
+"""What must be true, whatever happens. Kept apart from the tables of the engine: from facts, words and processes.
+
+`Oracle` hears of each turn of the engine, of each transaction that is on disk, of each real begin and end of an
+execution, of all that clients and workers are told, and raises `Violation` at the first lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
+
+from schedd.core import effects as fx
+from schedd.core.capacity import WHOLE
+from schedd.core.engine import Engine
+from schedd.core.model import (
+    Cause,
+    Delayed,
+    Held,
+    Instant,
+    Queued,
+    Task,
+    TaskId,
+    TaskRequirements,
+    TaskRules,
+    Waiting,
+    WorkerId,
+)
+from schedd.core.retries import OUT_OF_MEMORY, RetryRules
+from schedd.journal.records import FinishedTask
+from schedd.sim.kernel import Kernel
+from schedd.sim.runner import Execution, result_of, script_of
+from schedd.wire import messages as m
+
+if TYPE_CHECKING:
+    from schedd.sim.daemon import Daemon
+    from schedd.sim.worker import Worker
+
+NOT_BLAMED = frozenset({Cause.OK, Cause.CANCELLED, Cause.PREEMPTED})
+#: Causes of attempts that really ran to an end.
+OF_ITS_OWN = frozenset({Cause.OK, Cause.ERROR, Cause.TIMEOUT, Cause.OOM_HOST, Cause.OOM_GPU})
+
+
+class Violation(AssertionError):
+    """A promise was broken."""
+
+
+def must(condition: object, text: str) -> None:
+    if not condition:
+        raise Violation(text)
+
+
+class Recorded(Struct):
+    """A task as the facts on disk tell it."""
+
+    id: TaskId
+    name: str
+    key: str | None
+    priority: float
+    requirements: TaskRequirements
+    after: frozenset[TaskId]
+    rules: TaskRules
+    is_held: bool
+    cancel_asked: bool = False
+    attempt: int = 0
+    blamed: dict[Cause, int] = field(default_factory=dict)
+    retry_at_ns: Instant = 0
+    state: str = ""
+    result: bytes | None = None
+
+
+def is_hopeless(task: Recorded) -> bool:
+    """Whether a task may fail: the attempts that count against one of its limits are more than that."""
+    rules, blamed, default = task.rules, task.blamed, RetryRules()
+    own = blamed.get(Cause.ERROR, 0) + (blamed.get(Cause.TIMEOUT, 0) if rules.timeout_limit is None else 0)
+    if rules.retries is not None and own > rules.retries:
+        return True
+    if rules.oom_limit is None and blamed.keys() & OUT_OF_MEMORY:
+        return True  # another attempt could ask for nothing else
+    return any(count > default.limit(cause, rules) for cause, count in blamed.items())
+
+
+class Recording:
+    """All that is on disk, told by its facts in their order."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[TaskId, Recorded] = {}
+        self.unfinished: set[TaskId] = set()
+        self.keys: dict[str, TaskId] = {}
+        #: Workers that the next start of the daemon will wait for.
+        self.workers: set[str] = set()
+
+    def add(self, facts: Iterable[fx.Fact], finished: Iterable[FinishedTask]) -> None:
+        """Take in a transaction."""
+        results = {record.id: record for record in finished}
+        for fact in facts:
+            match fact:
+                case fx.TasksAdmitted():
+                    self._admit(fact)
+                case fx.TaskHeld():
+                    self.tasks[fact.task_id].is_held = True
+                case fx.TaskReleased():
+                    self.tasks[fact.task_id].is_held = False
+                case fx.TaskChanged():
+                    task = self.tasks[fact.task_id]
+                    task.priority, task.requirements = fact.priority, fact.requirements
+                case fx.CancelAsked():
+                    self.tasks[fact.task_id].cancel_asked = True
+                case fx.AttemptEnded():
+                    self._end_attempt(fact)
+                case fx.TaskFinished():
+                    self._finish(fact, results)
+                case fx.WorkerEntered():
+                    self.workers.add(fact.worker_id)
+                case fx.WorkerGone():
+                    self.workers.discard(fact.worker_id)
+
+    def _admit(self, fact: fx.TasksAdmitted) -> None:
+        for entry, task_id in zip(fact.tasks, fact.ids, strict=True):
+            must(task_id not in self.tasks, f"task {task_id} was recorded twice")
+            spec = fact.specs[entry.spec]
+            must(entry.key is None or entry.key not in self.keys, f"key {entry.key} names two tasks")
+            if entry.key is not None:
+                self.keys[entry.key] = task_id
+            refs = [*spec.after, *entry.after]
+            self.tasks[task_id] = Recorded(
+                task_id,
+                script_of(entry.argument).name,
+                entry.key,
+                spec.priority if entry.priority is None else entry.priority,
+                spec.requirements,
+                frozenset(TaskId(ref) if ref >= 0 else fact.ids[-1 - ref] for ref in refs),
+                spec.rules,
+                spec.hold,
+            )
+            self.unfinished.add(task_id)
+
+    def _end_attempt(self, fact: fx.AttemptEnded) -> None:
+        task, cause = self.tasks[fact.task_id], fact.record.cause
+        must(not task.state, f"attempt {fact.record.attempt} of task {task.id} ended after its task")
+        must(fact.record.attempt > task.attempt, f"attempt {fact.record.attempt} of task {task.id} ended twice")
+        task.attempt = fact.record.attempt
+        task.cancel_asked = False
+        if cause not in NOT_BLAMED and not fact.record.excused:
+            task.blamed[cause] = task.blamed.get(cause, 0) + 1
+
+    def _finish(self, fact: fx.TaskFinished, results: dict[TaskId, FinishedTask]) -> None:
+        task = self.tasks[fact.task_id]
+        must(not task.state, f"task {task.id} finished twice: {task.state}, {fact.state}")
+        record = results.get(task.id)
+        must(record is not None and record.state == fact.state, f"the end of task {task.id} is not recorded")
+        task.state, task.result = fact.state, fact.result
+        self.unfinished.discard(task.id)
+        if fact.state == "succeeded":
+            must(fact.result == result_of(task.name), f"task {task.id} ({task.name}) has result {fact.result!r}")
+        elif fact.state == "failed":
+            must(is_hopeless(task), f"task {task.id} failed after {task.blamed}")
+
+    # ----------------------------------------------------------------------------------- and what an engine makes of it
+
+    def compare(self, engine: Engine, *, restored: bool) -> None:
+        """An engine knows what is on disk, neither more nor less. `restored`: nothing has happened to it since."""
+        rows = engine.tasks.rows
+        for task in self.tasks.values():
+            row = rows.get(task.id)
+            must(row is not None, f"task {task.id} is on disk and unknown")
+            assert row is not None
+            if task.state:
+                must(row.state.name == task.state, f"task {task.id} is {task.state} on disk and {row.state}")
+            elif restored and task.cancel_asked:
+                must(row.state.is_final, f"task {task.id} was to be cancelled and is {row.state}")
+            elif not (restored and row.state.name == "cancelled"):  # with one that it needs
+                self._compare_unfinished(engine, task, row)
+        must(len(rows) == len(self.tasks), "the engine knows tasks that are not on disk")
+        for key, task_id in self.keys.items():
+            must(engine.tasks.keys.get(key) == task_id, f"key {key} names {engine.tasks.keys.get(key)}, not {task_id}")
+
+    def _compare_unfinished(self, engine: Engine, task: Recorded, row: Task) -> None:
+        state = row.state
+        must(not state.is_final, f"task {task.id} is {state} and not on disk as such")
+        must(
+            (row.priority, row.requirements) == (task.priority, task.requirements),
+            f"task {task.id} has priority {row.priority} and {row.requirements}, on disk {task}",
+        )
+        must((row.blamed or {}) == task.blamed, f"task {task.id} counts {row.blamed}, on disk {task}")
+        must(isinstance(state, Held) == task.is_held, f"task {task.id} is {state}, on disk {task}")
+        must(row.attempt >= task.attempt, f"task {task.id} is at attempt {row.attempt}, on disk {task}")
+        missing = {i for i in task.after if self.tasks[i].state != "succeeded"}
+        if row.attempt > task.attempt:
+            return  # it has been given to a worker: by this daemon, or by one that died before it recorded why
+        must(engine.tasks.missing.get(row.id, set()) == missing, f"task {task.id} waits for {missing} on disk")
+        must(not missing or isinstance(state, Waiting | Held), f"task {task.id} is {state} and waits for {missing}")
+        if isinstance(state, Queued | Delayed):
+            must(not missing, f"task {task.id} is {state}")
+
+
+class Oracle:
+    """Hears of everything."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self.recording = Recording()
+        #: Executions that are alive, by task name.
+        self._alive: dict[str, list[Execution]] = {}
+        #: The same, by machine.
+        self._machines: dict[str, list[Execution]] = {}
+        self._daemon_started_ns: Instant = 0
+        self.executions = 0
+        #: While the disk refuses, work goes on without it.
+        self.disk_has_refused = False
+        #: (task id, attempt, worker) of executions that really began.
+        self._begun: set[tuple[TaskId, int, str]] = set()
+        #: How those ended that were not killed with their worker.
+        self._over: dict[tuple[TaskId, int, str], Cause] = {}
+        #: Since when it is no fault to run again what this start of a worker runs.
+        self._given_up: dict[tuple[str, str], Instant] = {}
+        self.incarnations: dict[str, str] = {}
+        #: When the daemon heard of a worker the last time.
+        self._heard_ns: dict[str, Instant] = {}
+        #: Newest attempt and its worker, as the present start of the daemon told it.
+        self._current: dict[TaskId, tuple[int, WorkerId]] = {}
+        #: When an attempt was given to a worker the last time.
+        self._dispatched_ns: dict[tuple[TaskId, int, str], Instant] = {}
+        #: When a task was held or changed the last time.
+        self._changed_ns: dict[TaskId, Instant] = {}
+        #: What clients were told of ends.
+        self._told: dict[TaskId, tuple[str, bytes | None]] = {}
+        self.acknowledged: dict[TaskId, str] = {}
+
+    # -------------------------------------------------------------------------------------------- the daemon's turns
+
+    def daemon_started(self, daemon: Daemon) -> None:
+        """A daemon has read its disk."""
+        self._current.clear()
+        self._daemon_started_ns = self._kernel.now_ns
+        self.recording.compare(daemon.engine, restored=True)
+        daemon.engine.check()
+
+    def on_turn(self, daemon: Daemon, effects: fx.Effects) -> None:
+        """The facts of a turn, before anybody hears of them."""
+        for fact in effects.facts:
+            match fact:
+                case fx.AttemptDispatched():
+                    before = self._current.get(fact.task_id)
+                    must(before is None or before[0] < fact.attempt, f"attempt of {fact} was given before: {before}")
+                    self._current[fact.task_id] = (fact.attempt, fact.worker_id)
+                    self._dispatched_ns[fact.task_id, fact.attempt, fact.worker_id] = self._kernel.now_ns
+                case fx.AttemptEnded():
+                    self._on_attempt_ended(fact)
+                case fx.WorkerGone():
+                    self._on_worker_gone(daemon, fact)
+                case fx.TaskHeld() | fx.TaskChanged():
+                    # It was changed as one that does not run; a worker that comes back with it is told to drop it.
+                    self._changed_ns[fact.task_id] = self._kernel.now_ns
+
+    def _on_attempt_ended(self, fact: fx.AttemptEnded) -> None:
+        record = fact.record
+        current = self._current.get(fact.task_id)
+        what = f"attempt {record.attempt} of task {fact.task_id} on {record.worker_id}"
+        must(
+            current == (record.attempt, record.worker_id),
+            f"{what} ended ({record.cause}), the current one is {current}",
+        )
+        where = (fact.task_id, record.attempt, str(record.worker_id))
+        if record.cause in OF_ITS_OWN:
+            must(self._over.get(where) is not None, f"{what} ended ({record.cause}) and is not over")
+        if record.cause is Cause.OK:
+            must(self._over[where] is Cause.OK, f"{what} was a success and ended with {self._over[where]}")
+        if record.cause is Cause.LOST:
+            # Who may have killed its worker before its start was told is blamed, too; but nobody says that it started.
+            has_begun = (fact.task_id, record.attempt, record.worker_id) in self._begun
+            must(has_begun or not record.started_at_ns, f"{what} is said to have started and has never begun")
+
+    def _on_worker_gone(self, daemon: Daemon, fact: fx.WorkerGone) -> None:
+        self._given_up[fact.worker_id, fact.incarnation] = self._kernel.now_ns
+        if fact.lost and "anew" not in fact.reason:
+            silent_ns = self._kernel.now_ns - self._heard_ns.get(fact.worker_id, 0)
+            allowed_ns = daemon.plan.engine.lost_after_ns
+            must(silent_ns >= allowed_ns, f"{fact.worker_id} was given up after {silent_ns / 1e9:.1f} s of silence")
+
+    def on_heard(self, worker_id: str) -> None:
+        """The daemon has read something of a worker."""
+        self._heard_ns[worker_id] = self._kernel.now_ns
+
+    def on_grace_over(self, worker: str) -> None:
+        """A restarted daemon has waited long enough for a worker."""
+        self._given_up[worker, self.incarnations[worker]] = self._kernel.now_ns
+
+    def on_disk(self, facts: list[fx.Fact], finished: list[FinishedTask]) -> None:
+        """A transaction is there."""
+        self.recording.add(facts, finished)
+
+    # ------------------------------------------------------------------------------------------------- real processes
+
+    def began(self, execution: Execution) -> None:
+        """Processes of an attempt are there."""
+        row, name = execution.row, execution.script.name
+        self.executions += 1
+        self._kernel.note(f"{execution.worker} begins {row.name} ({name})")
+        self._begun.add((row.task_id, row.attempt, execution.worker))
+        others = self._alive.setdefault(name, [])
+        others = [other for other in others if not self._is_forgotten(other)]
+        for other in others:
+            must(other.worker != execution.worker, f"{row.name} ({name}) runs twice on {other.worker}")
+        if self._given_up_ns(execution.worker) < self._given_ns(execution):
+            self._must_be_alone(execution, others)
+        self._alive[name].append(execution)
+        self._machines.setdefault(execution.worker, []).append(execution)
+        self._must_have_room(execution)
+
+    def _must_have_room(self, execution: Execution) -> None:
+        """No device of a machine is promised twice: to what runs, or to what is not gone yet."""
+        used = dict.fromkeys(execution.row.devices, 0)
+        for other in self._machines[execution.worker]:
+            for index in other.row.devices:
+                if index in used:
+                    used[index] += other.row.need.share
+        must(
+            max(used.values(), default=0) <= WHOLE,
+            f"{execution.row.name} shares a device of {execution.worker}: {used}",
+        )
+
+    def must_end(self, execution: Execution, why: str) -> None:
+        """It was time for it to end."""
+        alive = execution in self._alive.get(execution.script.name, ())
+        must(not alive, f"{execution.row.name} still runs on {execution.worker}, though {why}")
+
+    def _is_forgotten(self, execution: Execution) -> bool:
+        """Of a task that nobody was told of, and that died with the daemon before it was on disk."""
+        task = self.recording.tasks.get(execution.row.task_id)
+        known = task is not None and task.name == execution.script.name
+        return not known and self._given_ns(execution) < self._daemon_started_ns
+
+    def _must_be_alone(self, execution: Execution, others: list[Execution]) -> None:
+        """What is run on a worker that is believed in runs nowhere else where it could go on, and has not ended."""
+        row, name = execution.row, execution.script.name
+        known = execution.worker in self.recording.workers or self.disk_has_refused
+        must(known, f"{row.name} begins on {execution.worker}, of which a restarted daemon would know nothing")
+        task = self.recording.tasks.get(row.task_id)
+        if task is not None and task.name == name:
+            must(task.state != "succeeded", f"{row.name} runs again after its end was recorded")
+        for other in others:
+            must(
+                max(self._given_up_ns(other.worker), self._changed_ns.get(row.task_id, 0)) >= self._given_ns(other),
+                f"{row.name} ({name}) begins on {execution.worker} while {other.row.name} runs undisturbed on "
+                f"{other.worker}",
+            )
+
+    def _given_ns(self, execution: Execution) -> Instant:
+        """When an attempt was given to its worker."""
+        row = execution.row
+        return self._dispatched_ns.get((row.task_id, row.attempt, execution.worker), 0)
+
+    def _given_up_ns(self, worker: str) -> Instant:
+        """When the daemon gave up the present start of a worker the last time."""
+        return self._given_up.get((worker, self.incarnations[worker]), -1)
+
+    def ended(self, execution: Execution) -> None:
+        """Processes of an attempt are gone."""
+        self._kernel.note(f"{execution.worker} ends {execution.row.name} ({execution.script.name})")
+        self._machines[execution.worker].remove(execution)
+        if execution.ending is not None:
+            row = execution.row
+            self._over[row.task_id, row.attempt, execution.worker] = execution.ending.cause
+        alive = self._alive[execution.script.name]
+        alive.remove(execution)
+        if not alive:
+            del self._alive[execution.script.name]
+
+    def check_worker(self, worker: Worker) -> None:
+        """What really runs on a machine is within what it has."""
+        worker.state.check()
+        cpus = sum(e.row.need.cpus for e in worker.runner.alive if e.row.reserved)
+        must(cpus <= worker.state.ledger.cpus, f"{worker.name} runs {cpus} of {worker.state.ledger.cpus}")
+
+    def on_acked(self, worker: Worker, ends: list[m.AttemptFinished], sent_ns: Instant) -> None:
+        """A worker may forget these ends, first sent then: they are on disk, or of no interest any more."""
+        for end in ends:
+            task = self.recording.tasks.get(end.task_id)
+            current = self._current.get(end.task_id)
+            if task is None or task.state or task.attempt >= end.attempt or current is None:
+                continue
+            if self._dispatched_ns[end.task_id, current[0], current[1]] > sent_ns:
+                continue  # of another task that had this id, and that nobody was told of
+            must(
+                current != (end.attempt, worker.name),
+                f"the end of {end.task_id}.{end.attempt} was acknowledged too early",
+            )
+
+    # -------------------------------------------------------------------------------------------- what clients are told
+
+    def on_submitted(self, task_id: TaskId, name: str) -> None:
+        task = self.recording.tasks.get(task_id)
+        must(task is not None, f"task {task_id} ({name}) was acknowledged and is not on disk")
+        assert task is not None
+        must(task.name == name, f"task {task_id} was acknowledged as {name} and is {task.name}")
+        self.acknowledged[task_id] = name
+
+    def on_told(self, done: m.TaskDone) -> None:
+        task = self.recording.tasks.get(done.task_id)
+        must(task is not None and task.state == done.state, f"a client was told {done}, on disk is {task}")
+        assert task is not None
+        told = (done.state, done.result)
+        if done.result is not None:
+            must(done.result == task.result, f"a client was told {done}, on disk is {task}")
+        elif done.state == "succeeded":
+            must(not done.kept, f"a client was told {done} without its result")
+        before = self._told.setdefault(done.task_id, told)
+        must(before[0] == told[0], f"a client was told {before} and then {told} of task {done.task_id}")
+
+    # ------------------------------------------------------------------------------------------------------- at the end
+
+    def at_rest(self) -> None:
+        """All has ended that was acknowledged or recorded."""
+        must(not self.recording.unfinished, f"tasks {sorted(self.recording.unfinished)} have not ended")
+        for task_id in self.acknowledged:
+            must(task_id in self.recording.tasks, f"task {task_id} was acknowledged and is lost")
+        must(not self._alive, f"{sorted(self._alive)} still run")

@@ -1,0 +1,296 @@
+"""Planted bugs: each a patch of the code under test, small and believable. The simulation must find every one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from msgspec import structs
+
+from schedd.core import effects as fx
+from schedd.core import events as ev
+from schedd.core import restore
+from schedd.core.attempts import Attempts
+from schedd.core.effects import Effects
+from schedd.core.fleet import Fleet
+from schedd.core.model import Cause, HoldsAttempt, Instant, Task, TaskEntry, TaskId, TaskSpec, WorkerId, WorkerInfo
+from schedd.core.requests import Requests
+from schedd.core.restore import Restore
+from schedd.core.retries import blame
+from schedd.core.tables import Tables
+from schedd.journal.records import LiveIndex
+from schedd.server.durable import Promise, Promises
+from schedd.server.service import Service
+from schedd.wire.messages import DropAttempts, RevokeAttempts
+from schedd.worker.attempts import Attempt
+from schedd.worker.outbox import Outbox
+from schedd.worker.state import WorkerState
+
+MUTANTS: dict[str, Callable[[], Any]] = {}
+
+
+def mutant(plant: Callable[[], Iterator[None]]) -> Callable[[], Any]:
+    """Enter a planted bug under its name."""
+    manager = contextmanager(plant)
+    MUTANTS[plant.__name__] = manager
+    return manager
+
+
+# ----------------------------------------------------------------------------------------------------------- the engine
+
+
+@mutant
+def accept_stale_attempts() -> Iterator[None]:
+    """What is said of an old attempt is taken for the current one; so nobody is told to drop one."""
+
+    def current(self: Attempts, worker_id: WorkerId, task_id: TaskId, attempt: int) -> tuple[Task, WorkerInfo] | None:
+        task = self._t.tasks.rows.get(task_id)
+        worker = self._t.worker_of(task) if task is not None else None
+        return (task, worker) if task is not None and worker is not None else None
+
+    with patch.object(Attempts, "_current", current), patch.object(Tables, "drop", lambda self, *attempt: None):
+        yield
+
+
+@mutant
+def forget_to_release_on_revoke() -> Iterator[None]:
+    """A stolen attempt stays in the backlog of its victim."""
+    answered = Attempts.on_revokes_answered
+
+    def on_revokes_answered(self: Attempts, event: ev.RevokesAnswered) -> None:
+        with patch.object(Tables, "release", lambda self, task, worker: self.end_steal(task, worker)):
+            answered(self, event)
+
+    with patch.object(Attempts, "on_revokes_answered", on_revokes_answered):
+        yield
+
+
+@mutant
+def blame_queued_tasks() -> Iterator[None]:
+    """All tasks of a lost worker are blamed for it, begun or not."""
+    gone = Fleet._gone
+
+    def blame_all(self: Fleet, worker: WorkerInfo, lost: bool, reason: str, kept: Sequence[Task] = ()) -> None:
+        for task in worker.task_queue:
+            blame(task, Cause.LOST)
+        gone(self, worker, lost, reason, kept)
+
+    with patch.object(Fleet, "_gone", blame_all):
+        yield
+
+
+@mutant
+def requeue_when_silent() -> Iterator[None]:
+    """A worker that cannot be heard is given up at once."""
+
+    def silent(self: Fleet, worker: WorkerInfo, reason: str) -> None:
+        self._gone(worker, lost=True, reason=reason)
+
+    with patch.object(Fleet, "_silent", silent):
+        yield
+
+
+@mutant
+def adopt_without_fence() -> Iterator[None]:
+    """What a worker brings is adopted, whichever task had that number when it was given out."""
+    bring = Fleet._bring
+
+    def believe(self: Fleet, worker: WorkerInfo, hold: HoldsAttempt) -> Task | None:
+        task = self._t.tasks.get(hold.task_id)
+        if task is not None:
+            hold = structs.replace(hold, defined_ns=task.defined_ns)
+        return bring(self, worker, hold)
+
+    with patch.object(Fleet, "_bring", believe):
+        yield
+
+
+@mutant
+def ignore_keys() -> Iterator[None]:
+    """A submit that is asked for once more makes new tasks."""
+
+    def same_key(self: Requests, key: str, spec: TaskSpec, entry: TaskEntry) -> TaskId | None:
+        return None
+
+    with patch.object(Requests, "_same_key", same_key):
+        yield
+
+
+@mutant
+def finish_twice() -> Iterator[None]:
+    """The end of a task that others wait for is recorded once for each of them."""
+    end = Tables._end
+
+    def end_again(self: Tables, task: Task, *rest: Any) -> list[TaskId]:
+        waiting = end(self, task, *rest)
+        self.facts += [self.facts[-1]] * len(waiting)
+        self._finished += [task] * len(waiting)
+        return waiting
+
+    with patch.object(Tables, "_end", end_again):
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------------- the restart
+
+
+@mutant
+def place_before_all_are_back() -> Iterator[None]:
+    """After a restart the first worker that comes back ends the waiting for the others."""
+    stop_awaiting = Tables.stop_awaiting
+
+    def stop(self: Tables, worker_id: WorkerId | None = None) -> None:
+        stop_awaiting(self)
+
+    with patch.object(Tables, "stop_awaiting", stop):
+        yield
+
+
+@mutant
+def drop_dependencies_at_restore() -> Iterator[None]:
+    """After a restart nothing waits for anything."""
+    settle = Restore._settle
+
+    def forget(self: Restore, task: Task) -> None:
+        with patch.object(task, "after", ()):
+            settle(self, task)
+
+    with patch.object(Restore, "_settle", forget):
+        yield
+
+
+@mutant
+def forgive_at_restore() -> Iterator[None]:
+    """After a restart the failures so far count no more."""
+    with patch.object(restore, "blame", lambda task, cause: None):
+        yield
+
+
+@mutant
+def forget_cancels_at_restore() -> Iterator[None]:
+    """What was to be cancelled goes on after a restart."""
+    with patch.object(Restore, "_cancel", lambda self: None):
+        yield
+
+
+@mutant
+def give_ids_again() -> Iterator[None]:
+    """After a restart ids go on from what is unfinished."""
+    finish = Restore.finish
+
+    def finish_from_one(self: Restore, workers: Any, next_id: int, grace_ns: Instant) -> None:
+        finish(self, workers, 1, grace_ns)
+
+    with patch.object(Restore, "finish", finish_from_one), patch.object(Restore, "finished", lambda self, rows: None):
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------------- the journal
+
+
+@mutant
+def acknowledge_before_commit() -> Iterator[None]:
+    """Promises are kept at once."""
+    record = Promises.record
+
+    def keep(self: Promises, turn: int, effects: Effects, promises: Sequence[Promise], now: Instant) -> None:
+        record(self, turn, effects, (), now)
+        for promise in promises:
+            promise()
+
+    with patch.object(Promises, "record", keep):
+        yield
+
+
+@mutant
+def let_answers_overtake() -> Iterator[None]:
+    """An answer without facts of its own does not wait for those before it."""
+    record = Promises.record
+
+    def overtake(self: Promises, turn: int, effects: Effects, promises: Sequence[Promise], now: Instant) -> None:
+        if effects.facts:
+            record(self, turn, effects, promises, now)
+        else:
+            for promise in promises:
+                promise()
+
+    with patch.object(Promises, "record", overtake):
+        yield
+
+
+@mutant
+def give_work_to_unrecorded_workers() -> Iterator[None]:
+    """A worker gets work before a restart would know of it."""
+    with patch.object(Service, "_entered", lambda self, facts: []):
+        yield
+
+
+@mutant
+def forget_holds_on_disk() -> Iterator[None]:
+    """That a task was held is not among what a restart reads."""
+    plan = LiveIndex.plan
+
+    def forget(self: LiveIndex, facts: Any) -> Any:
+        return plan(self, [fact for fact in facts if not isinstance(fact, fx.TaskHeld)])
+
+    with patch.object(LiveIndex, "plan", forget):
+        yield
+
+
+# ----------------------------------------------------------------------------------------------------------- the worker
+
+
+@mutant
+def keep_what_is_stolen() -> Iterator[None]:
+    """A victim says that it gives back, and keeps."""
+    revoke = WorkerState._on_revoke
+
+    def keep(self: WorkerState, message: RevokeAttempts, now_ns: Instant) -> None:
+        before = dict(self.backlog)
+        revoke(self, message, now_ns)
+        self.backlog.update((i, row) for i, row in before.items() if i not in self.running)
+        self._start_heads(now_ns)
+
+    with patch.object(WorkerState, "_on_revoke", keep):
+        yield
+
+
+@mutant
+def ignore_drops() -> Iterator[None]:
+    """A worker goes on with what is no longer its own."""
+
+    def ignore(self: WorkerState, message: DropAttempts, now_ns: Instant) -> None:
+        self.ignored_count += 1
+
+    with patch.object(WorkerState, "_on_drop", ignore):
+        yield
+
+
+@mutant
+def free_devices_too_early() -> Iterator[None]:
+    """What an attempt held is given to the next one while its processes still die."""
+    drop = WorkerState._drop
+
+    def free(self: WorkerState, row: Attempt) -> None:
+        drop(self, row)
+        if row.reserved:
+            self.ledger.release(row.need, row.devices)
+
+    with patch.object(WorkerState, "_drop", free):
+        yield
+
+
+@mutant
+def tell_ends_once() -> Iterator[None]:
+    """Ends that were not acknowledged are not told again on the next connection."""
+    on_hello = Outbox.on_hello
+
+    def forget(self: Outbox) -> None:
+        sent = self._sent_seq
+        on_hello(self)
+        self._sent_seq = sent
+
+    with patch.object(Outbox, "on_hello", forget):
+        yield

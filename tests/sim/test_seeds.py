@@ -1,0 +1,27 @@
+"""Thousands of storms, each with its calm: no promise is broken in any of them."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from schedd.sim.__main__ import run_seeds
+
+SEEDS = 2000
+SEEDS_PER_PART = 50
+
+
+@pytest.mark.timeout(900)
+def test_no_seed_fails() -> None:
+    parts = [list(range(first, first + SEEDS_PER_PART)) for first in range(0, SEEDS, SEEDS_PER_PART)]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        results = [result for part in pool.map(run_seeds, parts) for result in part]
+    failures = [result.failure_report for result in results if result.failure]
+    assert not failures, "\n".join(failures)
+    assert len(results) == SEEDS
+    # The storms are storms: without them, all this would prove nothing.
+    assert sum(result.executions for result in results) > 20 * SEEDS
+    assert sum(result.daemon_starts for result in results) > 2 * SEEDS
+    assert sum(result.worker_starts for result in results) > 3 * SEEDS
