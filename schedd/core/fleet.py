@@ -123,13 +123,22 @@ class Fleet:
             t.release(had, worker)
         new: dict[TaskId, Task] = {}
         held: dict[TaskId, HoldsAttempt] = {}
+        # A worker may bring the ends of several attempts of one task: only the newest is what it was given last.
+        newest: dict[TaskId, int] = {}
+        for hold in holds:
+            newest[hold.task_id] = max(hold.attempt, newest.get(hold.task_id, 0))
         for hold in holds:
             task = before.get(hold.task_id)
             if (again := held.get(hold.task_id)) is not None and again.attempt == hold.attempt:
                 t.counters.stale += 1  # named twice
             elif task is not None and _has_still(task, worker, hold):
                 held[hold.task_id] = hold
-            elif again is None and task is None and (brought := self._bring(worker, hold)) is not None:
+            elif (
+                again is None
+                and task is None
+                and hold.attempt == newest[hold.task_id]
+                and (brought := self._bring(worker, hold)) is not None
+            ):
                 new[hold.task_id] = brought
                 held[hold.task_id] = hold
             else:

@@ -381,8 +381,11 @@ class Oracle:
             current = self._current.get(end.task_id)
             if task is None or task.state or task.attempt >= end.attempt or current is None:
                 continue
-            if self._dispatched_ns[end.task_id, current[0], current[1]] > sent_ns:
+            dispatched_ns = self._dispatched_ns[end.task_id, current[0], current[1]]
+            if dispatched_ns > sent_ns:
                 continue  # of another task that had this id, and that nobody was told of
+            if self._given_up_ns(worker.name) >= dispatched_ns:
+                continue  # it waits in the queue again, for its next attempt
             must(
                 current != (end.attempt, worker.name),
                 f"the end of {end.task_id}.{end.attempt} was acknowledged too early",

@@ -853,3 +853,14 @@ def test_what_was_learned_is_taken_in_by_who_learned_it() -> None:
     other = World("priority")
     other.engine.recall(learned)
     assert other.engine.learned() == {"runtimes": learned["runtimes"], "priority": []}
+
+
+def test_newest_of_several_ends_is_adopted(world: Restartable) -> None:
+    """The daemon had heard of the older ends and told nobody; what it gives out next must be new to the worker."""
+    effects = world.join("w1", holds=[holds(1, attempt, "finished", START) for attempt in (1, 2, 3)])
+    assert not drops(effects)
+    assert world.task(1).attempt == 3
+    world.handle(finished("w1", 1, 2, Cause.OK, START, START, result=b"old"))
+    assert not world.state(1).is_final
+    world.handle(finished("w1", 1, 3, Cause.OK, START, START, result=b"new"))
+    assert world.task(1).result == b"new"

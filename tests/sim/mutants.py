@@ -22,7 +22,7 @@ from schedd.core.retries import blame
 from schedd.core.tables import Tables
 from schedd.journal.records import LiveIndex
 from schedd.server.durable import Promise, Promises
-from schedd.server.service import Service
+from schedd.server.holding import Holding
 from schedd.wire.messages import DropAttempts, RevokeAttempts
 from schedd.worker.attempts import Attempt
 from schedd.worker.outbox import Outbox
@@ -223,7 +223,7 @@ def let_answers_overtake() -> Iterator[None]:
 @mutant
 def give_work_to_unrecorded_workers() -> Iterator[None]:
     """A worker gets work before a restart would know of it."""
-    with patch.object(Service, "_entered", lambda self, facts: []):
+    with patch.object(Holding, "enter", lambda self, peer, turn: None):
         yield
 
 
