@@ -122,12 +122,15 @@ class CellTree(Tree):
         self.root = root
         self.cell = cell
         self.is_over = False
+        self.is_settled = False
         self._cells = cells
 
     def signal(self, number: int) -> None:
         if number == signal.SIGKILL:
             self.cell.kill()
-        # Also to those that are not in it yet.
+        if not self.is_settled:
+            # Now, though it may hold the loop for some milliseconds: no process is to miss the signal.
+            self._cells.settle(self)
         signal_tree(self.pid, number, self.cell.pids())
 
     def end(self) -> bool:
@@ -208,7 +211,7 @@ class Cells(Containment):
             self._free.append(cell)
             raise
         if time.monotonic() - self._moved_at < WARM_S:
-            self._settle(tree)
+            self.settle(tree)
         else:
             self._moves.put(tree)
         return tree
@@ -257,9 +260,9 @@ class Cells(Containment):
 
     def _move_all(self) -> None:
         while (tree := self._moves.get()) is not None:
-            self._settle(tree)
+            self.settle(tree)
 
-    def _settle(self, tree: CellTree) -> None:
+    def settle(self, tree: CellTree) -> None:
         """Move a root into its cell, and those that it forked on the way."""
         try:
             if not tree.is_over:
@@ -267,7 +270,9 @@ class Cells(Containment):
             with self._lock:
                 self._moved_at = time.monotonic()
                 self._waiting.pop(tree.pid, None)
-                self._settled.append(tree)
+                tree.is_settled = True
+                if tree not in self._settled:
+                    self._settled.append(tree)
                 self._place_strays(tree)
                 if not self._waiting:
                     self._settled.clear()

@@ -65,7 +65,9 @@ class Containment:
 
     def start_own(self, argv: list[str], fds: tuple[int, int, int]) -> int:
         """Start a process that is no task's. Returns its pid. Raises OSError."""
-        pid = spawn(argv, os.environ, None, fds)
+        # Whoever looks for the processes of tasks by what is in their environment is not to find it.
+        env = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH") if name in os.environ}
+        pid = spawn(argv, env, None, fds)
         self.staff.add(pid)
         return pid
 
