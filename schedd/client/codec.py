@@ -79,23 +79,23 @@ def _is_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _dump(value: object, name: Callable[[], str]) -> bytes:
-    import cloudpickle  # 25 ms that a client which only looks never pays
+    from schedd.client import codepickle  # 25 ms that a client which only looks never pays
 
     try:
-        data: bytes = cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+        data = codepickle.dumps(value)
     except Exception as error:  # whatever a `__reduce__` raises
         raise pickle.PicklingError(f"{name()} cannot be pickled: {error}") from error
     return data
 
 
 def _name_culprit(function: Callable[..., Any] | str, args: Iterable[Any], kwargs: dict[str, Any]) -> str:
-    import cloudpickle
+    from schedd.client import codepickle
 
     named = [(f"argument {place}", value) for place, value in enumerate(args, 1)]
     named += [(f"argument {key!r}", value) for key, value in kwargs.items()]
     for name, value in named:
         try:
-            cloudpickle.dumps(value)
+            codepickle.dumps(value)
         except Exception:
             return f"{name} of {name_of(function)!r}, a {type(value).__qualname__},"
     return f"the arguments of {name_of(function)!r}"

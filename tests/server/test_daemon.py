@@ -226,7 +226,6 @@ def test_service_manager_is_told(cluster: Cluster) -> None:
         manager.bind(str(path))
         manager.settimeout(20)
         daemon = cluster.start_daemon(env={"NOTIFY_SOCKET": str(path)})
-        assert manager.recv(4096) == b"STATUS=reading the journal"
         ready = manager.recv(4096).decode().splitlines()
         assert ready[0] == "READY=1"
         assert cluster.address in ready[1]
@@ -242,7 +241,6 @@ def test_service_manager_that_is_gone_or_abstract(cluster: Cluster) -> None:
         manager.bind(f"\0{name}")
         manager.settimeout(20)
         cluster.start_daemon(env={"NOTIFY_SOCKET": f"@{name}"})
-        assert manager.recv(4096).startswith(b"STATUS=")
         assert manager.recv(4096).startswith(b"READY=1")
 
 

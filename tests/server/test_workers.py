@@ -236,8 +236,8 @@ def test_greeting_that_claims_what_is_not_its_own(
     wait_until(lambda: client.state_of(task_id) == "running")
     holds = [HoldsAttempt(i, n, phase, BIG, (2**40,)) for i, n in itertools.product((task_id, UNKNOWN), (1, 2, -1))]
     with RawWorker(address, f"{name}-liar", holds=holds) as liar:
-        liar.send(m.Heartbeat(HostUsage()))
-        liar.expect(m.HeartbeatReply)
+        client.ask(m.DrainWorkers, [f"{name}-liar"], False, True)
+        liar.expect(m.DrainWorker)  # behind all that waited for the journal
         dropped = [name for message in liar.inbox if isinstance(message, m.DropAttempts) for name in message.attempts]
         assert len(dropped) == (0 if phase == "finished" else len(holds)), "an end is answered when it comes"
         assert client.view(task_id).worker == name
