@@ -173,7 +173,7 @@ class Worker:
     def _on_messages(self, messages: list[ToWorker]) -> None:
         now_ns = self.process.now_ns()
         for message in messages:
-            if isinstance(message, (Welcome, Refused, StopAttempts, HeartbeatReply)):
+            if isinstance(message, (Welcome, Refused, HeartbeatReply)):
                 continue
             if isinstance(message, FetchLog):
                 self._log_pieces.append(LogPiece(message.request, b"", 0, 0, True))
