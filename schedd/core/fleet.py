@@ -126,6 +126,8 @@ class Fleet:
         # A worker may bring the ends of several attempts of one task: only the newest is what it was given last.
         newest: dict[TaskId, int] = {}
         for hold in holds:
+            # What the worker may still say of a task that nobody was told of must not fit one that comes now.
+            t.tasks.pass_over(hold.task_id)
             newest[hold.task_id] = max(hold.attempt, newest.get(hold.task_id, 0))
         for hold in holds:
             task = before.get(hold.task_id)

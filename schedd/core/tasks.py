@@ -62,6 +62,8 @@ TRANSITIONS: dict[type[State], frozenset[type[State]]] = {
 
 #: In place of a result that was given up to stay within the bound of memory. No worker sends an empty result.
 RESULT_DROPPED = b""
+#: As many ids may have been given out and not recorded when a daemon dies; what a worker claims beyond is made up.
+PASSED_OVER_MAX = 1 << 18
 
 STATE_NAMES = tuple(state.__name__.lower() for state in TRANSITIONS)
 
@@ -143,6 +145,14 @@ class TaskTable:
             self.missing[task.id] = missing
             for other in sorted(missing):
                 self.dependents.setdefault(other, []).append(task.id)
+
+    def pass_over(self, task_id: TaskId) -> None:
+        """Give out no id up to this one: a worker has heard of it, from a daemon that died before it recorded it.
+
+        An id that is far ahead was made up, and does not count.
+        """
+        if self.next_id <= task_id < self.next_id + PASSED_OVER_MAX:
+            self.next_id = task_id + 1
 
     def note_ended(self, ended: Iterable[TaskId]) -> None:
         """After a restart: these rows, entered with their final states, ended in this order."""

@@ -855,6 +855,23 @@ def test_what_was_learned_is_taken_in_by_who_learned_it() -> None:
     assert other.engine.learned() == {"runtimes": learned["runtimes"], "priority": []}
 
 
+def test_id_that_a_worker_has_heard_of_is_not_given_again(world: Restartable) -> None:
+    """The daemon died before it recorded task 4. The end that it was told of then comes when a new task is placed."""
+    world.join("w1", holds=[holds(4, 1, "finished", START)])
+    world.join("w2")
+    (new,) = world.submit()
+    assert new == 5
+    world.handle(finished("w1", 4, 1, Cause.OK, START, START, result=b"of another"))
+    assert not world.state(new).is_final
+    world.restart()
+    assert world.submit() == [6]
+
+
+def test_id_that_was_made_up_is_not_passed_over(world: Restartable) -> None:
+    world.join("w1", holds=[holds(1 << 60, 1, "finished", START)])
+    assert world.submit() == [4]
+
+
 def test_newest_of_several_ends_is_adopted(world: Restartable) -> None:
     """The daemon had heard of the older ends and told nobody; what it gives out next must be new to the worker."""
     effects = world.join("w1", holds=[holds(1, attempt, "finished", START) for attempt in (1, 2, 3)])
