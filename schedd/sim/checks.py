@@ -6,6 +6,7 @@ execution, of all that clients and workers are told, and raises `Violation` at t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,9 @@ from schedd.core.model import (
 from schedd.core.retries import OUT_OF_MEMORY, RetryRules
 from schedd.journal.records import FinishedTask
 from schedd.sim.kernel import Kernel
-from schedd.sim.runner import Execution, result_of, script_of
+from schedd.sim.runner import KILLED, Execution, result_of, script_of
 from schedd.wire import messages as m
+from schedd.worker.attempts import Ending
 
 if TYPE_CHECKING:
     from schedd.sim.daemon import Daemon
@@ -63,11 +65,20 @@ class Recorded(Struct):
     rules: TaskRules
     is_held: bool
     cancel_asked: bool = False
+    #: The attempt that is to make room, 0: none.
+    preempt_asked: int = 0
+    preempted_count: int = 0
     attempt: int = 0
     blamed: dict[Cause, int] = field(default_factory=dict)
     retry_at_ns: Instant = 0
     state: str = ""
     result: bytes | None = None
+
+
+def priorities_of(fact: fx.TasksAdmitted) -> dict[TaskId, float]:
+    """The priorities of what a submit admitted."""
+    pairs = ((task_id, entry, fact.specs[entry.spec]) for entry, task_id in zip(fact.tasks, fact.ids, strict=True))
+    return {task_id: spec.priority if entry.priority is None else entry.priority for task_id, entry, spec in pairs}
 
 
 def is_hopeless(task: Recorded) -> bool:
@@ -107,6 +118,8 @@ class Recording:
                     task.priority, task.requirements = fact.priority, fact.requirements
                 case fx.CancelAsked():
                     self.tasks[fact.task_id].cancel_asked = True
+                case fx.PreemptAsked():
+                    self.tasks[fact.task_id].preempt_asked = fact.attempt
                 case fx.AttemptEnded():
                     self._end_attempt(fact)
                 case fx.TaskFinished():
@@ -117,6 +130,7 @@ class Recording:
                     self.workers.discard(fact.worker_id)
 
     def _admit(self, fact: fx.TasksAdmitted) -> None:
+        priorities = priorities_of(fact)
         for entry, task_id in zip(fact.tasks, fact.ids, strict=True):
             must(task_id not in self.tasks, f"task {task_id} was recorded twice")
             spec = fact.specs[entry.spec]
@@ -128,7 +142,7 @@ class Recording:
                 task_id,
                 script_of(entry.argument).name,
                 entry.key,
-                spec.priority if entry.priority is None else entry.priority,
+                priorities[task_id],
                 spec.requirements,
                 frozenset(TaskId(ref) if ref >= 0 else fact.ids[-1 - ref] for ref in refs),
                 spec.rules,
@@ -141,7 +155,8 @@ class Recording:
         must(not task.state, f"attempt {fact.record.attempt} of task {task.id} ended after its task")
         must(fact.record.attempt > task.attempt, f"attempt {fact.record.attempt} of task {task.id} ended twice")
         task.attempt = fact.record.attempt
-        task.cancel_asked = False
+        task.cancel_asked, task.preempt_asked = False, 0
+        task.preempted_count += cause is Cause.PREEMPTED
         if cause not in NOT_BLAMED and not fact.record.excused:
             task.blamed[cause] = task.blamed.get(cause, 0) + 1
 
@@ -172,9 +187,22 @@ class Recording:
                 must(row.state.is_final, f"task {task.id} was to be cancelled and is {row.state}")
             elif not (restored and row.state.name == "cancelled"):  # with one that it needs
                 self._compare_unfinished(engine, task, row)
+                self._compare_asked(engine, task, row, restored=restored)
         must(len(rows) == len(self.tasks), "the engine knows tasks that are not on disk")
         for key, task_id in self.keys.items():
             must(engine.tasks.keys.get(key) == task_id, f"key {key} names {engine.tasks.keys.get(key)}, not {task_id}")
+
+    @staticmethod
+    def _compare_asked(engine: Engine, task: Recorded, row: Task, *, restored: bool) -> None:
+        """What was asked of the current attempt, or (`restored`) of one that a worker may still come back with.
+
+        What was asked of one that went with its worker stays on disk, and means nothing.
+        """
+        asked = engine._t.asked.get(row.id)
+        attempt = asked.attempt if asked is not None else 0
+        if restored or attempt:
+            on_disk = task.preempt_asked
+            must(attempt == on_disk, f"attempt {attempt} of task {row.id} is to make room, on disk {on_disk}")
 
     def _compare_unfinished(self, engine: Engine, task: Recorded, row: Task) -> None:
         state = row.state
@@ -207,12 +235,18 @@ class Oracle:
         self._machines: dict[str, list[Execution]] = {}
         self._daemon_started_ns: Instant = 0
         self.executions = 0
+        #: How often attempts ended by which cause.
+        self.ends: Counter[Cause] = Counter()
         #: While the disk refuses, work goes on without it.
         self.disk_has_refused = False
         #: (task id, attempt, worker) of executions that really began.
         self._begun: set[tuple[TaskId, int, str]] = set()
         #: How those ended that were not killed with their worker.
-        self._over: dict[tuple[TaskId, int, str], Cause] = {}
+        self._over: dict[tuple[TaskId, int, str], Ending] = {}
+        #: Attempts that were asked to make room.
+        self._preempted: set[tuple[TaskId, int]] = set()
+        #: Priorities of tasks, as the present start of the daemon told them.
+        self._priorities: dict[TaskId, float] = {}
         #: Since when it is no fault to run again what this start of a worker runs.
         self._given_up: dict[tuple[str, str], Instant] = {}
         self.incarnations: dict[str, str] = {}
@@ -234,6 +268,7 @@ class Oracle:
         """A daemon has read its disk."""
         self._current.clear()
         self._daemon_started_ns = self._kernel.now_ns
+        self._priorities = {task.id: task.priority for task in self.recording.tasks.values()}
         self.recording.compare(daemon.engine, restored=True)
         daemon.engine.check()
 
@@ -253,9 +288,29 @@ class Oracle:
                 case fx.TaskHeld() | fx.TaskChanged():
                     # It was changed as one that does not run; a worker that comes back with it is told to drop it.
                     self._changed_ns[fact.task_id] = self._kernel.now_ns
+                    if isinstance(fact, fx.TaskChanged):
+                        self._priorities[fact.task_id] = fact.priority
+                case fx.TasksAdmitted():
+                    self._priorities |= priorities_of(fact)
+                case fx.PreemptAsked():
+                    self._on_preempt_asked(daemon, fact)
+
+    def _on_preempt_asked(self, daemon: Daemon, fact: fx.PreemptAsked) -> None:
+        current = self._current.get(fact.task_id)
+        must(current is not None and current[0] == fact.attempt, f"{fact}, the current attempt is {current}")
+        is_new = (fact.task_id, fact.attempt) not in self._preempted
+        self._preempted.add((fact.task_id, fact.attempt))
+        if fact.for_id and is_new:
+            told = self.recording.tasks.get(fact.task_id)
+            rule = daemon.plan.settings.policy.priority
+            mine, its = self._priorities[fact.task_id], self._priorities[fact.for_id]
+            must(its - mine >= rule.preempt_margin, f"{fact}: of priority {mine}, for one of {its}")
+            times = told.preempted_count if told is not None else 0
+            must(times < rule.preempt_times_max, f"{fact}: for the {times + 1}th time")
 
     def _on_attempt_ended(self, fact: fx.AttemptEnded) -> None:
         record = fact.record
+        self.ends[record.cause] += 1
         current = self._current.get(fact.task_id)
         what = f"attempt {record.attempt} of task {fact.task_id} on {record.worker_id}"
         must(
@@ -266,7 +321,11 @@ class Oracle:
         if record.cause in OF_ITS_OWN:
             must(self._over.get(where) is not None, f"{what} ended ({record.cause}) and is not over")
         if record.cause is Cause.OK:
-            must(self._over[where] is Cause.OK, f"{what} was a success and ended with {self._over[where]}")
+            must(self._over[where].cause is Cause.OK, f"{what} was a success and ended with {self._over[where]}")
+        if record.cause in (Cause.ERROR, Cause.OOM_GPU):
+            must(self._over[where].signal != KILLED, f"{what} was killed and is said to have failed: {record}")
+        if record.cause is Cause.PREEMPTED:
+            must(where[:2] in self._preempted, f"{what} was preempted and nobody asked")
         if record.cause is Cause.LOST:
             # Who may have killed its worker before its start was told is blamed, too; but nobody says that it started.
             has_begun = (fact.task_id, record.attempt, record.worker_id) in self._begun
@@ -362,7 +421,7 @@ class Oracle:
         self._machines[execution.worker].remove(execution)
         if execution.ending is not None:
             row = execution.row
-            self._over[row.task_id, row.attempt, execution.worker] = execution.ending.cause
+            self._over[row.task_id, row.attempt, execution.worker] = execution.ending
         alive = self._alive[execution.script.name]
         alive.remove(execution)
         if not alive:

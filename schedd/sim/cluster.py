@@ -48,6 +48,7 @@ class Result:
         self.steps = cluster.kernel.steps
         self.tasks = len(cluster.oracle.recording.tasks)
         self.executions = cluster.oracle.executions
+        self.ends = cluster.oracle.ends
         self.daemon_starts = cluster.daemon_starts
         self.worker_starts = cluster.worker_starts
 

@@ -19,6 +19,7 @@ from schedd.core.placement import PrefetchRule
 from schedd.core.policies import POLICIES
 from schedd.core.policies.batch import BatchParams
 from schedd.core.policies.load_balancing import LoadBalancingParams
+from schedd.core.policies.priority import PriorityParams
 from schedd.core.policies.work_stealing import WorkStealingParams
 from schedd.core.tables import EngineSettings
 from schedd.sim.network import NetworkRules
@@ -80,6 +81,18 @@ def _workers(dice: random.Random) -> list[WorkerResources]:
     return [machines[0], *(dice.choice(machines) for _ in range(dice.randrange(4)))]
 
 
+def _priority(dice: random.Random) -> PriorityParams:
+    """Mostly with preemption, which has short pauses: a storm is short."""
+    return PriorityParams(
+        preempt=dice.random() < 0.7,
+        preempt_margin=dice.choice([1.0, 4.0]),
+        preempt_after_s=dice.choice([0.0, 1.0]),
+        preempt_run_min_s=dice.choice([0.0, 0.5]),
+        preempt_times_max=dice.choice([1, 3]),
+        preempt_grace_s=dice.choice([0.0, 1.0]),
+    )
+
+
 def make_plan(seed: int) -> Plan:
     """Throw the dice of a seed."""
     dice = random.Random(f"plan {seed}")
@@ -92,7 +105,8 @@ def make_plan(seed: int) -> Plan:
     lease_s = beat_s * dice.choice([3, 5])
     lost_s = dice.choice([1.0, 6.0, 15.0])
     policy = PolicySettings(
-        name=dice.choice(list(POLICIES)),
+        name=dice.choice([*POLICIES, "priority"]),
+        priority=_priority(dice),
         work_stealing=WorkStealingParams(steal_threshold=dice.choice([1, 2]), backlog_per_slot=dice.choice([2, 8])),
         load_balancing=LoadBalancingParams(backlog_per_slot=dice.choice([1, 4])),
         batch=BatchParams(batch_size=dice.choice([2, 4])),
@@ -115,12 +129,15 @@ def make_plan(seed: int) -> Plan:
         finished_keep_count=10_000,
         results_keep_bytes=int(settings.limits.results_keep_mb * 1024 * 1024),
     )
+    workers = _workers(dice)
+    if policy.name == "priority" and policy.priority.preempt and dice.random() < 0.7:
+        del workers[1:]  # so that there is somebody to make room
     latency_s = dice.choice([0.0001, 0.005, 0.1])
     return Plan(
         seed=seed,
         settings=settings,
         engine=engine,
-        workers=_workers(dice),
+        workers=workers,
         clients=dice.choice([1, 1, 2]),
         requests=dice.randrange(6, 16),
         patient=dice.random() < 0.5,

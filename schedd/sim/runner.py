@@ -21,6 +21,8 @@ from schedd.worker.attempts import Action, Attempt, Ending, KillAttempt, StartAt
 AHEAD_MAX = 3
 #: How long the processes of an attempt that was killed take to be gone.
 DEATH_S = 0.5
+#: The signal that ends those which were told to end.
+KILLED = 9
 #: What a worker may take beyond that.
 SLACK_S = 0.1
 
@@ -164,13 +166,16 @@ class Runner:
             assert execution.ending is not None
             self._on_ended(execution.row, execution.ending)
 
-    def expect_end(self, task_id: TaskId, attempt: int, why: str, *, asked: bool) -> None:
-        """The worker was told to end an attempt: `asked` nicely, or at once. It has time for it, and no more."""
+    def expect_end(self, task_id: TaskId, attempt: int, why: str, grace_s: float | None) -> None:
+        """The worker was told to end an attempt, with a grace (None: its own). It has time for it, and no more."""
         child = self._children.get((task_id, attempt))
         if child is None or child.execution is None:
             return
         execution = child.execution
-        within_s = DEATH_S + SLACK_S + (execution.row.spec.rules.grace_s if asked else 0)
+        row = execution.row
+        if grace_s is None or row.stop_cause not in (None, Cause.PREEMPTED):
+            grace_s = row.spec.rules.grace_s  # its own, or it is ending already
+        within_s = DEATH_S + SLACK_S + grace_s
 
         def look(stops: int) -> None:
             if stops == self._process.stops:
@@ -194,7 +199,7 @@ class Runner:
     def _die(self, child: Child, execution: Execution) -> None:
         if child.execution is execution:
             waiting, child.queue = child.queue, deque()
-            self._end(child, Ending(Cause.ERROR, None, None, 9, "killed"))
+            self._end(child, Ending(Cause.ERROR, None, None, KILLED, "killed"))
             for row in waiting:  # what lay ready for a process that was killed
                 self._take_back(row)
 

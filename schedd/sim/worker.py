@@ -184,9 +184,9 @@ class Worker:
                 case AckFinished():
                     self._on_ack(message.seq)
                 case StopAttempts() | DropAttempts():
+                    grace_s = message.grace_s if isinstance(message, StopAttempts) else 0.0
                     for task_id, attempt in message.attempts:
-                        asked = isinstance(message, StopAttempts)
-                        self.runner.expect_end(task_id, attempt, f"{message} came", asked=asked)
+                        self.runner.expect_end(task_id, attempt, f"{message} came", grace_s)
             if isinstance(message, DrainWorker) and message.leave:
                 self.drain()
             else:

@@ -233,10 +233,13 @@ class Client:
         worker = dice.choice(self._workers)
         undo, leave = dice.random() < 0.5, dice.random() < 0.5
         requirements, priority = dice.choice(WANTS), dice.choice([0.0, 1.0, 9.0])
+        grace_s = dice.choice([None, 0.0, 2.0])
         changes: list[Callable[[int], Any]] = [
             lambda n: m.CancelTasks(n, chosen),
             lambda n: m.CancelTasks(n, chosen),
             lambda n: m.CancelTasks(n, chosen, started=False),
+            lambda n: m.PreemptTasks(n, chosen, grace_s),
+            lambda n: m.PreemptTasks(n, Selection()),
             lambda n: m.HoldTasks(n, chosen),
             lambda n: m.ReleaseTasks(n, Selection()),
             lambda n: m.ReleaseTasks(n, chosen),

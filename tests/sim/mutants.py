@@ -15,7 +15,19 @@ from schedd.core import restore
 from schedd.core.attempts import Attempts
 from schedd.core.effects import Effects
 from schedd.core.fleet import Fleet
-from schedd.core.model import Cause, HoldsAttempt, Instant, Task, TaskEntry, TaskId, TaskSpec, WorkerId, WorkerInfo
+from schedd.core.model import (
+    AttemptRecord,
+    Cause,
+    HoldsAttempt,
+    Instant,
+    Task,
+    TaskEntry,
+    TaskId,
+    TaskSpec,
+    WorkerId,
+    WorkerInfo,
+)
+from schedd.core.policies.preemption import Preempting, PreemptRule, RankOf
 from schedd.core.requests import Requests
 from schedd.core.restore import Restore
 from schedd.core.retries import blame
@@ -24,7 +36,7 @@ from schedd.journal.records import LiveIndex
 from schedd.server.durable import Promise, Promises
 from schedd.server.holding import Holding
 from schedd.wire.messages import DropAttempts, RevokeAttempts
-from schedd.worker.attempts import Attempt
+from schedd.worker.attempts import Attempt, Ending
 from schedd.worker.outbox import Outbox
 from schedd.worker.state import WorkerState
 
@@ -236,6 +248,58 @@ def forget_holds_on_disk() -> Iterator[None]:
         return plan(self, [fact for fact in facts if not isinstance(fact, fx.TaskHeld)])
 
     with patch.object(LiveIndex, "plan", forget):
+        yield
+
+
+# ----------------------------------------------------------------------------------------------------------- preemption
+
+
+@mutant
+def blame_the_preempted() -> Iterator[None]:
+    """To have made room counts as a loss."""
+    conclude = Tables.conclude
+
+    def punish(self: Tables, task: Task, record: AttemptRecord, result: bytes | None) -> None:
+        if record.cause is Cause.PREEMPTED:
+            blame(task, Cause.LOST)
+        conclude(self, task, record, result)
+
+    with patch.object(Tables, "conclude", punish):
+        yield
+
+
+@mutant
+def preempt_equals() -> Iterator[None]:
+    """A task that waits takes the place of any other, important or not."""
+    init = Preempting.__init__
+
+    def init_without_margin(self: Preempting, rule: PreemptRule, rank_of: RankOf) -> None:
+        init(self, structs.replace(rule, margin=0.0), rank_of)
+
+    with patch.object(Preempting, "__init__", init_without_margin):
+        yield
+
+
+@mutant
+def forget_preemption_at_restore() -> Iterator[None]:
+    """That an attempt was to make room is not among what a restart reads."""
+    plan = LiveIndex.plan
+
+    def forget(self: LiveIndex, facts: Any) -> Any:
+        return plan(self, [fact for fact in facts if not isinstance(fact, fx.PreemptAsked)])
+
+    with patch.object(LiveIndex, "plan", forget):
+        yield
+
+
+@mutant
+def take_preemption_for_failure() -> Iterator[None]:
+    """A worker reports the end of what it stopped to make room as that task's own failure."""
+
+    def own(self: Attempt, ending: Ending) -> Cause:
+        return ending.cause if self.stop_cause in (None, Cause.PREEMPTED) else self.stop_cause
+
+    with patch.object(Attempt, "cause_of", own):
         yield
 
 

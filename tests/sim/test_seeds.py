@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
+from schedd.core.model import Cause
 from schedd.sim.__main__ import run_seeds
 
 SEEDS = 2000
 SEEDS_PER_PART = 50
+#: How attempts end in a storm: nothing here makes a worker refuse one.
+EXPECTED = frozenset(Cause) - {Cause.OOM_HOST, Cause.REJECTED}
 
 
 @pytest.mark.timeout(900)
@@ -22,6 +26,8 @@ def test_no_seed_fails() -> None:
     assert not failures, "\n".join(failures)
     assert len(results) == SEEDS
     # The storms are storms: without them, all this would prove nothing.
+    ends = sum((result.ends for result in results), Counter[Cause]())
+    assert {cause for cause in Cause if ends[cause] > SEEDS // 20} >= EXPECTED, ends
     assert sum(result.executions for result in results) > 20 * SEEDS
     assert sum(result.daemon_starts for result in results) > 2 * SEEDS
     assert sum(result.worker_starts for result in results) > 3 * SEEDS
