@@ -32,6 +32,7 @@ from schedd.core.retries import OUT_OF_MEMORY, RetryRules
 from schedd.journal.records import FinishedTask
 from schedd.sim.kernel import Kernel
 from schedd.sim.runner import KILLED, Execution, result_of, script_of
+from schedd.sim.verdicts import VerdictOracle, Verdicts, Violation, must
 from schedd.wire import messages as m
 from schedd.worker.attempts import Ending
 
@@ -39,18 +40,11 @@ if TYPE_CHECKING:
     from schedd.sim.daemon import Daemon
     from schedd.sim.worker import Worker
 
+__all__ = ["Oracle", "Recorded", "Recording", "Violation", "must"]
+
 NOT_BLAMED = frozenset({Cause.OK, Cause.CANCELLED, Cause.PREEMPTED})
 #: Causes of attempts that really ran to an end.
 OF_ITS_OWN = frozenset({Cause.OK, Cause.ERROR, Cause.TIMEOUT, Cause.OOM_HOST, Cause.OOM_GPU})
-
-
-class Violation(AssertionError):
-    """A promise was broken."""
-
-
-def must(condition: object, text: str) -> None:
-    if not condition:
-        raise Violation(text)
 
 
 class Recorded(Struct):
@@ -101,11 +95,13 @@ class Recording:
         self.keys: dict[str, TaskId] = {}
         #: Workers that the next start of the daemon will wait for.
         self.workers: set[str] = set()
+        self.verdicts = Verdicts()
 
     def add(self, facts: Iterable[fx.Fact], finished: Iterable[FinishedTask]) -> None:
         """Take in a transaction."""
         results = {record.id: record for record in finished}
         for fact in facts:
+            self.verdicts.add(fact)
             match fact:
                 case fx.TasksAdmitted():
                     self._admit(fact)
@@ -188,6 +184,7 @@ class Recording:
             elif not (restored and row.state.name == "cancelled"):  # with one that it needs
                 self._compare_unfinished(engine, task, row)
                 self._compare_asked(engine, task, row, restored=restored)
+        self.verdicts.compare(engine)
         must(len(rows) == len(self.tasks), "the engine knows tasks that are not on disk")
         for key, task_id in self.keys.items():
             must(engine.tasks.keys.get(key) == task_id, f"key {key} names {engine.tasks.keys.get(key)}, not {task_id}")
@@ -212,7 +209,10 @@ class Recording:
             f"task {task.id} has priority {row.priority} and {row.requirements}, on disk {task}",
         )
         must((row.blamed or {}) == task.blamed, f"task {task.id} counts {row.blamed}, on disk {task}")
-        must(isinstance(state, Held) == task.is_held, f"task {task.id} is {state}, on disk {task}")
+        if isinstance(state, Held) and state.reason and not task.is_held:
+            must(self.verdicts.may_be_held(task.id, state.reason, engine), f"task {task.id} is {state} for no reason")
+        else:
+            must(isinstance(state, Held) == task.is_held, f"task {task.id} is {state}, on disk {task}")
         must(row.attempt >= task.attempt, f"task {task.id} is at attempt {row.attempt}, on disk {task}")
         missing = {i for i in task.after if self.tasks[i].state != "succeeded"}
         if row.attempt > task.attempt:
@@ -235,6 +235,7 @@ class Oracle:
         self._machines: dict[str, list[Execution]] = {}
         self._daemon_started_ns: Instant = 0
         self.executions = 0
+        self.verdicts = VerdictOracle()
         #: How often attempts ended by which cause.
         self.ends: Counter[Cause] = Counter()
         #: While the disk refuses, work goes on without it.
@@ -267,6 +268,7 @@ class Oracle:
     def daemon_started(self, daemon: Daemon) -> None:
         """A daemon has read its disk."""
         self._current.clear()
+        self.verdicts.restarted(self.recording.verdicts)
         self._daemon_started_ns = self._kernel.now_ns
         self._priorities = {task.id: task.priority for task in self.recording.tasks.values()}
         self.recording.compare(daemon.engine, restored=True)
@@ -274,6 +276,7 @@ class Oracle:
 
     def on_turn(self, daemon: Daemon, effects: fx.Effects) -> None:
         """The facts of a turn, before anybody hears of them."""
+        self.verdicts.on_turn(effects.facts)
         for fact in effects.facts:
             match fact:
                 case fx.AttemptDispatched():

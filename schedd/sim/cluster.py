@@ -36,6 +36,8 @@ class Machine:
         self.resources = resources
         self.cable = Cable()
         self.worker: Worker | None = None
+        #: Whatever begins there fails at once.
+        self.is_broken = False
 
 
 class Result:
@@ -49,6 +51,8 @@ class Result:
         self.tasks = len(cluster.oracle.recording.tasks)
         self.executions = cluster.oracle.executions
         self.ends = cluster.oracle.ends
+        self.quarantines = cluster.oracle.verdicts.quarantines
+        self.kind_holds = cluster.oracle.verdicts.holds
         self.daemon_starts = cluster.daemon_starts
         self.worker_starts = cluster.worker_starts
 
@@ -152,6 +156,7 @@ class Cluster:
             self.oracle,
             lambda: self._worker_left(machine, worker),
             self.oracle.on_acked,
+            lambda: machine.is_broken,
         )
         self.oracle.incarnations[machine.name] = worker.incarnation
         worker.connect()
@@ -214,6 +219,7 @@ class Cluster:
             self.network.heal(cable)
         self.start_daemon()
         for machine in self.machines:
+            machine.is_broken = False
             if machine.worker is not None:
                 machine.worker.process.go_on()
             self.start_worker(machine)

@@ -33,6 +33,7 @@ class Faults:
             (plan.daemon_freeze_pause_s, self._freeze_daemon),
             (plan.worker_crash_pause_s, self._crash_worker),
             (plan.worker_stop_pause_s, self._freeze_worker),
+            (plan.machine_pause_s, self._break_machine),
             (plan.disk_pause_s, self._spoil_disk),
             (plan.drain_pause_s, self._drain_worker),
         ):
@@ -127,6 +128,17 @@ class Faults:
             self._kernel.note(f"{worker.name} freezes")
             worker.process.stop()
             self._later(30, worker.process.go_on)
+
+    def _break_machine(self) -> None:
+        """Let whatever begins on a machine fail."""
+        machine = self._dice.choice(self._cluster.machines)
+        self._kernel.note(f"{machine.name} is broken")
+        machine.is_broken = True
+
+        def mend() -> None:
+            machine.is_broken = False
+
+        self._later(20, mend)
 
     def _spoil_disk(self) -> None:
         disk, plan = self._cluster.disk, self._cluster.plan

@@ -14,6 +14,7 @@ from schedd.config import (
     Settings,
     StealingSettings,
 )
+from schedd.core.health import FailureRules
 from schedd.core.model import SECOND, Gpu, WorkerResources
 from schedd.core.placement import PrefetchRule
 from schedd.core.policies import POLICIES
@@ -53,6 +54,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     daemon_freeze_pause_s: float
     worker_crash_pause_s: float
     worker_stop_pause_s: float
+    machine_pause_s: float
     disk_pause_s: float
     drain_pause_s: float
 
@@ -93,6 +95,22 @@ def _priority(dice: random.Random) -> PriorityParams:
     )
 
 
+def _failures(dice: random.Random) -> FailureRules:
+    """Verdicts that are drawn soon, or never."""
+    return FailureRules(
+        quarantine=dice.random() < 0.7,
+        quarantine_failures_min=dice.choice([1, 2]),
+        hopeless_kind=dice.random() < 0.7,
+        hopeless_tasks_min=dice.choice([2, 3, 6]),
+        hopeless_share=dice.choice([0.5, 0.95]),
+        probe_after_ns=dice.choice([1, 5]) * SECOND,
+        probe_after_max_ns=20 * SECOND,
+        window_ns=dice.choice([5, 1800]) * SECOND,
+        odds_per_worker=dice.choice([0.3, 3.0]),
+        portion=dice.choice([1, 2000]),
+    )
+
+
 def make_plan(seed: int) -> Plan:
     """Throw the dice of a seed."""
     dice = random.Random(f"plan {seed}")
@@ -120,6 +138,7 @@ def make_plan(seed: int) -> Plan:
         journal=JournalSettings(adoption_grace_s=dice.choice([2.0, 10.0, 30.0])),
     )
     engine = EngineSettings(
+        failures=_failures(dice),
         prefetch=PrefetchRule(dice.choice([0.03, 1.0]), dice.choice([1.0, 10.0]), dice.choice([0, 2, 8])),
         heartbeat_ns=int(beat_s * SECOND),
         lease_ns=int(lease_s * SECOND),
@@ -153,6 +172,7 @@ def make_plan(seed: int) -> Plan:
         daemon_freeze_pause_s=pause(20, 0.3),
         worker_crash_pause_s=pause(15),
         worker_stop_pause_s=pause(15),
+        machine_pause_s=pause(8, 0.4),
         disk_pause_s=pause(15, 0.4),
         drain_pause_s=pause(20, 0.3),
     )

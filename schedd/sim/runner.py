@@ -19,6 +19,8 @@ from schedd.worker.attempts import Action, Attempt, Ending, KillAttempt, StartAt
 
 #: Calls that a child has in its hands beside the one that it runs.
 AHEAD_MAX = 3
+#: How long an attempt takes to fail on a machine where all fail.
+BROKEN_S = 0.002
 #: How long the processes of an attempt that was killed take to be gone.
 DEATH_S = 0.5
 #: The signal that ends those which were told to end.
@@ -93,12 +95,14 @@ class Runner:
         watcher: Watcher,
         on_ended: Callable[[Attempt, Ending], None],
         on_report: Callable[[TaskId, int, int], None],
+        is_broken: Callable[[], bool],
     ) -> None:
         self._kernel = kernel
         self._process = process
         self._watcher = watcher
         self._on_ended = on_ended
         self._on_report = on_report
+        self._is_broken = is_broken
         self._children: dict[tuple[TaskId, int], Child] = {}
         #: Ends that the worker has not heard of.
         self._unheard: list[Execution] = []
@@ -134,12 +138,13 @@ class Runner:
         execution = child.execution = Execution(row, script, self._process.name, self._kernel.now_ns)
         self._children[row.task_id, row.attempt] = child
         self._watcher.began(execution)
-        cause = Cause(script.causes[min(row.attempt, len(script.causes)) - 1])
+        broken = self._is_broken()
+        cause = Cause.ERROR if broken else Cause(script.causes[min(row.attempt, len(script.causes)) - 1])
         result = result_of(script.name) if cause is Cause.OK else None
         ending = Ending(
             cause, result, None if cause is Cause.OK else 1, message="" if cause is Cause.OK else "scripted"
         )
-        runtime_s = script.runtime_s * (0.5 + self._kernel.random.random())
+        runtime_s = (BROKEN_S if broken else script.runtime_s) * (0.5 + self._kernel.random.random())
         execution.timer = self._kernel.call_in(runtime_s, self._end, child, ending)
         for step in range(script.reports):
             self._process.call_later(runtime_s * step / script.reports, self._on_report, row.task_id, row.attempt, step)

@@ -59,13 +59,14 @@ class Worker:
         watcher: Watcher,
         left: Callable[[], None],
         acked: Callable[[Worker, list[AttemptFinished], Instant], None],
+        is_broken: Callable[[], bool],
     ) -> None:
         self.process = process
         self.name = WorkerId(process.name)
         self.state = WorkerState(resources)
         kernel: Kernel = process.kernel
         self.incarnation = f"{kernel.random.getrandbits(64):016x}"
-        self.runner = Runner(kernel, process, watcher, self._on_ended, self._on_report)
+        self.runner = Runner(kernel, process, watcher, self._on_ended, self._on_report, is_broken)
         self._kernel = kernel
         self._network = network
         self._cable = cable

@@ -11,10 +11,11 @@ from msgspec import structs
 
 from schedd.core import effects as fx
 from schedd.core import events as ev
-from schedd.core import restore
+from schedd.core import guard, restore
 from schedd.core.attempts import Attempts
 from schedd.core.effects import Effects
 from schedd.core.fleet import Fleet
+from schedd.core.guard import Guard
 from schedd.core.model import (
     AttemptRecord,
     Cause,
@@ -300,6 +301,37 @@ def take_preemption_for_failure() -> Iterator[None]:
         return ending.cause if self.stop_cause in (None, Cause.PREEMPTED) else self.stop_cause
 
     with patch.object(Attempt, "cause_of", own):
+        yield
+
+
+# ------------------------------------------------------------------------------------------------------------ verdicts
+
+
+@mutant
+def blame_tasks_for_a_bad_worker() -> Iterator[None]:
+    """What fails on a worker in quarantine counts against its task."""
+    with patch.object(guard, "_excused", lambda record: record):
+        yield
+
+
+@mutant
+def try_all_that_is_held() -> Iterator[None]:
+    """A kind that is held is tried again with whatever there is of it."""
+    with patch.object(Guard, "_is_tried", lambda self, hold: False), patch.object(guard, "PROBE_RETRY_NS", 10**7):
+        yield
+
+
+@mutant
+def forget_verdicts_at_restore() -> Iterator[None]:
+    """After a restart everybody is believed in again."""
+    with patch.object(Guard, "restore", lambda self, facts: None):
+        yield
+
+
+@mutant
+def keep_back_for_ever() -> Iterator[None]:
+    """What a held kind kept back stays where it is when the hold ends."""
+    with patch.object(Guard, "_let_go_some", lambda self, hold: self._health.ending.pop(hold.number, None)):
         yield
 
 

@@ -28,6 +28,8 @@ def test_no_seed_fails() -> None:
     # The storms are storms: without them, all this would prove nothing.
     ends = sum((result.ends for result in results), Counter[Cause]())
     assert {cause for cause in Cause if ends[cause] > SEEDS // 20} >= EXPECTED, ends
+    assert sum(result.quarantines for result in results) > SEEDS // 20
+    assert sum(result.kind_holds for result in results) > SEEDS // 10
     assert sum(result.executions for result in results) > 20 * SEEDS
     assert sum(result.daemon_starts for result in results) > 2 * SEEDS
     assert sum(result.worker_starts for result in results) > 3 * SEEDS
