@@ -93,6 +93,8 @@ class Recording:
         self.tasks: dict[TaskId, Recorded] = {}
         self.unfinished: set[TaskId] = set()
         self.keys: dict[str, TaskId] = {}
+        #: Which task was submitted under a name: clients ask twice only for what is done once.
+        self.names: dict[str, TaskId] = {}
         #: Workers that the next start of the daemon will wait for.
         self.workers: set[str] = set()
         self.verdicts = Verdicts()
@@ -131,12 +133,15 @@ class Recording:
             must(task_id not in self.tasks, f"task {task_id} was recorded twice")
             spec = fact.specs[entry.spec]
             must(entry.key is None or entry.key not in self.keys, f"key {entry.key} names two tasks")
+            name = script_of(entry.argument).name
+            must(name not in self.names, f"{name} was admitted as {self.names.get(name)} and as {task_id}")
+            self.names[name] = task_id
             if entry.key is not None:
                 self.keys[entry.key] = task_id
             refs = [*spec.after, *entry.after]
             self.tasks[task_id] = Recorded(
                 task_id,
-                script_of(entry.argument).name,
+                name,
                 entry.key,
                 priorities[task_id],
                 spec.requirements,

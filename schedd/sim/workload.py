@@ -1,7 +1,8 @@
 """Clients: what they ask of the daemon, and what they do when it does not answer.
 
-A client that loses its connection asks once more for submits whose tasks all have keys; of others it cannot know what
-became of them, and so it lets them be. It watches what was acknowledged until it has been told of every end.
+A client that loses its connection asks once more for submits that are named, as `client.flights` names them, or whose
+tasks all have keys; of others it cannot know what became of them, and so it lets them be. It watches what was
+acknowledged until it has been told of every end.
 """
 
 from __future__ import annotations
@@ -131,6 +132,9 @@ class Client:
         self._line: Line | None = None
         self._is_up = False
         self._number = 0
+        #: Submits that were named; most clients name theirs.
+        self._submits = 0
+        self._names_submits = kernel.random.random() < 0.7
         #: Requests without an answer, and the names of the tasks of a submit.
         self.pending: dict[int, tuple[Any, list[str]]] = {}
         self.known: dict[TaskId, str] = {}
@@ -152,11 +156,14 @@ class Client:
     def on_disconnected(self, line: Line) -> None:
         self._line, self._is_up = None, False
         for number, (request, _) in list(self.pending.items()):
-            if not (isinstance(request, m.Submit) and all(task.key for task in request.tasks)):
+            if not (isinstance(request, m.Submit) and (request.client or all(task.key for task in request.tasks))):
                 del self.pending[number]
         self.process.call_later(RECONNECT_S * self._dice.random(), self.connect)
 
     def _write(self, request: Any) -> None:
+        if isinstance(request, m.Submit) and request.client:  # all before the first that waits have been answered
+            numbers = [r.number for r, _ in self.pending.values() if isinstance(r, m.Submit) and r.client]
+            request = structs.replace(request, answered=min(numbers))
         if self._line is not None and self._is_up:
             self._line.write([request])
 
@@ -223,6 +230,9 @@ class Client:
         if dice.random() < 0.5 or not self.known:
             known = [i for i in self.known if i in self.undone]
             request, names = self._author.submit(self._number + 1, known)
+            if self._names_submits:
+                self._submits += 1
+                request = structs.replace(request, client=self.process.name, number=self._submits)
             self._ask(lambda number: structs.replace(request, request=number), names)
         else:
             self._ask(self._change())

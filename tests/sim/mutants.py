@@ -14,6 +14,7 @@ from schedd.core import events as ev
 from schedd.core import guard, restore
 from schedd.core.attempts import Attempts
 from schedd.core.effects import Effects
+from schedd.core.engine import Engine
 from schedd.core.fleet import Fleet
 from schedd.core.guard import Guard
 from schedd.core.model import (
@@ -32,10 +33,12 @@ from schedd.core.policies.preemption import Preempting, PreemptRule, RankOf
 from schedd.core.requests import Requests
 from schedd.core.restore import Restore
 from schedd.core.retries import blame
+from schedd.core.submits import Submits
 from schedd.core.tables import Tables
 from schedd.journal.records import LiveIndex
 from schedd.server.durable import Promise, Promises
 from schedd.server.holding import Holding
+from schedd.sim.disk import Live
 from schedd.wire.messages import DropAttempts, RevokeAttempts
 from schedd.worker.attempts import Attempt, Ending
 from schedd.worker.outbox import Outbox
@@ -132,6 +135,13 @@ def ignore_keys() -> Iterator[None]:
 
 
 @mutant
+def ignore_names_of_submits() -> Iterator[None]:
+    """A submit that is sent again is admitted again."""
+    with patch.object(Submits, "find", lambda self, client, number: None):
+        yield
+
+
+@mutant
 def finish_twice() -> Iterator[None]:
     """The end of a task that others wait for is recorded once for each of them."""
     end = Tables._end
@@ -159,6 +169,21 @@ def place_before_all_are_back() -> Iterator[None]:
 
     with patch.object(Tables, "stop_awaiting", stop):
         yield
+
+
+@mutant
+def forget_submits_at_restore() -> Iterator[None]:
+    """After a restart a submit that is sent again is a new one."""
+    with patch.object(Live, "restore", forgetful(Live.restore)):
+        yield
+
+
+def forgetful(restore: Callable[[Live, Engine, Instant, Instant], None]) -> Any:
+    def forget(self: Live, engine: Engine, now: Instant, grace_ns: Instant) -> None:
+        self.submits.clear()
+        restore(self, engine, now, grace_ns)
+
+    return forget
 
 
 @mutant
