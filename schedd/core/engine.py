@@ -19,6 +19,7 @@ from schedd.core.fleet import Fleet
 from schedd.core.guard import Guard
 from schedd.core.health import KindHold, Quarantine
 from schedd.core.model import (
+    SECOND,
     Assigned,
     CauseLimit,
     Delayed,
@@ -49,6 +50,8 @@ _UNREACHABLE = WorkerStatus.UNREACHABLE
 
 #: Under this name the engine keeps what it has learned itself; what a policy has is under the policy's.
 RUNTIMES = "runtimes"
+#: A turn that is late by so much is late because the daemon did not run, not because it had much to do.
+LATE_NS = SECOND // 4
 
 
 class Engine:
@@ -83,7 +86,8 @@ class Engine:
             ev.RevokesAnswered: attempts.on_revokes_answered,
             ev.Wakeup: self._on_wakeup,
         }
-        self._lag_ns = 0
+        #: When the turn before this one was.
+        self._before_ns: Instant = 0
 
     # ------------------------------------------------------------------------------------------------------ the door
 
@@ -94,8 +98,7 @@ class Engine:
         Raises InvalidTransition where the engine itself is wrong; nothing that a peer sends leads there.
         """
         t = self._t
-        t.now = now
-        self._lag_ns = 0
+        self._before_ns, t.now = t.now, now
         self._requests.go_on()
         for event in events:
             worker_id = getattr(event, "worker_id", None)
@@ -190,7 +193,8 @@ class Engine:
                 self._fleet.on_return(worker)
 
     def _on_wakeup(self, event: ev.Wakeup) -> None:
-        self._lag_ns = max(self._lag_ns, event.lag_ns)
+        if event.lag_ns >= LATE_NS:
+            self._fleet.on_away(self._before_ns)
 
     # --------------------------------------------------------------------------------------------------------- timers
 
@@ -200,9 +204,9 @@ class Engine:
                 case ("delay", task_id):
                     self._on_delay_over(TaskId(int(task_id)))
                 case ("lease", worker_id):
-                    self._fleet.on_lease_expired(WorkerId(str(worker_id)), self._lag_ns)
+                    self._fleet.on_lease_expired(WorkerId(str(worker_id)))
                 case ("lost", worker_id):
-                    self._fleet.on_lost(WorkerId(str(worker_id)), self._lag_ns)
+                    self._fleet.on_lost(WorkerId(str(worker_id)))
                 case ("probe", worker_id):
                     self._guard.on_probe_due(WorkerId(str(worker_id)))
                 case ("trial", number):
@@ -210,7 +214,7 @@ class Engine:
                 case ("portion", number):
                     self._guard.on_portion_due(int(number))
                 case ("adopt", _):
-                    self._t.stop_awaiting()
+                    self._fleet.on_grace_over()
                 case ("place", _):
                     self._t.placement_wanted = True
                 case ("steal", _):

@@ -152,6 +152,6 @@ class RevokesAnswered(Event, frozen=True):
 
 
 class Wakeup(Event, frozen=True):
-    """The instant of `next_deadline()` has come. `lag_ns`: how late the shell is with it."""
+    """The instant of `next_deadline()` has come. `lag_ns`: how late the shell is with it; said in any late turn."""
 
     lag_ns: int = 0

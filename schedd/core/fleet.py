@@ -2,8 +2,8 @@
 
 A worker is lost in two steps. Silent for longer than its lease, or disconnected, it is *unreachable*: its tasks stay
 its own, it gets nothing new. Silent for longer still it is *lost*: its tasks are queued again, and only those that
-were running, or may have been, are blamed for it. Any message counts as life. While the daemon itself was late it does
-not judge.
+were running, or may have been, are blamed for it. Any message counts as life. Where the daemon itself did not run for a
+while (its machine was suspended, say), nobody is judged before it has had as much time again to read what waits.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ class Fleet:
         self._t = tables
         self._attempts = attempts
         self._guard = guard
+        #: Before these instants no lease runs out, and nobody is lost.
+        self._leases_from_ns: Instant = 0
+        self._losses_from_ns: Instant = 0
 
     # --------------------------------------------------------------------------------------------------- come and go
 
@@ -282,13 +285,31 @@ class Fleet:
 
     # ----------------------------------------------------------------------------------------------- silence and loss
 
-    def on_lease_expired(self, worker_id: WorkerId, lag_ns: int) -> None:
+    def on_away(self, since_ns: Instant) -> None:
+        """The daemon has not run since then, though something was due: what has come meanwhile is still to be read.
+
+        It gets as much time as it was away, and at most what a worker may be silent in any case: that is enough to say
+        something, or to connect once more, and the dead of a long night are not waited for until noon.
+        """
+        t = self._t
+        away_ns = t.now - since_ns
+        self._leases_from_ns = max(self._leases_from_ns, t.now + min(away_ns, t.lease_ns()))
+        self._losses_from_ns = max(self._losses_from_ns, t.now + min(away_ns, t.settings.lost_after_ns))
+
+    def on_grace_over(self) -> None:
+        """After a restart: whoever has not come back by now is not waited for."""
+        t = self._t
+        if t.now < self._losses_from_ns:
+            t.deadlines.set(("adopt", 0), self._losses_from_ns)
+        else:
+            t.stop_awaiting()
+
+    def on_lease_expired(self, worker_id: WorkerId) -> None:
         t = self._t
         worker = t.resources.workers.get(worker_id)
         if worker is None or worker.status == WorkerStatus.UNREACHABLE:
             return
-        # What the loop was late with may have been this worker's heartbeat.
-        expires = worker.last_seen_ns + t.lease_ns() + lag_ns
+        expires = max(worker.last_seen_ns + t.lease_ns(), self._leases_from_ns)
         if t.now < expires:
             t.deadlines.set(("lease", worker_id), expires)
         else:
@@ -303,13 +324,12 @@ class Fleet:
         self._note_entered(worker, again=True)
         t.placement_wanted = True
 
-    def on_lost(self, worker_id: WorkerId, lag_ns: int) -> None:
+    def on_lost(self, worker_id: WorkerId) -> None:
         t = self._t
         worker = t.resources.workers.get(worker_id)
         if worker is None:
             return
-        # While the loop was late the worker could not return.
-        expires = worker.silent_ns + t.settings.lost_after_ns + lag_ns
+        expires = max(worker.silent_ns + t.settings.lost_after_ns, self._losses_from_ns)
         if t.now < expires:
             t.deadlines.set(("lost", worker_id), expires)
         else:

@@ -112,7 +112,10 @@ class EngineLoop:
             events = self._take_events()
             if events:
                 self.turns += 1
-                self._outward(self.engine.handle(events, self.clock.now_ns()))
+                now = self.clock.now_ns()
+                if self._timer_at is not None and now > self._timer_at:
+                    events.append(ev.Wakeup(now - self._timer_at))  # something else was quicker than the timer
+                self._outward(self.engine.handle(events, now))
             if self._queries:
                 self._run_queries()
             self._flush()

@@ -872,6 +872,17 @@ def test_id_that_was_made_up_is_not_passed_over(world: Restartable) -> None:
     assert world.submit() == [4]
 
 
+def test_late_daemon_waits_for_its_workers_once_more(world: Restartable) -> None:
+    """Its grace went by while it was frozen: the greetings of its workers have come, and it has not read them."""
+    world.wait(100)
+    assert not dispatches(world.wake(lag_s=70))
+    assert not dispatches(world.join("w1", holds=[holds(1, 1, "running", START)]))
+    effects = world.join("w2", holds=[holds(2, 1, "running", START)])
+    assert world.state(1).name == world.state(2).name == "running"
+    assert not dispatches(effects)
+    assert not world.engine.awaited
+
+
 def test_newest_of_several_ends_is_adopted(world: Restartable) -> None:
     """The daemon had heard of the older ends and told nobody; what it gives out next must be new to the worker."""
     effects = world.join("w1", holds=[holds(1, attempt, "finished", START) for attempt in (1, 2, 3)])

@@ -8,7 +8,7 @@ import pytest
 
 from schedd.core import effects as fx
 from schedd.core import events as ev
-from schedd.core.model import Call, TaskEntry, TaskSpec, WorkerId
+from schedd.core.model import SECOND, Call, TaskEntry, TaskSpec, WorkerId
 from schedd.server import lag
 from schedd.server.clock import Clock
 from schedd.server.lag import INTERVAL_S, WINDOW_S, LagProbe
@@ -20,13 +20,14 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.turns: list[list[ev.Event]] = []
+        self.due: int | None = None
 
     def handle(self, events: list[ev.Event], now: int) -> fx.Effects:
         self.turns.append(events)
         return fx.Effects([], [])
 
-    def next_deadline(self) -> None:
-        return None
+    def next_deadline(self) -> int | None:
+        return self.due
 
 
 class Bench:
@@ -69,6 +70,24 @@ async def test_what_comes_together_is_one_turn() -> None:
     await bench.rest()
     assert bench.engine.turns == [events]
     assert (bench.loop.turns, bench.loop.handled) == (1, 3)
+
+
+@pytest.mark.asyncio
+async def test_turn_that_is_late_says_so() -> None:
+    """After a freeze an event may be handled before the timer that was due in it."""
+    bench = Bench()
+    now = bench.loop.clock.now_ns()
+    bench.engine.due = now - 5 * SECOND
+    bench.loop.post(ev.WorkerLeft(WorkerId("a")))
+    bench.loop.wake()
+    bench.loop._turn()  # and thus the timer is set, and cannot have fired
+    bench.loop.post(ev.WorkerLeft(WorkerId("b")))
+    bench.engine.due = None
+    bench.loop._turn()
+    left, wakeup = bench.engine.turns[1]
+    assert left == ev.WorkerLeft(WorkerId("b"))
+    assert isinstance(wakeup, ev.Wakeup)
+    assert wakeup.lag_ns >= 5 * SECOND
 
 
 @pytest.mark.asyncio
