@@ -14,7 +14,7 @@ from msgspec import Struct, field
 
 from schedd.core import effects as fx
 from schedd.core.capacity import WHOLE
-from schedd.core.engine import Engine
+from schedd.core.engine import LATE_NS, Engine
 from schedd.core.model import (
     Cause,
     Delayed,
@@ -240,6 +240,8 @@ class Oracle:
         self._machines: dict[str, list[Execution]] = {}
         self._daemon_started_ns: Instant = 0
         self.executions = 0
+        #: From when to when the present start of the daemon was frozen the last time, so that it could know.
+        self._freeze: tuple[Instant, Instant] = (0, 0)
         self.verdicts = VerdictOracle()
         #: How often attempts ended by which cause.
         self.ends: Counter[Cause] = Counter()
@@ -273,6 +275,7 @@ class Oracle:
     def daemon_started(self, daemon: Daemon) -> None:
         """A daemon has read its disk."""
         self._current.clear()
+        self._freeze = (0, 0)
         self.verdicts.restarted(self.recording.verdicts)
         self._daemon_started_ns = self._kernel.now_ns
         self._priorities = {task.id: task.priority for task in self.recording.tasks.values()}
@@ -345,6 +348,16 @@ class Oracle:
             silent_ns = self._kernel.now_ns - self._heard_ns.get(fact.worker_id, 0)
             allowed_ns = daemon.plan.engine.lost_after_ns
             must(silent_ns >= allowed_ns, f"{fact.worker_id} was given up after {silent_ns / 1e9:.1f} s of silence")
+            frozen_ns, thawed_ns = self._freeze
+            awake_ns = self._kernel.now_ns - thawed_ns
+            enough = awake_ns >= min(thawed_ns - frozen_ns, allowed_ns)
+            must(enough, f"{fact.worker_id} was given up {awake_ns / 1e9:.1f} s after the daemon was frozen")
+
+    def on_thaw(self, daemon: Daemon, frozen_ns: Instant) -> None:
+        """The daemon goes on. It can know that it did not run where something was due meanwhile."""
+        due = daemon.engine.next_deadline()
+        if due is not None and daemon.process.now_ns() - due >= LATE_NS:
+            self._freeze = (frozen_ns, self._kernel.now_ns)
 
     def on_heard(self, worker_id: str) -> None:
         """The daemon has read something of a worker."""

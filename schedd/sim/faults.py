@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from schedd.core.model import SECOND
+from schedd.core.model import SECOND, Instant
 
 if TYPE_CHECKING:
     from schedd.sim.cluster import Cluster
@@ -22,6 +22,8 @@ class Faults:
         self._kernel = cluster.kernel
         self._dice = cluster.kernel.random
         self._is_over = False
+        #: When the daemon was last frozen.
+        self._frozen_ns: Instant = 0
 
     def begin(self) -> None:
         plan = self._cluster.plan
@@ -105,6 +107,7 @@ class Faults:
         if daemon is None or daemon.process.is_stopped:
             return
         self._kernel.note("the daemon freezes")
+        self._frozen_ns = self._kernel.now_ns
         daemon.process.stop()
         self._later(30, lambda: self._thaw_daemon() if daemon is self._cluster.daemon else None)
 
@@ -112,7 +115,7 @@ class Faults:
         daemon = self._cluster.daemon
         if daemon is not None and daemon.process.is_stopped:
             self._kernel.note("the daemon goes on")
-
+            self._cluster.oracle.on_thaw(daemon, self._frozen_ns)
             daemon.process.go_on()
 
     def _crash_worker(self) -> None:

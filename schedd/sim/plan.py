@@ -169,7 +169,7 @@ def make_plan(seed: int) -> Plan:
         partition_pause_s=pause(10),
         daemon_crash_pause_s=pause(12),
         daemon_stop_pause_s=pause(30),
-        daemon_freeze_pause_s=pause(20, 0.3),
+        daemon_freeze_pause_s=pause(8, 0.5),
         worker_crash_pause_s=pause(15),
         worker_stop_pause_s=pause(15),
         machine_pause_s=pause(8, 0.4),

@@ -109,6 +109,13 @@ def requeue_when_silent() -> Iterator[None]:
 
 
 @mutant
+def judge_right_after_a_freeze() -> Iterator[None]:
+    """What came while the daemon did not run is read after its senders were given up."""
+    with patch.object(Fleet, "on_away", lambda self, since_ns: None):
+        yield
+
+
+@mutant
 def adopt_without_fence() -> Iterator[None]:
     """What a worker brings is adopted, whichever task had that number when it was given out."""
     bring = Fleet._bring
