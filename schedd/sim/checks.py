@@ -35,6 +35,7 @@ from schedd.sim.runner import KILLED, Execution, result_of, script_of
 from schedd.sim.verdicts import VerdictOracle, Verdicts, Violation, must
 from schedd.wire import messages as m
 from schedd.worker.attempts import Ending
+from schedd.worker.outbox import Kept
 
 if TYPE_CHECKING:
     from schedd.sim.daemon import Daemon
@@ -258,6 +259,11 @@ class Oracle:
         #: Since when it is no fault to run again what this start of a worker runs.
         self._given_up: dict[tuple[str, str], Instant] = {}
         self.incarnations: dict[str, str] = {}
+        #: When a worker left or was given up, so that it could bring no ends to anybody who waits for them.
+        self._gone_ns: dict[str, Instant] = {}
+        #: Successes on the disks of workers: (attempt, definition of the task), by task and worker.
+        self._kept: dict[tuple[TaskId, str], tuple[int, Instant]] = {}
+        self.kept_count = 0
         #: When the daemon heard of a worker the last time.
         self._heard_ns: dict[str, Instant] = {}
         #: Newest attempt and its worker, as the present start of the daemon told it.
@@ -344,6 +350,8 @@ class Oracle:
 
     def _on_worker_gone(self, daemon: Daemon, fact: fx.WorkerGone) -> None:
         self._given_up[fact.worker_id, fact.incarnation] = self._kernel.now_ns
+        if "anew" not in fact.reason:
+            self._gone_ns[fact.worker_id] = self._kernel.now_ns
         if fact.lost and "anew" not in fact.reason:
             silent_ns = self._kernel.now_ns - self._heard_ns.get(fact.worker_id, 0)
             allowed_ns = daemon.plan.engine.lost_after_ns
@@ -365,7 +373,7 @@ class Oracle:
 
     def on_grace_over(self, worker: str) -> None:
         """A restarted daemon has waited long enough for a worker."""
-        self._given_up[worker, self.incarnations[worker]] = self._kernel.now_ns
+        self._given_up[worker, self.incarnations[worker]] = self._gone_ns[worker] = self._kernel.now_ns
 
     def on_disk(self, facts: list[fx.Fact], finished: list[FinishedTask]) -> None:
         """A transaction is there."""
@@ -385,6 +393,7 @@ class Oracle:
             must(other.worker != execution.worker, f"{row.name} ({name}) runs twice on {other.worker}")
         if self._given_up_ns(execution.worker) < self._given_ns(execution):
             self._must_be_alone(execution, others)
+            self._must_not_be_kept(execution)
         self._alive[name].append(execution)
         self._machines.setdefault(execution.worker, []).append(execution)
         self._must_have_room(execution)
@@ -400,6 +409,28 @@ class Oracle:
             max(used.values(), default=0) <= WHOLE,
             f"{execution.row.name} shares a device of {execution.worker}: {used}",
         )
+
+    def kept(self, worker: str, kept: Kept) -> None:
+        """Ends are on the disk of a worker's machine."""
+        for end, defined_ns in zip(kept.attempts, kept.defined_ns, strict=True):
+            if end.cause is Cause.OK:
+                self.kept_count += 1
+                self._kept[end.task_id, worker] = (end.attempt, defined_ns)
+
+    def forgot(self, worker: str, kept: Kept) -> None:
+        """They are there no more."""
+        for end in kept.attempts:
+            self._kept.pop((end.task_id, worker), None)
+
+    def _must_not_be_kept(self, execution: Execution) -> None:
+        """What has succeeded on a worker that is believed in, and is on its disk, is not run again."""
+        row = execution.row
+        for (task_id, worker), (attempt, defined_ns) in self._kept.items():
+            if (task_id, defined_ns) != (row.task_id, row.spec.defined_ns):
+                continue
+            given_ns = self._dispatched_ns.get((task_id, attempt, worker), 0)
+            gone_ns = max(self._gone_ns.get(worker, 0), self._changed_ns.get(task_id, 0))
+            must(gone_ns >= given_ns, f"{row.name} begins on {execution.worker}, {worker} keeps the end of {attempt}")
 
     def must_end(self, execution: Execution, why: str) -> None:
         """It was time for it to end."""
@@ -464,7 +495,7 @@ class Oracle:
             dispatched_ns = self._dispatched_ns[end.task_id, current[0], current[1]]
             if dispatched_ns > sent_ns:
                 continue  # of another task that had this id, and that nobody was told of
-            if self._given_up_ns(worker.name) >= dispatched_ns:
+            if max(self._given_up_ns(worker.name), self._gone_ns.get(worker.name, 0)) >= dispatched_ns:
                 continue  # it waits in the queue again, for its next attempt
             must(
                 current != (end.attempt, worker.name),

@@ -16,6 +16,7 @@ from schedd.sim.network import Cable, Network, NetworkRules
 from schedd.sim.plan import CALM_S, STORM_S, Plan, make_plan
 from schedd.sim.worker import Worker
 from schedd.sim.workload import Client
+from schedd.worker.outbox import Kept
 
 #: The engine's tables are recomputed, and compared with the disk, every so many turns.
 CHECK_TURNS = 4
@@ -36,6 +37,8 @@ class Machine:
         self.resources = resources
         self.cable = Cable()
         self.worker: Worker | None = None
+        #: Ends of attempts on its disk.
+        self.shelf: dict[int, Kept] = {}
         #: Whatever begins there fails at once.
         self.is_broken = False
 
@@ -51,6 +54,7 @@ class Result:
         self.tasks = len(cluster.oracle.recording.tasks)
         self.executions = cluster.oracle.executions
         self.ends = cluster.oracle.ends
+        self.ends_kept = cluster.oracle.kept_count
         self.quarantines = cluster.oracle.verdicts.quarantines
         self.kind_holds = cluster.oracle.verdicts.holds
         self.daemon_starts = cluster.daemon_starts
@@ -157,6 +161,7 @@ class Cluster:
             lambda: self._worker_left(machine, worker),
             self.oracle.on_acked,
             lambda: machine.is_broken,
+            machine.shelf,
         )
         self.oracle.incarnations[machine.name] = worker.incarnation
         worker.connect()
@@ -177,8 +182,16 @@ class Cluster:
         if worker is not None:
             self.kernel.note(f"{machine.name} dies")
             worker.die()
+            if silently:
+                self._lose_shelf(machine)
             self.network.kill(worker.process, silently=silently)
             machine.worker = None
+
+    def _lose_shelf(self, machine: Machine) -> None:
+        """A power cut takes what was not synced, and nothing was."""
+        for kept in machine.shelf.values():
+            self.oracle.forgot(machine.name, kept)
+        machine.shelf.clear()
 
     # --------------------------------------------------------------------------------------------------------- the run
 
@@ -276,6 +289,7 @@ class Cluster:
             assert machine.worker is not None
             self.oracle.check_worker(machine.worker)
             must(not machine.worker.state.holds(), f"{machine.name} holds {machine.worker.state.holds()}")
+            must(not machine.shelf, f"ends are left on the disk of {machine.name}: {machine.shelf}")
         disk = self.disk
         left = (disk.batches, disk.ended, disk.changes)
         must(not any(left), f"rows of ended tasks are left on disk: {left}")

@@ -16,6 +16,7 @@ from msgspec import Struct
 from schedd.core.model import Call, Cause, Instant, TaskId
 from schedd.sim.kernel import Kernel, Process, Timer
 from schedd.worker.attempts import Action, Attempt, Ending, KillAttempt, StartAttempt, TerminateAttempt
+from schedd.worker.outbox import Kept
 
 #: Calls that a child has in its hands beside the one that it runs.
 AHEAD_MAX = 3
@@ -75,6 +76,12 @@ class Watcher(Protocol):
     def ended(self, execution: Execution) -> None: ...
 
     def must_end(self, execution: Execution, why: str) -> None: ...
+
+    def kept(self, worker: str, kept: Kept) -> None:
+        """Ends are on the disk of a worker's machine."""
+
+    def forgot(self, worker: str, kept: Kept) -> None:
+        """They are there no more."""
 
 
 class Child:

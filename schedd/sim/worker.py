@@ -34,6 +34,7 @@ from schedd.wire.messages import (
     decode_to_worker,
 )
 from schedd.worker.attempts import Attempt, Ending
+from schedd.worker.outbox import Kept
 from schedd.worker.state import WorkerState
 
 # As in `worker.link` and `worker.main`.
@@ -45,6 +46,7 @@ INTERVAL_S_MIN = 0.05
 INTERVAL_S_MAX = 300.0
 FORCED_ACK_S = 3.0
 NEWS_PAUSE_S = 0.002
+KEEP_AGE_S = 1.0
 
 
 class Worker:
@@ -60,6 +62,7 @@ class Worker:
         left: Callable[[], None],
         acked: Callable[[Worker, list[AttemptFinished], Instant], None],
         is_broken: Callable[[], bool],
+        shelf: dict[int, Kept],
     ) -> None:
         self.process = process
         self.name = WorkerId(process.name)
@@ -73,6 +76,10 @@ class Worker:
         self._resources = resources
         self._left = left
         self._acked = acked
+        self._watcher = watcher
+        self._shelf = shelf
+        self._age_timer: Timer | None = None
+        self.state.restore([shelf[seq] for seq in sorted(shelf)])
         self._settings = WorkerSettings()
         self._line: Line | None = None
         self.is_up = False
@@ -227,14 +234,31 @@ class Worker:
 
     def _send_news(self) -> None:
         if not self.is_up or self._line is None or self._can_wait():
+            if not self.is_up:
+                self._keep_ends()
             return
         messages: list[FromWorker] = [*self.state.take_messages(), *self._log_pieces]
+        self._keep_ends()  # before anybody hears of them
         self._log_pieces.clear()
         for message in messages:
             if isinstance(message, AttemptsFinished):
                 self.unheard.setdefault(message.seq, (message.attempts, self._kernel.now_ns))
         if messages:
             self._line.write(messages)
+
+    def _keep_ends(self, *, everything: bool = False) -> None:
+        for kept in self.state.take_to_keep(everything=everything):
+            self._shelf[kept.seq] = kept
+            self._watcher.kept(self.name, kept)
+        for seq in self.state.take_over():
+            self._watcher.forgot(self.name, self._shelf.pop(seq))
+        if self._age_timer is None and self.state.owes_ends:
+            self._age_timer = self.process.call_later(KEEP_AGE_S, self._on_age_timer)
+
+    def _on_age_timer(self) -> None:
+        self._age_timer = None
+        self.state.grow_old()
+        self._ask_for_turn()
 
     def _can_wait(self) -> bool:
         state, now = self.state, self._kernel.now_ns
@@ -293,6 +317,7 @@ class Worker:
         if self.is_over:
             return
         self.is_over = True
+        self._keep_ends(everything=True)
         if self._line is not None:
             self._line.close()
         self._left()

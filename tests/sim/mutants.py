@@ -11,7 +11,7 @@ from msgspec import structs
 
 from schedd.core import effects as fx
 from schedd.core import events as ev
-from schedd.core import guard, restore
+from schedd.core import fleet, guard, restore
 from schedd.core.attempts import Attempts
 from schedd.core.effects import Effects
 from schedd.core.engine import Engine
@@ -112,6 +112,13 @@ def requeue_when_silent() -> Iterator[None]:
 def judge_right_after_a_freeze() -> Iterator[None]:
     """What came while the daemon did not run is read after its senders were given up."""
     with patch.object(Fleet, "on_away", lambda self, since_ns: None):
+        yield
+
+
+@mutant
+def run_again_what_is_kept() -> Iterator[None]:
+    """What a worker that was started anew brings from its disk has been queued again before."""
+    with patch.object(fleet, "_ended_before", lambda worker, holds: []):
         yield
 
 
@@ -421,4 +428,11 @@ def tell_ends_once() -> Iterator[None]:
         self._sent_seq = sent
 
     with patch.object(Outbox, "on_hello", forget):
+        yield
+
+
+@mutant
+def bring_nothing_from_the_disk() -> Iterator[None]:
+    """A worker that is started anew forgets what the last one kept."""
+    with patch.object(Outbox, "restore", lambda self, batches: None):
         yield
