@@ -16,6 +16,7 @@ from schedd.core import effects as fx
 from schedd.core.capacity import WHOLE
 from schedd.core.engine import LATE_NS, Engine
 from schedd.core.model import (
+    SECOND,
     Cause,
     Delayed,
     Held,
@@ -65,6 +66,7 @@ class Recorded(Struct):
     preempted_count: int = 0
     attempt: int = 0
     blamed: dict[Cause, int] = field(default_factory=dict)
+    #: When the next attempt may begin, 0: at once.
     retry_at_ns: Instant = 0
     state: str = ""
     result: bytes | None = None
@@ -111,7 +113,8 @@ class Recording:
                 case fx.TaskHeld():
                     self.tasks[fact.task_id].is_held = True
                 case fx.TaskReleased():
-                    self.tasks[fact.task_id].is_held = False
+                    task = self.tasks[fact.task_id]
+                    task.is_held, task.retry_at_ns = False, 0
                 case fx.TaskChanged():
                     task = self.tasks[fact.task_id]
                     task.priority, task.requirements = fact.priority, fact.requirements
@@ -158,6 +161,7 @@ class Recording:
         must(fact.record.attempt > task.attempt, f"attempt {fact.record.attempt} of task {task.id} ended twice")
         task.attempt = fact.record.attempt
         task.cancel_asked, task.preempt_asked = False, 0
+        task.retry_at_ns = fact.retry_at_ns
         task.preempted_count += cause is Cause.PREEMPTED
         if cause not in NOT_BLAMED and not fact.record.excused:
             task.blamed[cause] = task.blamed.get(cause, 0) + 1
@@ -190,6 +194,8 @@ class Recording:
             elif not (restored and row.state.name == "cancelled"):  # with one that it needs
                 self._compare_unfinished(engine, task, row)
                 self._compare_asked(engine, task, row, restored=restored)
+                if restored:
+                    self._compare_pause(engine, task, row)
         self.verdicts.compare(engine)
         must(len(rows) == len(self.tasks), "the engine knows tasks that are not on disk")
         for key, task_id in self.keys.items():
@@ -206,6 +212,16 @@ class Recording:
         if restored or attempt:
             on_disk = task.preempt_asked
             must(attempt == on_disk, f"attempt {attempt} of task {row.id} is to make room, on disk {on_disk}")
+
+    @staticmethod
+    def _compare_pause(engine: Engine, task: Recorded, row: Task) -> None:
+        """The pause before a retry goes on after a restart; it is no longer than its cap, whatever clocks were set."""
+        now, state = engine._t.now, row.state
+        cap_ns = int(engine._t.settings.retries.cap_s(task.rules) * SECOND)
+        until = min(task.retry_at_ns, now + cap_ns)
+        if until > now:
+            must(row.not_before_ns >= until, f"task {row.id} may begin at {row.not_before_ns}, on disk at {until}")
+            must(isinstance(state, Delayed | Held | Waiting), f"task {row.id} is {state} before {until}")
 
     def _compare_unfinished(self, engine: Engine, task: Recorded, row: Task) -> None:
         state = row.state

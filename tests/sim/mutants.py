@@ -221,6 +221,13 @@ def forgive_at_restore() -> Iterator[None]:
 
 
 @mutant
+def hurry_at_restore() -> Iterator[None]:
+    """After a restart nobody pauses before the next attempt."""
+    with patch.object(Restore, "_delay", lambda self, task, retry_at_ns: None):
+        yield
+
+
+@mutant
 def forget_cancels_at_restore() -> Iterator[None]:
     """What was to be cancelled goes on after a restart."""
     with patch.object(Restore, "_cancel", lambda self: None):
