@@ -49,6 +49,7 @@ ROOMS: dict[str, set[str]] = {
         "core",
         "worker.state",
         "worker.attempts",
+        "worker.outbox",
         "wire",
         "journal.records",
         "config",

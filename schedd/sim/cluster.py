@@ -7,13 +7,14 @@ from collections.abc import Callable
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.model import SECOND, WorkerId, WorkerResources
-from schedd.sim.checks import Oracle, Violation, must
+from schedd.sim.checks import Oracle
 from schedd.sim.daemon import Daemon
 from schedd.sim.disk import Disk
 from schedd.sim.faults import Faults
 from schedd.sim.kernel import Kernel, Process
 from schedd.sim.network import Cable, Network, NetworkRules
 from schedd.sim.plan import CALM_S, STORM_S, Plan, make_plan
+from schedd.sim.violation import Violation, must
 from schedd.sim.worker import Worker
 from schedd.sim.workload import Client
 from schedd.worker.outbox import Kept

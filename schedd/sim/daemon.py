@@ -12,11 +12,11 @@ from schedd.core.model import SECOND
 from schedd.journal.records import FinishedTask
 from schedd.server.connections import Peer
 from schedd.server.service import Service
-from schedd.sim.checks import must
 from schedd.sim.disk import Archive, Disk, Journal
 from schedd.sim.kernel import Kernel, Process
 from schedd.sim.network import Network
 from schedd.sim.plan import Plan
+from schedd.sim.violation import must
 
 
 class Crashed(Exception):

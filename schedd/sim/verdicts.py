@@ -9,21 +9,13 @@ from msgspec import Struct, field
 from schedd.core import effects as fx
 from schedd.core.engine import Engine
 from schedd.core.model import Cause, TaskId
+from schedd.sim.violation import must
 
 #: Causes of which a worker in quarantine is to blame, and not the task.
 EXCUSED = frozenset({Cause.ERROR, Cause.OOM_HOST, Cause.OOM_GPU})
 
 #: (job, kind)
 Group = tuple[str, str]
-
-
-class Violation(AssertionError):
-    """A promise was broken."""
-
-
-def must(condition: object, text: str) -> None:
-    if not condition:
-        raise Violation(text)
 
 
 class Verdicts(Struct):

@@ -26,12 +26,13 @@ from schedd.core.model import (
     TaskSpec,
     WorkerId,
 )
-from schedd.sim.checks import Oracle, must
+from schedd.sim.checks import Oracle
 from schedd.sim.kernel import Kernel, Process
 from schedd.sim.line import Line
 from schedd.sim.network import Cable, Network
 from schedd.sim.plan import Plan
 from schedd.sim.runner import Script
+from schedd.sim.violation import must
 from schedd.wire import messages as m
 
 RECONNECT_S = 0.5
