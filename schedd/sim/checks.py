@@ -163,10 +163,13 @@ class Oracle:
             silent_ns = self._kernel.now_ns - self._heard_ns.get(fact.worker_id, 0)
             allowed_ns = daemon.plan.engine.lost_after_ns
             must(silent_ns >= allowed_ns, f"{fact.worker_id} was given up after {silent_ns / 1e9:.1f} s of silence")
-            frozen_ns, thawed_ns = self._freeze
-            awake_ns = self._kernel.now_ns - thawed_ns
-            enough = awake_ns >= min(thawed_ns - frozen_ns, allowed_ns)
-            must(enough, f"{fact.worker_id} was given up {awake_ns / 1e9:.1f} s after the daemon was frozen")
+            early_ns = self.listens_until_ns(daemon) - self._kernel.now_ns
+            must(early_ns <= 0, f"{fact.worker_id} was given up {early_ns / 1e9:.1f} s too early after a freeze")
+
+    def listens_until_ns(self, daemon: Daemon) -> Instant:
+        """Until when a daemon that was frozen judges nobody: it may have much to read."""
+        frozen_ns, thawed_ns = self._freeze
+        return thawed_ns + min(thawed_ns - frozen_ns, daemon.plan.engine.lost_after_ns)
 
     def on_thaw(self, daemon: Daemon, frozen_ns: Instant) -> None:
         """The daemon goes on. It can know that it did not run where something was due meanwhile."""

@@ -24,6 +24,8 @@ CHECK_TURNS = 4
 COMPARE_TURNS = 16
 #: Steps between two looks whether all has ended.
 LOOK_STEPS = 20
+#: Seconds between two looks whether a daemon that was frozen has listened for long enough.
+LOOK_S = 0.01
 #: How long all must have ended, so that nothing old is under way any more.
 REST_NS = 3 * SECOND
 #: More than any seed needs: a loop without time passing is a failure too.
@@ -115,10 +117,14 @@ class Cluster:
         self.kernel.put_at(self.kernel.now_ns + daemon.grace_ns, self._grace_over, daemon)
 
     def _grace_over(self, daemon: Daemon) -> None:
-        if daemon is self.daemon:
-            for worker_id in daemon.awaited:
-                if worker_id not in daemon.engine.resources.workers:
-                    self.oracle.on_grace_over(worker_id)
+        if daemon is not self.daemon:
+            return
+        if daemon.process.is_stopped or self.kernel.now_ns < self.oracle.listens_until_ns(daemon):
+            self.kernel.call_in(LOOK_S, self._grace_over, daemon)
+            return
+        for worker_id in daemon.awaited:
+            if worker_id not in daemon.engine.resources.workers:
+                self.oracle.on_grace_over(worker_id)
 
     def kill_daemon(self, *, silently: bool = False) -> None:
         """Kill the daemon, or cut the power of its machine."""

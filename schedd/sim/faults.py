@@ -87,7 +87,13 @@ class Faults:
         cluster.kill_daemon(silently=self._dice.random() < 0.3)
         if self._dice.random() < 0.15:
             cluster.wall_ns += int(self._dice.uniform(-1, 1) * WALL_JUMP_S_MAX * SECOND)
-        self._later(15, cluster.start_daemon)
+        self._later(15, self._restart_daemon)
+
+    def _restart_daemon(self) -> None:
+        """Start the daemon, which may freeze before it has heard of anybody."""
+        self._cluster.start_daemon()
+        if self._cluster.plan.daemon_freeze_pause_s and self._dice.random() < 0.3:
+            self._freeze_daemon()
 
     def _stop_daemon(self) -> None:
         cluster, daemon = self._cluster, self._cluster.daemon
