@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from schedd.core.model import SECOND, Instant
@@ -83,15 +84,31 @@ class Faults:
         self._later(40, lambda: self._cluster.network.heal(cable))
 
     def _crash_daemon(self) -> None:
+        """Now, or in the middle of what a client asks: its tasks may run before they are on disk."""
+        plan = self._cluster.plan
+        within_s = 0.0
+        if self._dice.random() < 0.5:
+            self._dice.choice(self._cluster.clients).act()
+            within_s = self._dice.random() * 4 * (plan.network.latency_s + plan.sync_s)
+        self._kernel.call_in(within_s, self._crash_daemon_now)
+
+    def _crash_daemon_now(self) -> None:
         cluster = self._cluster
+        if self._is_over:
+            return
         cluster.kill_daemon(silently=self._dice.random() < 0.3)
         if self._dice.random() < 0.15:
             cluster.wall_ns += int(self._dice.uniform(-1, 1) * WALL_JUMP_S_MAX * SECOND)
         self._later(15, self._restart_daemon)
 
     def _restart_daemon(self) -> None:
-        """Start the daemon, which may freeze before it has heard of anybody."""
+        """Start the daemon, which may freeze before it has heard of anybody, or hear of clients first."""
         self._cluster.start_daemon()
+        if self._dice.random() < 0.3:
+            for machine in self._cluster.machines:
+                machine.cable.cut_up = True
+                self._later(10, partial(self._cluster.network.heal, machine.cable))
+            self._dice.choice(self._cluster.clients).act()
         if self._cluster.plan.daemon_freeze_pause_s and self._dice.random() < 0.3:
             self._freeze_daemon()
 

@@ -70,7 +70,7 @@ class Author:
         causes = dice.choice([["ok"], ["ok"], ["ok"], ["error", "ok"], ["oom_gpu", "error", "ok"], ["error"]])
         return Script(
             f"{self._name}.{self._count}",
-            dice.choice([0.001, 0.003, 0.01]) if short else dice.choice([0.01, 0.3, 2.0, 6.0]),
+            dice.choice([0.001, 0.003, 0.01]) if short else dice.choice([0.01, 0.3, 2.0, 6.0, 15.0]),
             causes,
             yields_s=dice.choice([None, 0.1, 3.0]),
             is_short=short,
@@ -133,9 +133,9 @@ class Client:
         self._line: Line | None = None
         self._is_up = False
         self._number = 0
-        #: Submits that were named; most clients name theirs.
+        #: Submits that were named; half of the clients name theirs.
         self._submits = 0
-        self._names_submits = kernel.random.random() < 0.7
+        self._names_submits = kernel.random.random() < 0.5
         #: Requests without an answer, and the names of the tasks of a submit.
         self.pending: dict[int, tuple[Any, list[str]]] = {}
         self.known: dict[TaskId, str] = {}
@@ -175,7 +175,10 @@ class Client:
             case m.Welcome():
                 self._is_up = True
                 line.welcomed()
-                for request, _ in self.pending.values():
+                again = [request for request, _ in self.pending.values()]
+                if not self._names_submits:
+                    self._dice.shuffle(again)
+                for request in again:
                     self._write(request)
                 self.watch()
             case m.Submitted():

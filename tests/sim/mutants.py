@@ -20,7 +20,6 @@ from schedd.core.guard import Guard
 from schedd.core.model import (
     AttemptRecord,
     Cause,
-    HoldsAttempt,
     Instant,
     Task,
     TaskEntry,
@@ -101,7 +100,7 @@ def blame_queued_tasks() -> Iterator[None]:
 def requeue_when_silent() -> Iterator[None]:
     """A worker that cannot be heard is given up at once."""
 
-    def silent(self: Fleet, worker: WorkerInfo, reason: str) -> None:
+    def silent(self: Fleet, worker: WorkerInfo, reason: str, cut: bool = False) -> None:
         self._gone(worker, lost=True, reason=reason)
 
     with patch.object(Fleet, "_silent", silent):
@@ -119,21 +118,6 @@ def judge_right_after_a_freeze() -> Iterator[None]:
 def run_again_what_is_kept() -> Iterator[None]:
     """What a worker that was started anew brings from its disk has been queued again before."""
     with patch.object(fleet, "_ended_before", lambda worker, holds: []):
-        yield
-
-
-@mutant
-def adopt_without_fence() -> Iterator[None]:
-    """What a worker brings is adopted, whichever task had that number when it was given out."""
-    bring = Fleet._bring
-
-    def believe(self: Fleet, worker: WorkerInfo, hold: HoldsAttempt) -> Task | None:
-        task = self._t.tasks.get(hold.task_id)
-        if task is not None:
-            hold = structs.replace(hold, defined_ns=task.defined_ns)
-        return bring(self, worker, hold)
-
-    with patch.object(Fleet, "_bring", believe):
         yield
 
 
@@ -239,10 +223,11 @@ def give_ids_again() -> Iterator[None]:
     """After a restart ids go on from what is unfinished."""
     finish = Restore.finish
 
-    def finish_from_one(self: Restore, workers: Any, next_id: int, grace_ns: Instant) -> None:
-        finish(self, workers, 1, grace_ns)
+    def finish_from_one(self: Restore, workers: Any, next_id: int, grace_ns: Instant) -> Iterator[None]:
+        return finish(self, workers, 1, grace_ns)
 
-    with patch.object(Restore, "finish", finish_from_one), patch.object(Restore, "finished", lambda self, rows: None):
+    forget = patch.object(Restore, "finished", lambda self, rows: iter(()))
+    with patch.object(Restore, "finish", finish_from_one), forget:
         yield
 
 
