@@ -195,7 +195,7 @@ class Fleet:
             if not isinstance(task.state, Queued):
                 t.tasks.set_state(task, Queued(t.now))
         task.attempt = hold.attempt
-        task.variant = hold.variant
+        task.variant = _variant_of(task, worker, hold)
         # It has started, whatever a clock that was set back while we were away makes of its delayed start.
         task.not_before_ns = min(task.not_before_ns, t.now)
         # When it was dispatched is forgotten; that it ran since then is not.
@@ -419,11 +419,20 @@ def _has_still(task: Task, worker: WorkerInfo, hold: HoldsAttempt) -> bool:
     return fits and task.attempt == hold.attempt and not (begun and hold.phase == "backlog")
 
 
+def _variant_of(task: Task, worker: WorkerInfo, hold: HoldsAttempt) -> int:
+    """By which variant an attempt ran; of one that has ended no worker says it, and any that fits there will do."""
+    if hold.phase != "finished" or task.request is None or worker.ledger is None:
+        return hold.variant
+    fitting = (i for i, need in enumerate(task.request.needs) if not worker.ledger.blocker(need))
+    return next(fitting, hold.variant)
+
+
 def _could_be(task: Task, worker: WorkerInfo, hold: HoldsAttempt) -> bool:
     """Whether what is claimed can be an attempt of this task on this worker; an honest one claims nothing else."""
-    if task.request is None or worker.ledger is None or not 0 <= hold.variant < len(task.request.needs):
+    variant = _variant_of(task, worker, hold)
+    if task.request is None or worker.ledger is None or not 0 <= variant < len(task.request.needs):
         return False
-    need = task.request.needs[hold.variant]
+    need = task.request.needs[variant]
     if worker.ledger.blocker(need):
         return False
     return hold.phase != "running" or worker.ledger.knows_devices(need, hold.devices)

@@ -883,6 +883,17 @@ def test_late_daemon_waits_for_its_workers_once_more(world: Restartable) -> None
     assert not world.engine.awaited
 
 
+def test_end_of_another_variant_is_adopted() -> None:
+    """A worker does not say by which variant an attempt ran that has ended."""
+    world = Restartable()
+    world.join("w1")
+    world.submit(min_gpus=1, variants=(TaskRequirements(),))
+    world.restart()
+    world.join("w1", holds=[holds(1, 1, "finished", START)])
+    world.handle(finished("w1", 1, 1, Cause.OK, START, START, result=b"done"))
+    assert world.task(1).result == b"done"
+
+
 def test_newest_of_several_ends_is_adopted(world: Restartable) -> None:
     """The daemon had heard of the older ends and told nobody; what it gives out next must be new to the worker."""
     effects = world.join("w1", holds=[holds(1, attempt, "finished", START) for attempt in (1, 2, 3)])
