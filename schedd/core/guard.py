@@ -51,6 +51,8 @@ PROBE_PER_CLASS_MAX = 16
 #: Workers, and attempts on each, that are looked at for what has outlived a failure.
 OTHERS_LOOKED_MAX = 64
 RUNNING_LOOKED_MAX = 64
+#: A task is excused so often for workers in quarantine.
+EXCUSED_MAX = 10
 #: Of an error and of the name of a kind, so many characters go into a reason.
 TOLD_MAX = 120
 
@@ -83,7 +85,7 @@ class Guard:
             return self._on_quarantined(task, worker, record)
         self._count(task, worker, record, is_held=hold is not None)
         if not ok and self._judge(task, worker, record, hold):
-            return _excused(record)
+            return _excused(task, record)
         return record
 
     def _count(self, task: Task, worker: WorkerInfo, record: AttemptRecord, *, is_held: bool) -> None:
@@ -189,7 +191,7 @@ class Guard:
                 q.repeats += 1
                 q.probe_at_ns = self._t.now + self._health.rules.pause_ns(q.repeats)
                 self._tell_quarantine(q)
-        return record if ok else _excused(record)
+        return record if ok else _excused(task, record)
 
     def clear(self, worker_id: WorkerId, reason: str) -> bool:
         """End a quarantine; False where there is none."""
@@ -476,9 +478,14 @@ class Guard:
                 assert task.id in found.todo[found.looked :], task.id
 
 
-def _excused(record: AttemptRecord) -> AttemptRecord:
-    """The record of a failure that its worker is to blame for; a timeout is the task's own."""
-    return record if record.cause is Cause.TIMEOUT else structs.replace(record, excused=True)
+def _excused(task: Task, record: AttemptRecord) -> AttemptRecord:
+    """The record of a failure that its worker is to blame for; a timeout is the task's own.
+
+    So is what goes on failing: where no other worker can run it, probe after probe, it must come to an end.
+    """
+    if record.cause is Cause.TIMEOUT or sum(before.excused for before in task.attempts) >= EXCUSED_MAX:
+        return record
+    return structs.replace(record, excused=True)
 
 
 def _fits_now(task: Task, worker: WorkerInfo) -> int | None:

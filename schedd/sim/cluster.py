@@ -266,7 +266,7 @@ class Cluster:
             return False
         return all(
             machine.worker is not None and machine.worker.is_up and not machine.worker.state.leaving
-            and machine.worker.state.is_idle and not machine.worker.unheard
+            and machine.worker.state.is_idle and not machine.worker.unheard and not machine.shelf
             for machine in self.machines
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ from msgspec import Struct, field
 
 from schedd.core import effects as fx
 from schedd.core.engine import Engine
+from schedd.core.guard import EXCUSED_MAX
 from schedd.core.model import Cause, TaskId
 from schedd.sim.violation import must
 
@@ -77,6 +78,8 @@ class VerdictOracle:
         #: Which task of a held kind was let go to try.
         self._tried: dict[Group, TaskId] = {}
         self._cancelled: set[TaskId] = set()
+        #: How often each task was excused.
+        self._excuses: dict[TaskId, int] = {}
         self.quarantines = 0
         self.holds = 0
 
@@ -128,6 +131,8 @@ class VerdictOracle:
         in_quarantine = record.worker_id in self._now.quarantines
         must(in_quarantine or not record.excused, f"{fact}: is excused, and its worker is not in quarantine")
         if in_quarantine and record.cause in EXCUSED and fact.task_id not in self._cancelled:
-            must(record.excused, f"{fact}: counts, though its worker is in quarantine")
+            excuses = self._excuses.get(fact.task_id, 0)
+            must(record.excused or excuses >= EXCUSED_MAX, f"{fact}: counts, though its worker is in quarantine")
+            self._excuses[fact.task_id] = excuses + 1
         if self._probes.get(record.worker_id) == (fact.task_id, record.attempt):
             del self._probes[record.worker_id]
