@@ -47,6 +47,8 @@ WARM_S = 0.008
 EVENTS_BYTES = 256
 #: Some hundred pids. Should there be more, the next look finds the others.
 LEAF_BYTES = 4096
+#: A root that forks without end could run ahead of us for ever; what then stays outside is killed with the worker.
+LOOKS_MAX = 100
 
 _log = Log("schedd.worker")
 
@@ -287,16 +289,23 @@ class Cells(Containment):
             for pid in [] if tree.is_over else descendants_of(tree.pid):
                 tree.cell.move(pid)
             return
-        unclaimed = set()
-        for pid in self._strays():
-            owner = self._owner_of(pid)
-            if owner is None:
-                unclaimed.add(pid)
-            elif owner.is_over:
-                kill_with_descendants(pid)
-            else:
-                owner.cell.move(pid)
-        self._unclaimed = unclaimed
+        # One that was moved may have forked between the look and its move, so the last look is one that moves nobody.
+        for _ in range(LOOKS_MAX):
+            unclaimed = set()
+            is_quiet = True
+            for pid in self._strays():
+                owner = self._owner_of(pid)
+                if owner is None:
+                    unclaimed.add(pid)
+                    continue
+                is_quiet = False
+                if owner.is_over:
+                    kill_with_descendants(pid)
+                else:
+                    owner.cell.move(pid)
+            self._unclaimed = unclaimed
+            if is_quiet:
+                return
 
     def _strays(self) -> list[int]:
         """Those in the worker's own group that should not be."""

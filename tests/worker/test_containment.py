@@ -72,10 +72,12 @@ HIDE = "(setsid -f env -i sleep $1 &)"
 #: In the background, in another session, daemonised; and one that ignores SIGTERM, which sleep inherits.
 TREE = f"trap '' TERM; sleep $1 & (setsid sleep $1 &); setsid -f sleep $1; {HIDE}; exec sleep $1"
 TREE_COUNT = 5
+HIDDEN_COUNT = 40
 #: Forks for ever, and is never the same process for long.
 STORM = """
 import os, sys
 os.setsid()
+os.mkdir(f"{sys.argv[2]}/{os.getpid()}")
 while True:
     if os.fork(): os._exit(0)
 """
@@ -124,8 +126,10 @@ async def test_process_that_hides_belongs_to_its_own_task(tmp_path: Path, mode: 
     """Also where it was forked in the first moments of its task, while another task runs."""
     other = Sleeps()
     async with running_program(tmp_path, containment=mode) as (_, run):
-        [long] = run.daemon.dispatch(shell(f"{HIDE}; exec sleep $1", other.length), rules=NO_GRACE)
-        await other.count(2)
+        # Many, so that some fork just while those before them are moved.
+        hide_many = f"for _ in $(seq {HIDDEN_COUNT}); do {HIDE}; done"
+        [long] = run.daemon.dispatch(shell(f"{hide_many}; exec sleep $1", other.length), rules=NO_GRACE)
+        await other.count(HIDDEN_COUNT + 1)
         [short] = run.daemon.dispatch(shell(f"{HIDE}; exec sleep $1", sleeps.length), rules=NO_GRACE)
         await sleeps.count(2)
         await stop(run, short)
@@ -133,7 +137,7 @@ async def test_process_that_hides_belongs_to_its_own_task(tmp_path: Path, mode: 
         is_up = f"while [ $(pgrep -cfx 'sleep {sleeps.length}') -lt 1 ]; do sleep 0.01; done"
         assert (await run.daemon.run(shell(f"{HIDE}; {is_up}", sleeps.length))).cause is Cause.OK
         await sleeps.count(0)
-        assert len(other.pids()) == 2
+        assert len(other.pids()) == HIDDEN_COUNT + 1
         await stop(run, long)
         await other.count(0)
 
@@ -143,10 +147,13 @@ async def test_forking_storm_is_outrun(tmp_path: Path, mode: str, sleeps: Sleeps
     """It hides, while another task runs whose it could be."""
     async with running_program(tmp_path, containment=mode) as (_, run):
         run.daemon.dispatch(Command(["sleep", "1000"]))
-        storm = f"for _ in $(seq 8); do env -i {sys.executable} -S -c '{STORM}' $1 & done"
+        storm = f"for _ in $(seq 8); do env -i {sys.executable} -S -c '{STORM}' $1 $2 & done"
         many = "for _ in $(seq 100); do setsid -f sleep $1; done"
-        [task_id] = run.daemon.dispatch(shell(f"{many}; {storm}; exec sleep $1", sleeps.length), rules=NO_GRACE)
-        await until(lambda: len(sleeps.pids()) > 101)
+        started = tmp_path / "started"
+        started.mkdir()
+        script = f"{many}; {storm}; exec sleep $1"
+        [task_id] = run.daemon.dispatch(shell(script, sleeps.length, str(started)), rules=NO_GRACE)
+        await until(lambda: len(list(started.iterdir())) == 8 and len(sleeps.pids()) >= 101)
         await stop(run, task_id)
         await sleeps.count(0)
 
