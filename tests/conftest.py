@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ from schedd.worker.trees import NotAvailable
 # Nothing is timed: a machine that is busy makes no test fail.
 hypothesis.settings.register_profile("schedd", deadline=None)
 hypothesis.settings.load_profile("schedd")
+
+# A shell without job control starts what is in its background deaf to Ctrl-C, and so would all be that we start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _tool(name: str, package: str) -> Callable[[], str | None]:

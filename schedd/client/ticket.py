@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from msgspec import Struct
@@ -11,7 +12,7 @@ from schedd.errors import ScheddError
 from schedd.wire.messages import AttemptReport, TaskDone, TaskSpec
 
 
-class Ticket:
+class Ticket(ABC):
     """Who is told about one task. All methods are called in the loop, each at most once but `reported`."""
 
     #: 0 until the daemon has acknowledged the task.
@@ -27,15 +28,15 @@ class Ticket:
         """The daemon has the task safe."""
         self.id = task_id
 
+    @abstractmethod
     def refused(self, error: ScheddError) -> None:
         """The daemon declined the task, does not know it any more, or is given up."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ended(self, done: TaskDone) -> None:
         """The task is final."""
-        raise NotImplementedError
 
-    def reported(self, report: AttemptReport) -> None:
+    def reported(self, report: AttemptReport) -> None:  # noqa: B027 - few want to know
         """The running attempt told of its progress."""
 
 

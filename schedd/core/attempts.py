@@ -37,6 +37,8 @@ MESSAGE_MAX = 2000
 #: A report has at most so many metrics, with names of at most so many characters.
 METRICS_MAX = 64
 METRIC_NAME_MAX = 128
+#: An enumeration looks its members up by name at each use; these are used for each end.
+_OK, _PREEMPTED = Cause.OK, Cause.PREEMPTED
 
 
 class Attempts:
@@ -106,9 +108,9 @@ class Attempts:
             task, worker = found
             record = self._record(task, worker, finished)
             t.release(task, worker)
-            if record.cause is Cause.OK:
+            if record.cause is _OK:
                 worker.finished_count += 1
-            elif record.cause is not Cause.PREEMPTED:
+            elif record.cause is not _PREEMPTED:
                 worker.failed_count += 1
             t.learn(task, worker, record)
             t.conclude(task, self._guard.on_ended(task, worker, record), finished.result)
@@ -126,7 +128,7 @@ class Attempts:
         runtime = max(0, finished.finished_at_ns - finished.started_at_ns) if finished.started_at_ns else 0
         ended = min(started + runtime, now) if started else now
         message = finished.message[:MESSAGE_MAX]
-        if finished.cause is Cause.PREEMPTED and (asked := self._t.preempting(task)) is not None:
+        if finished.cause is _PREEMPTED and (asked := self._t.preempting(task)) is not None:
             message = f"made room for task {asked.for_id}" if asked.for_id else "on request"
         return AttemptRecord(
             task.attempt,

@@ -8,7 +8,7 @@ given: the daemon, the simulator and the tests run the very same machine.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from schedd.core import effects as fx
@@ -38,10 +38,9 @@ from schedd.core.policies.base import TaskScheduler
 from schedd.core.preemption import Preemptor
 from schedd.core.requests import Requests
 from schedd.core.resources import ResourceManager
-from schedd.core.restore import Restore
+from schedd.core.restore import Recorded, Restore
 from schedd.core.retries import limits_of
 from schedd.core.stats import Learned
-from schedd.core.submits import Admitted
 from schedd.core.tables import Counters, EngineSettings, Tables
 from schedd.core.tasks import DISPATCHED, TaskTable, story
 
@@ -121,56 +120,17 @@ class Engine:
         t.resources.commit()
         return t.take_effects()
 
-    def restore(
-        self,
-        batches: Iterable[fx.TasksAdmitted],
-        ended: Set[int],
-        changes: Iterable[fx.Fact],
-        finished: Iterable[Task],
-        workers: Iterable[WorkerId],
-        next_id: int,
-        now: Instant,
-        grace_ns: Instant,
-        draining: Mapping[WorkerId, str] | None = None,
-        verdicts: Iterable[fx.Fact] = (),
-        submits: Iterable[Admitted] = (),
-    ) -> None:
+    def restore(self, recorded: Recorded, now: Instant, grace_ns: Instant) -> None:
         """Fill the tables, which must be empty, with what was recorded; once, before the first `handle`.
 
-        Places nothing until `workers` have come back, for `grace_ns` at the longest. `draining`: the incarnations of
-        those that were; who comes back as another takes work. `verdicts`: `WorkerQuarantined` and `KindHeld` that
-        stood. `submits`: those that their clients may send again. O(live tasks).
+        Places nothing until its workers have come back, for `grace_ns` at the longest. O(live tasks).
         """
-        steps = self.restoring(
-            batches, ended, changes, finished, workers, next_id, now, grace_ns, draining, verdicts, submits
-        )
-        for _ in steps:
+        for _ in self.restoring(recorded, now, grace_ns):
             pass
 
-    def restoring(
-        self,
-        batches: Iterable[fx.TasksAdmitted],
-        ended: Set[int],
-        changes: Iterable[fx.Fact],
-        finished: Iterable[Task],
-        workers: Iterable[WorkerId],
-        next_id: int,
-        now: Instant,
-        grace_ns: Instant,
-        draining: Mapping[WorkerId, str] | None = None,
-        verdicts: Iterable[fx.Fact] = (),
-        submits: Iterable[Admitted] = (),
-    ) -> Iterator[None]:
+    def restoring(self, recorded: Recorded, now: Instant, grace_ns: Instant) -> Iterator[None]:
         """Do what `restore` does in steps of some milliseconds; nothing else may be asked before the last."""
-        restore = Restore(self._t, self._guard, now)
-        yield from restore.batches(batches, ended)
-        yield from restore.changes(changes)
-        restore.verdicts(verdicts)
-        yield from restore.finished(finished)
-        for admitted in submits:
-            self._t.submits.add(admitted, 0)
-        self._t.drained = dict(draining or {})
-        yield from restore.finish(workers, next_id, grace_ns)
+        return Restore(self._t, self._guard, now).steps(recorded, grace_ns)
 
     def learned(self) -> dict[str, list[Learned]]:
         """What engine and policy have learned, by who has; bounded."""

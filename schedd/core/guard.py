@@ -55,6 +55,8 @@ RUNNING_LOOKED_MAX = 64
 EXCUSED_MAX = 10
 #: Of an error and of the name of a kind, so many characters go into a reason.
 TOLD_MAX = 120
+#: An enumeration looks its members up by name at each use.
+_OK = Cause.OK
 
 
 class Guard:
@@ -71,7 +73,7 @@ class Guard:
 
         O(1), and O(kinds of the worker) where it failed.
         """
-        ok = record.cause is Cause.OK
+        ok = record.cause is _OK
         if ok and not worker.quarantine and not self._health.holds:
             self._health.note_success(worker.worker_id, task, self._t.now)
             return record
@@ -89,7 +91,7 @@ class Guard:
         return record
 
     def _count(self, task: Task, worker: WorkerInfo, record: AttemptRecord, *, is_held: bool) -> None:
-        rules, ok, now = self._health.rules, record.cause is Cause.OK, self._t.now
+        rules, ok, now = self._health.rules, record.cause is _OK, self._t.now
         if rules.quarantine:
             runtime_ns = record.finished_at_ns - record.started_at_ns if record.started_at_ns else 0
             self._health.note_attempt(worker.worker_id, task, ok, runtime_ns, now)
@@ -182,7 +184,7 @@ class Guard:
 
     def _on_quarantined(self, task: Task, worker: WorkerInfo, record: AttemptRecord) -> AttemptRecord:
         q = self._health.quarantines[worker.worker_id]
-        ok = record.cause is Cause.OK
+        ok = record.cause is _OK
         if q.probe == (task.id, record.attempt):
             q.probe = None
             if ok:

@@ -5,9 +5,7 @@ of changes from where it last looked, so a class pays for what changed since the
 placement costs O(log n), whatever the number of tasks that wait or of workers that are full.
 
 A class that does not fit anywhere is set aside until a worker that it could use changes, so that a pass looks only at
-classes that may have a place. It claims one worker (the "gap" rule): classes of lower rank take there only what the
-claim leaves, or what ends before the claim can start (backfill, by the upper estimate of runtimes; Lifka, "The
-ANL/IBM SP scheduling system", 1995).
+classes that may have a place. Meanwhile it may claim a worker (`core.claims`).
 """
 
 from __future__ import annotations
@@ -15,30 +13,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
-from itertools import islice
 
 from msgspec import Struct
 
 from schedd.core.capacity import Ledger, Need
-from schedd.core.model import SECOND, Instant, Running, Task, WorkerInfo
+from schedd.core.claims import Claims
+from schedd.core.model import Instant, Task, WorkerInfo
 from schedd.core.policies.base import Fit, TaskScheduler
-from schedd.core.queue import ClassQueue, Rank, RequestClass, TaskQueue
-from schedd.core.resources import ResourceManager, need_of
+from schedd.core.queue import ClassQueue, RequestClass, TaskQueue
+from schedd.core.resources import ResourceManager
 from schedd.core.stats import RuntimeTable
 
-#: Blocked classes that may hold a claim at a time: more would keep much of a cluster waiting for what is rare.
-CLAIMS_MAX = 64
 #: With more classes aside than this, all that could use a changed worker come back at once, not one by one.
 STIRRED_MAX = 32
 #: Tasks placed in one pass; the rest follows in the next turn, so that the loop stays free (20 us each).
 PLACED_PER_PASS_MAX = 1000
-#: Workers looked at when a claim is made, and of these, the freest ones, whose earliest start is worked out.
-CLAIM_SAMPLE_MAX = 64
-CLAIM_CANDIDATES_MAX = 4
 #: Indexes of classes of which nothing waits: the next task of such a class is placed without building one anew.
 INDEXES_SPARE_MAX = 256
-#: Other classes that are compared with one to see whether it could starve.
-STARVE_COMPARED_MAX = 64
 
 
 class PrefetchRule(Struct, frozen=True):
@@ -66,29 +57,13 @@ Entry = tuple[float, int, float, int, int]
 class Candidates:
     """The index of one request class."""
 
-    __slots__ = ("claim_seq", "could_starve", "cursor", "heap", "possible")
+    __slots__ = ("cursor", "heap", "possible")
 
     def __init__(self) -> None:
         self.heap: list[Entry] = []
         self.cursor = -1
         #: By seq of a worker: the ledger looked at, and the indices of the variants that it could ever hold.
         self.possible: dict[int, tuple[Ledger, tuple[int, ...]]] = {}
-        #: The worker that this class claims while it is blocked; 0: none.
-        self.claim_seq = 0
-        #: The version of the set of waiting classes, and whether this one could starve beside them.
-        self.could_starve = (-1, False)
-
-
-class Claim(Struct):
-    """What a class that was set aside wants of a worker, and when it expects to get it.
-
-    It counts while the class is aside. `start_ns` was worked out when the worker had this version.
-    """
-
-    queue: ClassQueue
-    need: Need
-    start_ns: Instant = 0
-    version: int = -1
 
 
 class Placer:
@@ -108,21 +83,16 @@ class Placer:
         #: By number of the class; of those that no longer wait only as many as `INDEXES_SPARE_MAX` are kept.
         self._indexes: dict[int, Candidates] = {}
         self._depths: dict[tuple[str, float | None], int] = {}
-        self._claims: dict[int, Claim] = {}
-        #: Classes that were set aside and have not claimed yet: nobody came after them so far.
-        self._unclaimed: list[ClassQueue] = []
+        self._claims = Claims(resources, runtimes, self.possible)
         #: Workers that have changed and have something to offer to a class that is aside, by seq.
         self._offers: dict[int, WorkerInfo] = {}
         #: Seqs of the workers with room, as of their last change, and perhaps of some that are gone.
         self._roomy: set[int] = set()
         #: When classes were set aside in this pass, by number: only what changed after that may bring them back.
         self._refused: dict[int, int] = {}
-        #: The classes and workers that were there when the claims were last looked over.
-        self._claims_version = (-1, -1)
         self._found: tuple[Task, WorkerInfo, int] | None = None
         self._now: Instant = 0
         self._left = 0
-        self._claim_cursor = 0
         self._policy: TaskScheduler
         self._queue: TaskQueue
         self._current: ClassQueue | None = None
@@ -133,8 +103,7 @@ class Placer:
         self._fills_evenly = policy.fills_evenly
         self._has_backlogs = type(policy).backlog_limit is not TaskScheduler.backlog_limit
         self._indexes = {}
-        self._claims.clear()
-        self._unclaimed.clear()
+        self._claims.use(queue)
         self._offers.clear()
         self._roomy = set(self._resources.by_seq)
 
@@ -181,7 +150,7 @@ class Placer:
         A worker has room where a CPU is free, or the policy would let its backlog grow.
         """
         for returned in self._queue.take_returned():
-            self._drop_claim(returned)
+            self._claims.drop(returned)
         open_seqs, limit_of = self._resources.open, self._policy.backlog_limit if self._has_backlogs else None
         for worker in self._resources.take_fresh():
             seq = worker.seq
@@ -207,7 +176,7 @@ class Placer:
         waiting = self._queue.aside()
         if len(waiting) > STIRRED_MAX:
             return self._stir_all(waiting)
-        rank_of = self._rank_of
+        rank_of = self._queue.rank_of_head
         limit = rank_of(queue) if queue is not None else None
         if limit is not None and limit < min(map(rank_of, waiting)):
             return queue
@@ -243,7 +212,7 @@ class Placer:
         found = self._fit(task, request, worker, self._possible(self._of(request), request, worker), None)
         if found is None:
             return False
-        return not self._claims or self._leaves_claim(task, worker, request.needs[found[1]], found[0])
+        return not self._claims.by_seq or self._claims.leave(task, worker, request.needs[found[1]], found[0], self._now)
 
     def head_of(self, request: RequestClass) -> Task | None:
         queue = self._queue.find(request)
@@ -267,9 +236,9 @@ class Placer:
                 heappop(heap)
             elif later and _queued(worker) >= self._depth(task, worker, request.needs[variant]):
                 heappop(heap)  # comes back with the next change of the worker
-            elif self._claims_due():
-                self._make_claims()
-            elif self._claims and not self._leaves_claim(task, worker, request.needs[variant], later):
+            elif self._claims.are_due:
+                self._claims.make(self._now)
+            elif self._claims.by_seq and not self._claims.leave(task, worker, request.needs[variant], later, self._now):
                 passed.append(heappop(heap))
             else:
                 chosen = worker
@@ -296,9 +265,9 @@ class Placer:
         fitting = self.fit(task, worker, depth)
         if fitting is None or task.request is None:
             return False
-        if self._claims_due():
-            self._make_claims()
-        if not self._leaves_claim(task, worker, task.request.needs[fitting[1]], fitting[0]):
+        if self._claims.are_due:
+            self._claims.make(self._now)
+        if not self._claims.leave(task, worker, task.request.needs[fitting[1]], fitting[0], self._now):
             return False
         self._place(task, worker, fitting[1])
         return True
@@ -308,7 +277,7 @@ class Placer:
         if queue is None or request is None:
             return
         self._queue.set_aside(queue)
-        self._unclaimed.append(queue)
+        self._claims.note_aside(queue)
         self._refused[request.number] = self._resources.base + len(self._resources.changes)
 
     # --------------------------------------------------------------------------------------------- what fits where
@@ -332,18 +301,18 @@ class Placer:
         request = task.request
         if request is None or not self.could_run(task, worker):
             return False
-        return not self._claims or self._leaves_claim(task, worker, request.needs[0], 1.0)
+        return not self._claims.by_seq or self._claims.leave(task, worker, request.needs[0], 1.0, self._now)
 
-    def possible(self, request: RequestClass, worker: WorkerInfo) -> bool:
-        """Whether the worker could run such tasks if it were empty."""
-        return bool(self._possible(self._of(request), request, worker))
+    def possible(self, request: RequestClass, worker: WorkerInfo) -> tuple[int, ...]:
+        """The variants of such tasks that the worker could run if it were empty."""
+        return self._possible(self._of(request), request, worker)
 
     def is_claimed(self, task: Task, worker: WorkerInfo) -> bool:
         """Whether the last pass kept the task off a worker where it fits, because a better-ranked class claims it."""
         fitting = self.fit(task, worker, 0)
         if fitting is None or task.request is None:
             return False
-        return not self._leaves_claim(task, worker, task.request.needs[fitting[1]], fitting[0])
+        return not self._claims.leave(task, worker, task.request.needs[fitting[1]], fitting[0], self._now)
 
     def has_room(self, task: Task, worker: WorkerInfo) -> bool:
         """Whether the task could start there now."""
@@ -463,140 +432,8 @@ class Placer:
             return
         self._left -= 1
         popped = self._queue.pop(queue)
-        index = self._indexes.get(queue.request.number)
-        if index is not None and index.claim_seq == worker.seq:
-            index.claim_seq = 0
+        self._claims.note_placed(queue, worker)
         self._dispatch(popped, worker, variant)
-
-    # ----------------------------------------------------------------------------------------- claims and backfill
-
-    def _claims_due(self) -> bool:
-        if self._unclaimed:
-            return True
-        classes, members = self._claims_version
-        is_news = classes != self._queue.classes_version or members != self._resources.members_version
-        return is_news and self._queue.has_aside
-
-    def _make_claims(self) -> None:
-        """Let the classes that are aside claim, best rank first, before anyone else is placed."""
-        version = (self._queue.classes_version, self._resources.members_version)
-        if version != self._claims_version:
-            self._claims_version = version
-            self._unclaimed = self._look_over_claims()
-        for queue in self._unclaimed:
-            if queue.blocked and len(self._claims) < CLAIMS_MAX and self._could_starve(queue.request):
-                self._claim(queue)
-        self._unclaimed = []
-
-    def _look_over_claims(self) -> list[ClassQueue]:
-        """Drop claims on workers that take no work; returns the classes aside that have none, best rank first."""
-        by_seq = self._resources.by_seq
-        for seq in list(self._claims):
-            worker = by_seq.get(seq)
-            if worker is None or not worker.accepts_work:
-                del self._claims[seq]
-        having = {claim.queue.request.number for claim in self._claims.values()}
-        without = [queue for queue in self._queue.aside() if queue.request.number not in having]
-        return sorted(without, key=self._rank_of)
-
-    def _rank_of(self, queue: ClassQueue) -> Rank:
-        head = self._queue.head(queue)
-        return self._queue.rank(head) if head is not None else (math.inf, 0)
-
-    def _drop_claim(self, queue: ClassQueue) -> None:
-        """A class is no longer aside: whoever its claim kept off the worker may look again."""
-        index = self._indexes.get(queue.request.number)
-        claim = self._claims.get(index.claim_seq) if index is not None else None
-        if index is not None and claim is not None and claim.queue is queue:
-            del self._claims[index.claim_seq]
-            worker = self._resources.by_seq.get(index.claim_seq)
-            if worker is not None:
-                self._resources.touch(worker)
-
-    def _could_starve(self, request: RequestClass) -> bool:
-        """Whether smaller tasks could keep taking what this class needs at one time."""
-        index, version = self._of(request), self._queue.classes_version
-        if index.could_starve[0] != version:
-            need = request.needs[0]
-            others = islice(self._queue.classes_beside(request), STARVE_COMPARED_MAX)
-            index.could_starve = (version, any(not _covers(other.request.needs[0], need) for other in others))
-        return index.could_starve[1]
-
-    def _claim(self, queue: ClassQueue) -> None:
-        request = queue.request
-        index = self._of(request)
-        worker = self._resources.by_seq.get(index.claim_seq)
-        if worker is None or not worker.accepts_work or worker.seq in self._claims:
-            worker = self._choose_claim(index, request)
-        if worker is not None:
-            index.claim_seq = worker.seq
-            self._claims[worker.seq] = Claim(queue, request.needs[self._possible(index, request, worker)[0]])
-
-    def _choose_claim(self, index: Candidates, request: RequestClass) -> WorkerInfo | None:
-        """The worker with the earliest start among a sample that moves on with each call."""
-        order, by_seq = self._resources.order, self._resources.by_seq
-        freest: list[tuple[int, int]] = []
-        for step in range(min(len(order), CLAIM_SAMPLE_MAX)):
-            seq = order[(self._claim_cursor + step) % len(order)]
-            worker = by_seq.get(seq)
-            if worker is None or not worker.accepts_work or seq in self._claims:
-                continue
-            if self._possible(index, request, worker):
-                freest.append((worker.task_count + len(worker.task_queue), seq))
-        self._claim_cursor += CLAIM_SAMPLE_MAX
-        starts = []
-        for _, seq in sorted(freest)[:CLAIM_CANDIDATES_MAX]:
-            need = request.needs[self._possible(index, request, by_seq[seq])[0]]
-            starts.append((self._earliest_start(by_seq[seq], need), seq))
-        return by_seq[min(starts)[1]] if starts else None
-
-    def _earliest_start(self, worker: WorkerInfo, need: Need) -> Instant:
-        """When `need` will fit, by the upper estimates of what runs there; far away where they are unknown."""
-        ledger = self._empty(worker)
-        ends = sorted((self._upper_end(task), task.id) for task in worker.running.values())
-        for task in worker.running.values():
-            ledger.reserve_exactly(need_of(task), task.devices)
-        if ledger.can_fit(need):
-            return self._now
-        for end, task_id in ends:
-            task = worker.running[task_id]
-            ledger.release(need_of(task), task.devices)
-            if ledger.can_fit(need):
-                return end
-        return _FAR
-
-    def _upper_end(self, task: Task) -> Instant:
-        upper = self._upper_runtime(task)
-        state = task.state
-        started = state.started_at_ns if isinstance(state, Running) else self._now
-        return _FAR if upper is None else max(self._now, started + upper)
-
-    def _upper_runtime(self, task: Task) -> int | None:
-        estimate = self._runtimes.predict(task.kind, task.requirements.estimated_time)
-        if estimate is None:
-            return None if task.rules.timeout_s is None else int(task.rules.timeout_s * SECOND)
-        return int(estimate.upper_s * SECOND)
-
-    def _leaves_claim(self, task: Task, worker: WorkerInfo, need: Need, later: float) -> bool:
-        """Whether a task may go to a worker, for all that a class aside of better rank claims there."""
-        claim = self._claims.get(worker.seq)
-        if claim is None or claim.queue.request is task.request:
-            return True
-        if not claim.queue.blocked or self._queue.rank(task) < self._rank_of(claim.queue):
-            return True
-        if later:
-            return False
-        if claim.version != worker.version:
-            claim.start_ns, claim.version = self._earliest_start(worker, claim.need), worker.version
-        start = claim.start_ns
-        upper = self._upper_runtime(task)
-        if upper is not None and start < _FAR and self._now + upper <= start:
-            return True
-        ledger = self._empty(worker)
-        for running in worker.running.values():
-            if self._upper_end(running) > start:
-                ledger.reserve_exactly(need_of(running), running.devices)
-        return ledger.reserve(need) is not None and ledger.can_fit(claim.need)
 
     def check(self) -> None:
         """No class may be aside while it could start somewhere that nobody claims. Raises AssertionError.
@@ -607,29 +444,9 @@ class Placer:
             task = self._queue.head(queue)
             assert task is not None, queue.request.requirements
             for worker in self._resources:
-                kept_off = not self.has_room(task, worker) or worker.seq in self._claims
+                kept_off = not self.has_room(task, worker) or worker.seq in self._claims.by_seq
                 assert kept_off, (task.id, worker.worker_id)
-
-    @staticmethod
-    def _empty(worker: WorkerInfo) -> Ledger:
-        if worker.resources is None:
-            raise ValueError(f"worker {worker.worker_id!r} has declared nothing")
-        return Ledger(worker.resources)
-
-
-#: Later than any instant that an estimate gives.
-_FAR: Instant = 1 << 62
 
 
 def _queued(worker: WorkerInfo) -> int:
     return len(worker.task_queue) - worker.outgoing + worker.incoming
-
-
-def _covers(big: Need, small: Need) -> bool:
-    """Whether whatever holds `big` also holds `small`."""
-    if small.cpus > big.cpus or small.ram_mb > big.ram_mb or small.gpus * small.share > big.gpus * big.share:
-        return False
-    if small.gpu_mb > big.gpu_mb and small.gpus:
-        return False
-    amounts = dict(big.custom)
-    return all(amounts.get(name, 0) >= amount for name, amount in small.custom)

@@ -9,6 +9,7 @@ over when it surfaces. Ties are broken by the id, so that a retry keeps its plac
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, KeysView
 from heapq import heapify, heappop, heappush, heapreplace
@@ -163,6 +164,11 @@ class TaskQueue:
     def rank(self, task: Task) -> Rank:
         """The rank of a task: lower goes first. Constant while it waits."""
         return (self._ageing_per_ns * task.submitted_ns - self._level_of(task), task.id)
+
+    def rank_of_head(self, queue: ClassQueue) -> Rank:
+        """The rank of the task of a class that goes first; behind all others where nothing waits."""
+        head = self.head(queue)
+        return self.rank(head) if head is not None else (math.inf, 0)
 
     def push(self, task: Task) -> None:
         """Queue a task in the place that its rank gives it. O(log levels), and O(log n) for one that came back."""

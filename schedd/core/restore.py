@@ -9,13 +9,16 @@ A million tasks take seconds; whoever drives this goes on a step at a time, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from heapq import merge
+
+from msgspec import Struct
 
 from schedd.core import effects as fx
 from schedd.core.guard import Guard
 from schedd.core.model import SECOND, Cancelled, Held, Instant, Task, TaskId, WorkerId
 from schedd.core.retries import blame, end_pause
+from schedd.core.submits import Admitted
 from schedd.core.tables import ATTEMPTS_KEPT_MAX, Tables
 from schedd.core.tasks import make_task
 
@@ -23,8 +26,29 @@ from schedd.core.tasks import make_task
 ROWS_PER_STEP = 2000
 
 
+class Recorded(Struct):
+    """What a daemon starts from.
+
+    batches: what was admitted and not yet forgotten, in the order of the ids. ended: those of its ids that are over.
+    changes: what changed the others, in the order in which it happened. finished: tasks that ended, the oldest end
+    first. workers: those that were there. draining: the incarnations of those of them that were; who comes back as
+    another takes work. verdicts: `WorkerQuarantined` and `KindHeld` that stood. submits: those that their clients may
+    send again.
+    """
+
+    batches: Iterable[fx.TasksAdmitted] = ()
+    ended: Set[int] = frozenset()
+    changes: Iterable[fx.Fact] = ()
+    finished: Iterable[Task] = ()
+    workers: Iterable[WorkerId] = ()
+    next_id: int = 1
+    draining: Mapping[WorkerId, str] = {}
+    verdicts: Iterable[fx.Fact] = ()
+    submits: Iterable[Admitted] = ()
+
+
 class Restore:
-    """Fills empty tables. Go through `batches`, then `changes`, then `verdicts`, then `finish`."""
+    """Fills empty tables."""
 
     def __init__(self, tables: Tables, guard: Guard, now: Instant) -> None:
         self._t = tables
@@ -37,7 +61,18 @@ class Restore:
         self._cancelled: list[Task] = []
         self._exempt: list[Task] = []
 
-    def batches(self, batches: Iterable[fx.TasksAdmitted], ended: Set[int]) -> Iterator[None]:
+    def steps(self, recorded: Recorded, grace_ns: Instant) -> Iterator[None]:
+        """Go through all of it, in the one order that works."""
+        yield from self._enter(recorded.batches, recorded.ended)
+        yield from self._change(recorded.changes)
+        self._judge(recorded.verdicts)
+        yield from self._enter_finished(recorded.finished)
+        for admitted in recorded.submits:
+            self._t.submits.add(admitted, 0)
+        self._t.drained = dict(recorded.draining)
+        yield from self._finish(recorded.workers, recorded.next_id, grace_ns)
+
+    def _enter(self, batches: Iterable[fx.TasksAdmitted], ended: Set[int]) -> Iterator[None]:
         """Enter what was admitted and has not ended. Batches in the order of their ids."""
         t = self._t
         entered = 0
@@ -60,7 +95,7 @@ class Restore:
                 entered = 0
                 yield
 
-    def changes(self, changes: Iterable[fx.Fact]) -> Iterator[None]:
+    def _change(self, changes: Iterable[fx.Fact]) -> Iterator[None]:
         """Apply what changed tasks that have not ended, in the order in which it happened."""
         for number, fact in enumerate(changes, 1):
             if not number % ROWS_PER_STEP:
@@ -98,7 +133,7 @@ class Restore:
         cap_ns = int(self._t.settings.retries.cap_s(task.rules) * SECOND)
         task.not_before_ns = max(task.not_before_ns, min(retry_at_ns, self._t.now + cap_ns))
 
-    def finished(self, rows: Iterable[Task]) -> Iterator[None]:
+    def _enter_finished(self, rows: Iterable[Task]) -> Iterator[None]:
         """Enter tasks that had ended, the oldest end first."""
         for number, task in enumerate(rows, 1):
             self._ended.append(task)
@@ -108,13 +143,13 @@ class Restore:
             if not number % ROWS_PER_STEP:
                 yield
 
-    def verdicts(self, facts: Iterable[fx.Fact]) -> None:
+    def _judge(self, facts: Iterable[fx.Fact]) -> None:
         """Put quarantines and holds of kinds into force again."""
         self._guard.restore(facts)
         for task in self._exempt:
             self._guard.exempt(task)
 
-    def finish(self, workers: Iterable[WorkerId], next_id: int, grace_ns: Instant) -> Iterator[None]:
+    def _finish(self, workers: Iterable[WorkerId], next_id: int, grace_ns: Instant) -> Iterator[None]:
         """Let the tasks stand where they belong, and wait for the workers."""
         t = self._t
         ended = sorted(self._ended, key=_id)

@@ -27,6 +27,7 @@ from schedd.core.engine import Engine
 from schedd.core.health import FailureRules
 from schedd.core.model import SECOND
 from schedd.core.placement import PrefetchRule
+from schedd.core.restore import Recorded
 from schedd.core.retries import RetryRules
 from schedd.core.tables import EngineSettings
 from schedd.errors import ConfigError, JournalError, ScheddError
@@ -203,22 +204,18 @@ class Daemon:
         await _through(journal.loading(live, limits.finished_keep_count, limits.keyed_keep_count))
         workers = [worker.worker_id for worker in live.workers]
         grace_ns = int(settings.adoption_grace_s * SECOND)
-        finished = [finished_row(record) for record in live.finished]
-        draining = {worker.worker_id: worker.incarnation for worker in live.workers if worker.draining}
-        steps = engine.restoring(
-            live.batches,
-            live.ended,
-            live.changes,
-            finished,
-            workers,
-            live.next_id,
-            clock.now_ns(),
-            grace_ns,
-            draining,
-            live.verdicts,
-            live.submits,
+        recorded = Recorded(
+            batches=live.batches,
+            ended=live.ended,
+            changes=live.changes,
+            finished=[finished_row(record) for record in live.finished],
+            workers=workers,
+            next_id=live.next_id,
+            draining={worker.worker_id: worker.incarnation for worker in live.workers if worker.draining},
+            verdicts=live.verdicts,
+            submits=live.submits,
         )
-        await _through(steps)
+        await _through(engine.restoring(recorded, clock.now_ns(), grace_ns))
         engine.recall(live.learned)
         service.remember(workers)
         service.loop.wake()  # what a restart leaves to be done, and the deadlines

@@ -15,6 +15,7 @@ from msgspec import Struct, structs
 from schedd.core import effects as fx
 from schedd.core.engine import Engine
 from schedd.core.model import Instant, Task, TaskId
+from schedd.core.restore import Recorded
 from schedd.core.submits import Admitted
 from schedd.core.tasks import RESULT_DROPPED
 from schedd.journal.records import (
@@ -134,22 +135,18 @@ class Live:
 
     def restore(self, engine: Engine, now: Instant, grace_ns: Instant) -> None:
         """Fill an engine, as the daemon does at its start."""
-        workers = [worker.worker_id for worker in self.workers]
-        finished = [finished_row(record) for record in self.finished]
-        draining = {worker.worker_id: worker.incarnation for worker in self.workers if worker.draining}
-        engine.restore(
-            self.batches,
-            self.ended,
-            self.changes,
-            finished,
-            workers,
-            self.next_id,
-            now,
-            grace_ns,
-            draining,
-            self.verdicts,
-            self.submits,
+        recorded = Recorded(
+            batches=self.batches,
+            ended=self.ended,
+            changes=self.changes,
+            finished=[finished_row(record) for record in self.finished],
+            workers=[worker.worker_id for worker in self.workers],
+            next_id=self.next_id,
+            draining={worker.worker_id: worker.incarnation for worker in self.workers if worker.draining},
+            verdicts=self.verdicts,
+            submits=self.submits,
         )
+        engine.restore(recorded, now, grace_ns)
 
 
 class _Turn(Struct):

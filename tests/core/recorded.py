@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from schedd.core import effects as fx
+from schedd.core import restore
 from schedd.core.engine import Engine
 from schedd.core.model import TaskId, WorkerId
 from schedd.core.submits import admitted
@@ -58,14 +59,16 @@ class Recorded:
 
     def restore(self, engine: Engine, now: int, grace_ns: int) -> None:
         """Fill a new engine. Batches and changes of what has ended are gone from a journal."""
-        batches = [batch for batch in self.batches if not self.ended.issuperset(batch.ids)]
-        changes = [fact for fact in self.changes if getattr(fact, "task_id", 0) not in self.ended]
-        finished = [finished_row(record) for record in self.finished]
-        workers = list(self.workers)
-        draining = {name: run for name, run in self.workers.items() if name in self.draining}
-        verdicts = list(self.verdicts.values())
-        submits = [admitted(batch) for batch in self.batches if batch.client]
-        engine.restore(
-            batches, self.ended, changes, finished, workers, self.next_id, now, grace_ns, draining, verdicts, submits
+        recorded = restore.Recorded(
+            batches=[batch for batch in self.batches if not self.ended.issuperset(batch.ids)],
+            ended=self.ended,
+            changes=[fact for fact in self.changes if getattr(fact, "task_id", 0) not in self.ended],
+            finished=[finished_row(record) for record in self.finished],
+            workers=list(self.workers),
+            next_id=self.next_id,
+            draining={name: run for name, run in self.workers.items() if name in self.draining},
+            verdicts=list(self.verdicts.values()),
+            submits=[admitted(batch) for batch in self.batches if batch.client],
         )
+        engine.restore(recorded, now, grace_ns)
         engine.check()

@@ -431,7 +431,7 @@ def test_estimate_of_the_engine() -> None:
     world = World()
     world.join()
     task = Task(id=0, requirements=TaskRequirements(estimated_time=2), rules=TaskRules(timeout_s=9))
-    assert world.engine._t.placer._upper_runtime(task) == 3 * SECOND
+    assert world.engine._t.placer._claims._upper_runtime(task) == 3 * SECOND
 
 
 def test_pass_is_cut_short_and_goes_on_in_the_next_turn() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from schedd.core import effects as fx
 from schedd.core import events as ev
+from schedd.core import restore
 from schedd.core.engine import Engine
 from schedd.core.model import (
     SECOND,
@@ -304,7 +305,7 @@ def test_ids_are_never_given_again() -> None:
 def test_ids_above_what_was_loaded() -> None:
     """Batches that are gone, and finished tasks that are not remembered any more."""
     world = Restartable()
-    world.engine.restore([], set(), [], [], [], 1000, world.now, 0)
+    world.engine.restore(restore.Recorded(next_id=1000), world.now, 0)
     world.engine.check()
     assert world.submit() == [1000]
 

@@ -221,13 +221,13 @@ def forget_cancels_at_restore() -> Iterator[None]:
 @mutant
 def give_ids_again() -> Iterator[None]:
     """After a restart ids go on from what is unfinished."""
-    finish = Restore.finish
+    finish = Restore._finish
 
     def finish_from_one(self: Restore, workers: Any, next_id: int, grace_ns: Instant) -> Iterator[None]:
         return finish(self, workers, 1, grace_ns)
 
-    forget = patch.object(Restore, "finished", lambda self, rows: iter(()))
-    with patch.object(Restore, "finish", finish_from_one), forget:
+    forget = patch.object(Restore, "_enter_finished", lambda self, rows: iter(()))
+    with patch.object(Restore, "_finish", finish_from_one), forget:
         yield
 
 
