@@ -62,7 +62,7 @@ class Claims:
         #: Classes that were set aside and have not claimed yet: nobody came after them so far.
         self._unclaimed: list[ClassQueue] = []
         #: The seq of the worker that a class claims, or claimed last, by number of the class.
-        self._chosen: dict[int, int] = {}
+        self.chosen: dict[int, int] = {}
         #: By number of the class, as long as the same classes wait.
         self._could_starve: dict[int, bool] = {}
         #: The classes and workers that were there when the claims were last looked over.
@@ -75,7 +75,7 @@ class Claims:
         self._version = (-1, -1)
         self.by_seq.clear()
         self._unclaimed.clear()
-        self._chosen.clear()
+        self.chosen.clear()
 
     def note_aside(self, queue: ClassQueue) -> None:
         """Note that a class was set aside; it claims when somebody comes after it."""
@@ -83,12 +83,12 @@ class Claims:
 
     def note_placed(self, queue: ClassQueue, worker: WorkerInfo) -> None:
         """Note that a class got something on a worker: it chooses anew when it is set aside again. O(1)."""
-        if self._chosen and self._chosen.get(queue.request.number) == worker.seq:
-            del self._chosen[queue.request.number]
+        if self.chosen.get(queue.request.number) == worker.seq:
+            del self.chosen[queue.request.number]
 
     def drop(self, queue: ClassQueue) -> None:
         """Give up the claim of a class that is no longer aside: whoever it kept off the worker may look again."""
-        seq = self._chosen.get(queue.request.number, 0)
+        seq = self.chosen.get(queue.request.number, 0)
         claim = self.by_seq.get(seq)
         if claim is not None and claim.queue is queue:
             del self.by_seq[seq]
@@ -128,7 +128,7 @@ class Claims:
                 del self.by_seq[seq]
         having = {claim.queue.request.number for claim in self.by_seq.values()}
         waiting = self._queue.numbers()
-        self._chosen = {n: seq for n, seq in self._chosen.items() if n in waiting or n in having}
+        self.chosen = {n: seq for n, seq in self.chosen.items() if n in waiting or n in having}
         without = [queue for queue in self._queue.aside() if queue.request.number not in having]
         return sorted(without, key=self._queue.rank_of_head)
 
@@ -144,11 +144,11 @@ class Claims:
 
     def _claim(self, queue: ClassQueue, now: Instant) -> None:
         request = queue.request
-        worker = self._resources.by_seq.get(self._chosen.get(request.number, 0))
+        worker = self._resources.by_seq.get(self.chosen.get(request.number, 0))
         if worker is None or not worker.accepts_work or worker.seq in self.by_seq:
             worker = self._choose(request, now)
         if worker is not None:
-            self._chosen[request.number] = worker.seq
+            self.chosen[request.number] = worker.seq
             self.by_seq[worker.seq] = Claim(queue, request.needs[self._possible_of(request, worker)[0]])
 
     def _choose(self, request: RequestClass, now: Instant) -> WorkerInfo | None:

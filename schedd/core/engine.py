@@ -51,6 +51,18 @@ _UNREACHABLE = WorkerStatus.UNREACHABLE
 RUNTIMES = "runtimes"
 #: A turn that is late by so much is late because the daemon did not run, not because it had much to do.
 LATE_NS = SECOND // 4
+#: Events that come from a worker while it is there.
+LIFE = frozenset(
+    {
+        ev.WorkerLeft,
+        ev.WorkerDraining,
+        ev.Heartbeat,
+        ev.AttemptsStarted,
+        ev.AttemptsFinished,
+        ev.AttemptsReported,
+        ev.RevokesAnswered,
+    }
+)
 
 
 class Engine:
@@ -65,7 +77,7 @@ class Engine:
         self._fleet = fleet = Fleet(t, attempts, guard)
         self._preemptor = Preemptor(t)
         self._requests = requests = Requests(t, guard)
-        self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
+        handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.SubmitTasks: requests.on_submit_tasks,
             ev.CancelTasks: requests.on_cancel_tasks,
             ev.PreemptTasks: requests.on_preempt_tasks,
@@ -85,6 +97,8 @@ class Engine:
             ev.RevokesAnswered: attempts.on_revokes_answered,
             ev.Wakeup: self._on_wakeup,
         }
+        #: What takes an event in, and whether the event shows that its worker is alive.
+        self._handlers = {event: (handler, event in LIFE) for event, handler in handlers.items()}
         #: When the turn before this one was.
         self._before_ns: Instant = 0
 
@@ -100,10 +114,10 @@ class Engine:
         self._before_ns, t.now = t.now, now
         self._requests.go_on()
         for event in events:
-            worker_id = getattr(event, "worker_id", None)
-            if worker_id is not None:
-                self._note_life(worker_id, event)
-            self._handlers[type(event)](event)
+            handler, is_life = self._handlers[type(event)]
+            if is_life:
+                self._note_life(event.worker_id)  # type: ignore[attr-defined]
+            handler(event)
         due = t.deadlines.next()
         if due is not None and due <= now:
             self._expire()
@@ -145,9 +159,9 @@ class Engine:
         """When the engine must be called with a `Wakeup` at the latest; None: not before the next event."""
         return self._t.deadlines.next()
 
-    def _note_life(self, worker_id: WorkerId, event: ev.Event) -> None:
+    def _note_life(self, worker_id: WorkerId) -> None:
         worker = self._t.resources.workers.get(worker_id)
-        if worker is not None and type(event) not in (ev.WorkerJoined, ev.WorkerDisconnected):
+        if worker is not None:
             worker.last_seen_ns = self._t.now
             if worker.status is _UNREACHABLE:
                 self._fleet.on_return(worker)

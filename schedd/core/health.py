@@ -245,8 +245,13 @@ class Health:
         rules, rates, group = self.rules, self._rates.get(task.kind), self._groups.get((task.job, task.kind))
         if rules.quarantine:
             cell = rates.cells.get(worker_id) if rates is not None else None
-            if rates is None or cell is None or cell.ok < CELL_MAX or now - rates.halved_ns >= rules.window_ns:
+            if rates is None or cell is None or now - rates.halved_ns >= rules.window_ns:
                 self.note_attempt(worker_id, task, True, 0, now)
+            elif cell.ok < CELL_MAX:
+                cell.ok += 1
+                rates.ok += 1
+                if cell.ok + cell.failed > CELL_MAX:
+                    _halve(rates, cell, 1)
         if rules.hopeless_kind and (
             group is None or group.ok < GROUP_MAX or group.run or now - group.halved_ns >= rules.window_ns
         ):

@@ -386,7 +386,8 @@ class Placer:
         return index
 
     def _rebuild(self, index: Candidates, request: RequestClass, task: Task) -> None:
-        index.possible.clear()
+        if len(index.possible) > 64 + 2 * len(self._resources):
+            index.possible.clear()  # most of them are gone
         entries = (self._entry(index, task, request, worker) for worker in self._resources)
         index.heap = [entry for entry in entries if entry is not None]
         heapify(index.heap)
@@ -395,12 +396,12 @@ class Placer:
         resources = self._resources
         changes, base, by_seq, roomy = resources.changes, resources.base, resources.by_seq, self._roomy
         takes_any = self._takes_any() or not request.cpus_min
-        for position in range(index.cursor - base, len(changes)):
-            worker = by_seq.get(changes[position])
+        for version, seq in enumerate(changes[index.cursor - base :], index.cursor + 1):
+            if seq not in roomy and not takes_any:
+                continue  # nearly all, on a busy cluster
+            worker = by_seq.get(seq)
             # Only the newest change of a worker counts.
-            if worker is None or worker.version != base + position + 1:
-                continue
-            if takes_any or worker.seq in roomy:
+            if worker is not None and worker.version == version:
                 entry = self._entry(index, task, request, worker)
                 if entry is not None:
                     heappush(index.heap, entry)
@@ -432,7 +433,8 @@ class Placer:
             return
         self._left -= 1
         popped = self._queue.pop(queue)
-        self._claims.note_placed(queue, worker)
+        if self._claims.chosen:
+            self._claims.note_placed(queue, worker)
         self._dispatch(popped, worker, variant)
 
     def check(self) -> None:

@@ -26,6 +26,8 @@ COMPACT_ABOVE = 64
 
 #: Rank of the head of a class: (rank, seq); lower first.
 Rank = tuple[float, int]
+#: Behind all others.
+NO_RANK: Rank = (math.inf, 0)
 
 
 #: Equal labels make equal keys, in whatever order they came.
@@ -116,7 +118,7 @@ class _Level:
 class ClassQueue:
     """The queued tasks of one request class."""
 
-    __slots__ = ("blocked", "front", "heap", "levels", "posted", "request", "size", "stale")
+    __slots__ = ("blocked", "front", "heap", "levels", "posted", "rank", "request", "size", "stale")
 
     def __init__(self, request: RequestClass) -> None:
         self.request = request
@@ -128,6 +130,8 @@ class ClassQueue:
         self.stale = 0
         #: The head as last worked out; None: it may have changed since.
         self.front: Task | None = None
+        #: The rank of `front`.
+        self.rank: Rank = NO_RANK
         #: The rank under which the queue of queues has it; None: not in there.
         self.posted: Rank | None = None
         #: Set aside by a placement pass: no worker has room for it, until one changes or its head does.
@@ -167,8 +171,7 @@ class TaskQueue:
 
     def rank_of_head(self, queue: ClassQueue) -> Rank:
         """The rank of the task of a class that goes first; behind all others where nothing waits."""
-        head = self.head(queue)
-        return self.rank(head) if head is not None else (math.inf, 0)
+        return queue.rank if self.head(queue) is not None else NO_RANK
 
     def push(self, task: Task) -> None:
         """Queue a task in the place that its rank gives it. O(log levels), and O(log n) for one that came back."""
@@ -233,10 +236,9 @@ class TaskQueue:
             if queue is None or queue.blocked or queue.posted != (rank, seq):
                 heappop(heads)
                 continue
-            head = self.head(queue)
-            if head is None:
+            if self.head(queue) is None:
                 raise AssertionError(f"class {number} has {queue.size} tasks and no head")
-            rank_now = self.rank(head)
+            rank_now = queue.rank
             if rank_now == (rank, seq):
                 return queue
             # Its head was taken or moved since, or the same task came back: its rank is later than it has posted.
@@ -252,7 +254,7 @@ class TaskQueue:
             return queue.front
         heap = queue.heap
         while heap:
-            _, seq, value = heap[0]
+            rank, seq, value = heap[0]
             level = queue.levels.get(value)
             if level is None or level.posted != seq:
                 heappop(heap)
@@ -262,10 +264,14 @@ class TaskQueue:
                 heappop(heap)
                 del queue.levels[value]
             elif task.id != seq:
-                level.posted = task.id
-                heapreplace(heap, (self._ageing_per_ns * task.submitted_ns - value, task.id, value))
+                level.posted = seq = task.id
+                rank = self._ageing_per_ns * task.submitted_ns - value
+                heapreplace(heap, (rank, seq, value))
+                if heap[0][1:] == (seq, value):  # still the best of the levels
+                    queue.front, queue.rank = task, (rank, seq)
+                    return task
             else:
-                queue.front = task
+                queue.front, queue.rank = task, (rank, seq)
                 return task
         return None
 
@@ -300,9 +306,8 @@ class TaskQueue:
         queue.blocked = False
         del self._aside[queue.request.number]
         self._returned.append(queue)
-        head = self.head(queue)
-        if head is not None:
-            self._post(queue, self.rank(head))
+        if self.head(queue) is not None:
+            self._post(queue, queue.rank)
 
     @property
     def has_aside(self) -> bool:
@@ -401,4 +406,5 @@ class TaskQueue:
             assert len(set(alive)) == len(alive), (queue.request.requirements, sorted(alive))
             assert len(alive) == queue.size, (queue.request.requirements, len(alive), queue.size)
             total += queue.size
+            assert queue.front is None or queue.rank == self.rank(queue.front), (queue.rank, queue.front.id)
         assert total == self.size, (total, self.size)

@@ -255,15 +255,15 @@ class ResourceManager:
             return
         changes = self.changes
         for worker in touched.values():
-            ledger, is_open = worker.ledger, False
-            if worker.status is _IDLE or worker.status is _BUSY:
+            ledger, seq, status = worker.ledger, worker.seq, worker.status
+            takes_work = status is _IDLE or status is _BUSY
+            if takes_work:
                 worker.status = _IDLE if self._has_free(worker) else _BUSY
-                is_open = ledger is not None and ledger.free_cpus > 0
-            if is_open:
-                self.open.add(worker.seq)
+            if takes_work and ledger is not None and ledger.free_cpus > 0:
+                self.open.add(seq)
             else:
-                self.open.discard(worker.seq)
-            changes.append(worker.seq)
+                self.open.discard(seq)
+            changes.append(seq)
             worker.version = self.base + len(changes)
         if self._fresh:
             self._fresh.update(touched)

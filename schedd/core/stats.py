@@ -15,6 +15,7 @@ from schedd.core.model import WorkerId
 LEARNED_MAX = 20_000
 #: Kinds come from clients; the least recently seen beyond this are forgotten.
 KINDS_MAX = 10_000
+_INF = math.inf
 
 
 class Learned(Struct, frozen=True, array_like=True, gc=False):
@@ -48,7 +49,7 @@ class PerformanceStats:
 
     def update(self, duration: float, success: bool) -> None:
         """Add one attempt: its seconds, and whether it succeeded. Raises ValueError for a negative or NaN duration."""
-        if not (math.isfinite(duration) and duration >= 0):
+        if not 0.0 <= duration < _INF:
             raise ValueError(f"a duration must be finite and at least 0, not {duration!r}")
         a = self._alpha
         self._duration += a * (duration - self._duration)
@@ -112,7 +113,8 @@ class RuntimeTable:
         else:
             self._by_kind.move_to_end(kind)
         stats.update(runtime_s, success)
-        self._judge(kind, stats)
+        if (stats.avg_completion_time <= self._short_s) is not (kind in self.short):
+            self._judge(kind, stats)
 
     def _judge(self, kind: str, stats: PerformanceStats) -> None:
         if stats.avg_completion_time <= self._short_s:
