@@ -55,10 +55,12 @@ class Oracle:
         self.ends: Counter[Cause] = Counter()
         #: While the disk refuses, work goes on without it.
         self.disk_has_refused = False
-        #: (task id, attempt, worker) of executions that really began.
+        #: (task id, attempt, worker) of executions that really began, or of which the worker said so.
         self._begun: set[tuple[TaskId, int, str]] = set()
         #: How those ended that were not killed with their worker.
         self._over: dict[tuple[TaskId, int, str], Ending] = {}
+        #: (task id, attempt, worker) of what workers were told to drop.
+        self._dropped: set[tuple[TaskId, int, str]] = set()
         #: Attempts that were asked to make room.
         self._preempted: set[tuple[TaskId, int]] = set()
         #: Priorities of tasks, as the present start of the daemon told them.
@@ -105,6 +107,9 @@ class Oracle:
                     must(before is None or before[0] < fact.attempt, f"attempt of {fact} was given before: {before}")
                     self._current[fact.task_id] = (fact.attempt, fact.worker_id)
                     self._dispatched_ns[fact.task_id, fact.attempt, fact.worker_id] = self._kernel.now_ns
+                case fx.AttemptBegan():
+                    # Perhaps not yet: one that was sent ahead to a child may stand behind a short one there.
+                    self._begun.add((fact.task_id, fact.attempt, self._current[fact.task_id][1]))
                 case fx.AttemptEnded():
                     self._on_attempt_ended(fact)
                 case fx.WorkerGone():
@@ -118,6 +123,9 @@ class Oracle:
                     self._priorities |= priorities_of(fact)
                 case fx.PreemptAsked():
                     self._on_preempt_asked(daemon, fact)
+        for action in effects.actions:
+            if isinstance(action, fx.DropAttempts):
+                self._dropped.update((task_id, number, action.worker_id) for task_id, number in action.attempts)
 
     def _on_preempt_asked(self, daemon: Daemon, fact: fx.PreemptAsked) -> None:
         current = self._current.get(fact.task_id)
@@ -262,11 +270,26 @@ class Oracle:
         if task is not None and task.name == name:
             must(task.state != "succeeded", f"{row.name} runs again after its end was recorded")
         for other in others:
+            if self._is_superseded(other):
+                continue
             must(
                 max(self._given_up_ns(other.worker), self._changed_ns.get(row.task_id, 0)) >= self._given_ns(other),
                 f"{row.name} ({name}) begins on {execution.worker} while {other.row.name} runs undisturbed on "
                 f"{other.worker}",
             )
+
+    def _is_superseded(self, execution: Execution) -> bool:
+        """Told to end, because another worker came back that was given up and has as new an attempt of the task."""
+        row = execution.row
+        if (row.task_id, row.attempt, execution.worker) not in self._dropped:
+            return False
+        return any(
+            task_id == row.task_id
+            and attempt >= row.attempt
+            and worker != execution.worker
+            and self._gone_ns.get(worker, self._kernel.now_ns) <= self._given_ns(execution)
+            for task_id, attempt, worker in self._dispatched_ns
+        )
 
     def _given_ns(self, execution: Execution) -> Instant:
         """When an attempt was given to its worker."""
