@@ -136,7 +136,7 @@ class LimitsSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Table [limits]: bounds of the daemon's memory."""
 
     unfinished_max: AtLeastOne = 5_000_000
-    finished_keep_count: AtLeastOne = 20_000
+    finished_keep_count: AtLeastOne = 10_000
     keyed_keep_count: AtLeastOne = 100_000
     results_keep_mb: NotNegative = 16.0
 

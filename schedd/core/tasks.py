@@ -83,7 +83,7 @@ class TaskTable:
 
     def __init__(
         self,
-        finished_keep_count: int = 20_000,
+        finished_keep_count: int = 10_000,
         results_keep_bytes: int = 16 * 1024 * 1024,
         keyed_keep_count: int = 100_000,
     ) -> None:
