@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from schedd.core import effects as fx
 from schedd.core import events as ev
-from schedd.core.model import SECOND, WorkerId, WorkerResources
+from schedd.core.model import SECOND, Instant, WorkerId, WorkerResources
 from schedd.sim.checks import Oracle
 from schedd.sim.daemon import Daemon
 from schedd.sim.disk import Disk
@@ -24,8 +24,6 @@ CHECK_TURNS = 4
 COMPARE_TURNS = 16
 #: Steps between two looks whether all has ended.
 LOOK_STEPS = 20
-#: Seconds between two looks whether a daemon that was frozen has listened for long enough.
-LOOK_S = 0.01
 #: How long all must have ended, so that nothing old is under way any more.
 REST_NS = 3 * SECOND
 #: More than any seed needs: a loop without time passing is a failure too.
@@ -114,13 +112,21 @@ class Cluster:
             for machine in self.machines:
                 if machine.name not in daemon.awaited and machine.name in self.oracle.incarnations:
                     self.oracle.on_grace_over(machine.name)
-        self.kernel.put_at(self.kernel.now_ns + daemon.grace_ns, self._grace_over, daemon)
+        self._grace_over(daemon)
+
+    def on_thaw(self, daemon: Daemon, frozen_ns: Instant) -> None:
+        """The daemon goes on, with all that has come meanwhile still to be read."""
+        self.oracle.on_thaw(daemon, frozen_ns)
+        daemon.process.go_on()
+        self._grace_over(daemon)
 
     def _grace_over(self, daemon: Daemon) -> None:
-        if daemon is not self.daemon:
+        """Look whether the grace has ended; just before, for what the daemon does at that instant."""
+        if daemon is not self.daemon or daemon.process.is_stopped:
             return
-        if daemon.process.is_stopped or self.kernel.now_ns < self.oracle.listens_until_ns(daemon):
-            self.kernel.call_in(LOOK_S, self._grace_over, daemon)
+        until_ns = max(daemon.started_ns + daemon.grace_ns, self.oracle.listens_until_ns(daemon)) - 1
+        if self.kernel.now_ns < until_ns:
+            self.kernel.put_at(until_ns, self._grace_over, daemon)
             return
         for worker_id in daemon.awaited:
             if worker_id not in daemon.engine.resources.workers:

@@ -138,8 +138,7 @@ class Faults:
         daemon = self._cluster.daemon
         if daemon is not None and daemon.process.is_stopped:
             self._kernel.note("the daemon goes on")
-            self._cluster.oracle.on_thaw(daemon, self._frozen_ns)
-            daemon.process.go_on()
+            self._cluster.on_thaw(daemon, self._frozen_ns)
 
     def _crash_worker(self) -> None:
         cluster = self._cluster
