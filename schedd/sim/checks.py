@@ -267,7 +267,9 @@ class Oracle:
         known = execution.worker in self.recording.workers or self.disk_has_refused
         must(known, f"{row.name} begins on {execution.worker}, of which a restarted daemon would know nothing")
         task = self.recording.tasks.get(row.task_id)
-        if task is not None and task.name == name:
+        # A worker that no daemon has heard of since a restart begins what the one before it gave it.
+        is_told = max(self._heard_ns.get(execution.worker, 0), self._given_ns(execution)) >= self._daemon_started_ns
+        if task is not None and task.name == name and is_told:
             must(task.state != "succeeded", f"{row.name} runs again after its end was recorded")
         for other in others:
             if self._is_superseded(other):
