@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from schedd.core import effects as fx
 from schedd.core.effects import Effects
 from schedd.core.model import Instant
 from schedd.journal.records import finished_records
@@ -19,6 +20,8 @@ from schedd.server.ports import Journal, Reactor
 log = Log("schedd.server")
 
 Promise = Callable[[], None]
+#: Facts that come of themselves, and are answers to nobody's request.
+OF_ATTEMPTS = frozenset({fx.AttemptDispatched, fx.AttemptBegan, fx.AttemptEnded, fx.TaskFinished})
 
 
 class Promises:
@@ -43,12 +46,18 @@ class Promises:
         """Turns that are not on disk yet and have promised something."""
         return len(self._waiting)
 
-    def record(self, turn: int, effects: Effects, promises: Sequence[Promise], now: Instant) -> None:
-        """Take the facts of a turn to the journal, and keep its promises when they are there."""
+    def record(
+        self, turn: int, effects: Effects, promises: Sequence[Promise], now: Instant, *, is_busy: bool = False
+    ) -> None:
+        """Take the facts of a turn to the journal, and keep its promises when they are there.
+
+        is_busy: many tasks are under way, so that nobody waits for the end of a single one.
+        """
         journal, facts = self.journal, effects.facts
         if journal is not None and facts:
             self._recorded = turn
-            journal.append(turn, facts, finished_records(facts, effects.finished), now)
+            can_wait = is_busy and all(type(fact) in OF_ATTEMPTS for fact in facts)
+            journal.append(turn, facts, finished_records(facts, effects.finished), now, can_wait)
         if journal is None or journal.durability == "off" or self._written >= self._recorded:
             for promise in promises:
                 promise()

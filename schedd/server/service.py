@@ -15,7 +15,7 @@ from schedd.config import Settings
 from schedd.core import effects as fx
 from schedd.core.engine import Engine
 from schedd.core.events import WorkerDisconnected
-from schedd.core.model import SECOND, Instant, Task, TaskId, WorkerId, WorkerStatus
+from schedd.core.model import SECOND, Assigned, Instant, Queued, Running, Task, TaskId, WorkerId, WorkerStatus
 from schedd.core.tasks import RESULT_DROPPED, is_meant
 from schedd.journal.records import FinishedTask, finished_row
 from schedd.log import Log
@@ -49,6 +49,8 @@ FETCHED_TOGETHER_MAX = 100
 FETCHED_BYTES_MAX = 8 * 1024 * 1024
 #: Names of peers are at most this long, in characters.
 NAME_MAX = 200
+#: With more tasks than this queued or under way the end of one may be on disk a moment later.
+BUSY_ABOVE = 64
 
 T = TypeVar("T")
 
@@ -628,7 +630,9 @@ class Service:
         acks = self._handled_acks()
         if acks:
             promises.append(lambda: self._acknowledge(acks))
-        self.promises.record(turn, effects, promises, self.clock.now_ns())
+        counts = self.engine.tasks.counts
+        is_busy = counts[Queued] + counts[Assigned] + counts[Running] > BUSY_ABOVE
+        self.promises.record(turn, effects, promises, self.clock.now_ns(), is_busy=is_busy)
 
     def _note_workers(self, facts: list[fx.Fact], turn: int) -> Promise | None:
         """Follow who comes and goes; hold what is for a worker that no restart would wait for until it is on disk."""

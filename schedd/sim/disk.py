@@ -204,7 +204,9 @@ class Journal:
     def load(self, finished_max: int) -> Live:
         return self._disk.load(self._index, finished_max)
 
-    def append(self, turn: int, facts: list[fx.Fact], finished: list[FinishedTask], now: Instant) -> None:
+    def append(
+        self, turn: int, facts: list[fx.Fact], finished: list[FinishedTask], now: Instant, can_wait: bool = False
+    ) -> None:
         """Take the facts of a turn; `committed` tells when they are there."""
         self._waiting.append(_Turn(turn, now, facts, finished))
         if self._writing is None:

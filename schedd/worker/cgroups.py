@@ -61,8 +61,12 @@ class Cell:
         os.mkdir(path)  # noqa: PTH102
         self._procs = os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
         self._events = os.open(f"{path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
-        #: Of the roots that were here before; None where the kernel does not count.
-        self._oom_kills_before = oom_kills_of(path)
+        #: None where the kernel does not count.
+        self._memory_events: int | None = None
+        with contextlib.suppress(OSError):
+            self._memory_events = os.open(f"{path}/memory.events", os.O_RDONLY | os.O_CLOEXEC)
+        #: Of the roots that were here before.
+        self._oom_kills_before = self._oom_kills_ever()
         #: Something was killed in it and may not be gone yet.
         self.is_dirty = False
         #: Somebody else removed it.
@@ -94,8 +98,7 @@ class Cell:
     def reset(self) -> None:
         """Begin with the next root."""
         self.is_dirty = False
-        if self._oom_kills_before is not None:
-            self._oom_kills_before = oom_kills_of(self.path)
+        self._oom_kills_before = self._oom_kills_ever()
 
     def kill(self) -> None:
         """Kill all in it, and those that they fork meanwhile."""
@@ -105,13 +108,23 @@ class Cell:
 
     def oom_kills(self) -> int | None:
         """How many processes of this root the kernel killed for want of memory; None where nobody counts."""
-        now, before = oom_kills_of(self.path), self._oom_kills_before
+        now, before = self._oom_kills_ever(), self._oom_kills_before
         return None if now is None or before is None else now - before
+
+    def _oom_kills_ever(self) -> int | None:
+        if self._memory_events is None:
+            return None
+        try:
+            return oom_kills_in(os.pread(self._memory_events, EVENTS_BYTES, 0))
+        except OSError:
+            return None
 
     def close(self) -> None:
         """Kill what is left and remove it."""
         os.close(self._procs)
         os.close(self._events)
+        if self._memory_events is not None:
+            os.close(self._memory_events)
         end_group(self.path)
 
 
@@ -247,6 +260,10 @@ class Cells(Containment):
             self._free.append(tree.cell)
         return is_left
 
+    @property
+    def is_tight(self) -> bool:
+        return self._sole and not self._unclaimed and not self._waiting
+
     def close(self) -> None:
         """Remove the cells; what is in them is killed. The guard removes the rest."""
         self._moves.put(None)
@@ -325,14 +342,6 @@ class Cells(Containment):
                 return tree
         is_certain = len(self._settled) == 1 and not self._waiting and pid not in self._unclaimed
         return self._settled[0] if is_certain else None
-
-
-def oom_kills_of(group: str) -> int | None:
-    """How many processes of a group the kernel killed for want of memory, ever; None where it does not count."""
-    try:
-        return oom_kills_in(Path(f"{group}/memory.events").read_bytes())
-    except OSError:
-        return None
 
 
 def _own_group() -> str:

@@ -64,7 +64,7 @@ LOG_RUNTIME_NS = SECOND
 FRAME_SPARE_BYTES = 1024 * 1024
 #: While the backlog is longer than what runs, news goes to the daemon this often: the fixed costs of a frame, there and
 #: here, are then paid for several ends.
-NEWS_PAUSE_S = 0.002
+NEWS_PAUSE_S = 0.005
 #: Ends that nobody has acknowledged after one to two times this go to the disk.
 KEEP_AGE_S = 1.0
 

@@ -108,6 +108,14 @@ def _group_of(pid: int) -> int:
         return 0
 
 
+def has_ended_child() -> bool:
+    """Whether any child of this process has ended and is not reaped."""
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
+
+
 def children_of(pid: int) -> list[int]:
     """List the direct children of a process, of all its threads; empty where it is gone. About 15 µs a thread."""
     children: list[int] = []

@@ -71,6 +71,11 @@ class Containment:
         self.staff.add(pid)
         return pid
 
+    @property
+    def is_tight(self) -> bool:
+        """Whether nothing that a tree left can be alive once the tree has ended."""
+        return False
+
     def parent_pid(self) -> int:
         """The pid that a root sees as its parent's."""
         return os.getpid()

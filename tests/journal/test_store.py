@@ -110,6 +110,32 @@ def test_commits_are_told_in_order_and_turns_are_written_together(path: Path) ->
     assert unfinished(reopened(path)) == list(range(1, 1001))
 
 
+@pytest.mark.parametrize(
+    ("others_can_wait", "first_can_wait", "commits"), [(True, True, 1), (False, True, 1), (True, False, 2)]
+)
+def test_turns_that_can_wait_are_written_with_those_that_come_meanwhile(
+    path: Path, monkeypatch: pytest.MonkeyPatch, others_can_wait: bool, first_can_wait: bool, commits: int
+) -> None:
+    told: list[int] = []
+    journal = Journal(path, "off", committed=told.append)
+    journal.load()
+
+    def meanwhile(*_: object) -> None:
+        if len(appended) == 1:
+            appended.append(2)
+            journal.append(2, [held(2)], [], START, others_can_wait)
+
+    appended = [1]
+    monkeypatch.setattr("schedd.journal.store.time.sleep", meanwhile)
+    journal.append(1, [held(1)], [], START, first_can_wait)
+    journal.start()
+    while not told:
+        pass
+    meanwhile()  # where nobody waited for it
+    assert journal.close(TIMEOUT_S)
+    assert (told, journal.commits) == ([2] if commits == 1 else [1, 2], commits)
+
+
 def test_transaction_takes_a_bounded_number_of_turns(path: Path) -> None:
     journal_told: list[int] = []
     journal = Journal(path, "off", committed=journal_told.append)

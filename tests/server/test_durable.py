@@ -31,7 +31,9 @@ class FakeJournal:
         self.durability = durability
         self.turns: list[int] = []
 
-    def append(self, turn: int, facts: list[fx.Fact], finished: list[FinishedTask], now: Instant) -> None:
+    def append(
+        self, turn: int, facts: list[fx.Fact], finished: list[FinishedTask], now: Instant, can_wait: bool = False
+    ) -> None:
         self.turns.append(turn)
 
 

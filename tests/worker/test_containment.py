@@ -21,8 +21,8 @@ from schedd.core.model import Cause, Command, TaskId, TaskRules
 from schedd.errors import ConfigError
 from schedd.wire.messages import StopAttempts
 from schedd.worker import cgroups, namespace_init
-from schedd.worker.cgroups import oom_kills_of
 from schedd.worker.main import run_worker
+from schedd.worker.oom import oom_kills_in
 from schedd.worker.processes import children_of, descendants_of, read_file
 
 from .fake_daemon import until
@@ -515,7 +515,5 @@ async def test_mode_that_is_not_to_be_had(tmp_path: Path, monkeypatch: pytest.Mo
             await run_worker(settings, run.daemon.address)
 
 
-async def test_kills_for_want_of_memory_are_counted(tmp_path: Path) -> None:
-    assert oom_kills_of(str(tmp_path)) is None
-    (tmp_path / "memory.events").write_text("low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0\n")
-    assert oom_kills_of(str(tmp_path)) == 2
+async def test_kills_for_want_of_memory_are_counted() -> None:
+    assert oom_kills_in(b"low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0\n") == 2
