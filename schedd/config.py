@@ -193,6 +193,11 @@ def parse_settings(text: str, source: str = "config.toml") -> Settings:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: {error}") from error
+    return settings_of(table, source)
+
+
+def settings_of(table: dict[str, Any], source: str) -> Settings:
+    """Check what a file would say, and fill in the defaults. Raises ConfigError."""
     _refuse_unknown(table, Settings, source, ())
     try:
         settings = msgspec.convert(table, Settings)

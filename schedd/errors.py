@@ -52,5 +52,9 @@ class JournalError(ScheddError):
     """The journal cannot be opened or read: it names the file, and says what can be done about it."""
 
 
+class TraceError(ScheddError):
+    """A trace, or the cluster to run it on, makes no sense: it names the file and the line."""
+
+
 class InvalidTransition(ScheddError):
     """The engine asked for a change of state that the table does not have: a bug of ours. Carries the task's story."""

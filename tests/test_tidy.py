@@ -39,8 +39,10 @@ ROOMS: dict[str, set[str]] = {
     "config": {"errors", "address", "core.policies"},
     "core": {"errors"},
     "wire": {"core.model", "errors"},
+    "assembly": {"config", "core"},
+    "simulate": {"core", "config", "assembly", "errors"},
     "journal": {"core", "errors", "config", "log"},
-    "server": {"core", "wire", "journal", "config", "log", "errors", "address", "keepalive"},
+    "server": {"core", "assembly", "wire", "journal", "config", "log", "errors", "address", "keepalive"},
     "worker": {"wire", "core.model", "core.capacity", "config", "log", "errors", "address"},
     "client": {"wire", "core.model", "config", "log", "errors", "address", "keepalive"},
     # The service and its connections do no I/O and know no clock: loop, clock, dice, journal and archive are given to

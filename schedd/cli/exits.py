@@ -12,6 +12,7 @@ from schedd.errors import (
     RequestRefused,
     ScheddError,
     TaskFailed,
+    TraceError,
 )
 
 
@@ -21,7 +22,7 @@ class Exit(IntEnum):
     OK = 0
     #: A task that was waited for did not succeed.
     FAILED_TASKS = 1
-    #: The command line or a job file makes no sense.
+    #: The command line, a job file or a trace makes no sense.
     USAGE = 2
     #: No daemon answered at the address, or what answered is none.
     NO_DAEMON = 3
@@ -52,6 +53,8 @@ def exit_for(error: ScheddError) -> Exit:
     match error:
         case ConfigError():
             return Exit.CONFIG
+        case TraceError():
+            return Exit.USAGE
         case JournalError():
             return Exit.JOURNAL
         case ConnectionLost() | RemoteProtocolError():

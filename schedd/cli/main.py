@@ -42,6 +42,7 @@ COMMANDS = {
     "backup": "journal",
     "journal": "journal",
     "policies": "policies",
+    "simulate": "simulate",
     "check": "check",
     "demo": "demo",
     "completion": "completion",

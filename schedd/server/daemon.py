@@ -18,18 +18,14 @@ from typing import TypeVar
 
 import anyio
 import uvloop
-from msgspec import structs
 
 import schedd
 from schedd.address import Address, journal_path, parse_address
+from schedd.assembly import engine_settings
 from schedd.config import Settings
 from schedd.core.engine import Engine
-from schedd.core.health import FailureRules
 from schedd.core.model import SECOND
-from schedd.core.placement import PrefetchRule
 from schedd.core.restore import Recorded
-from schedd.core.retries import RetryRules
-from schedd.core.tables import EngineSettings
 from schedd.errors import ConfigError, JournalError, ScheddError
 from schedd.journal.records import finished_row
 from schedd.journal.store import Journal, Live, Retention
@@ -61,34 +57,6 @@ FILES_OF_OUR_OWN = 64
 
 class ListenError(ScheddError):
     """The address cannot be listened on."""
-
-
-def engine_settings(settings: Settings) -> EngineSettings:
-    """What of the configuration the engine needs, in its units."""
-    beat, limits, prefetch, failures = settings.heartbeat, settings.limits, settings.prefetch, settings.failures
-    return EngineSettings(
-        prefetch=PrefetchRule(prefetch.cover_s, prefetch.runtime_max_s, prefetch.depth_max),
-        failures=FailureRules(
-            failures.quarantine,
-            failures.quarantine_failures_min,
-            failures.hopeless_kind,
-            failures.hopeless_tasks_min,
-            failures.hopeless_share,
-            int(failures.probe_after_s * SECOND),
-            int(failures.probe_after_max_s * SECOND),
-            int(failures.window_s * SECOND),
-        ),
-        heartbeat_ns=int(beat.interval_s * SECOND),
-        lease_ns=int(beat.lease_s * SECOND),
-        lost_after_ns=int(beat.lost_after_s * SECOND),
-        stealing=settings.stealing.enabled or settings.policy.name == "work_stealing",
-        steal_interval_ns=int(settings.stealing.interval_s * SECOND),
-        unfinished_max=limits.unfinished_max,
-        finished_keep_count=limits.finished_keep_count,
-        keyed_keep_count=limits.keyed_keep_count,
-        results_keep_bytes=int(limits.results_keep_mb * 1024 * 1024),
-        retries=RetryRules(**structs.asdict(settings.retries)),
-    )
 
 
 def serve(settings: Settings, *, address_file: str | None = None) -> int:

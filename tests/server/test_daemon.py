@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from helpers import Cluster, wait_until
 
+from schedd.assembly import engine_settings
 from schedd.config import parse_settings
 from schedd.core.effects import TasksAdmitted
 from schedd.core.model import Call, TaskId, WorkerResources
 from schedd.core.retries import RetryRules
 from schedd.core.tables import EngineSettings
 from schedd.journal.store import Journal
-from schedd.server.daemon import engine_settings
 from schedd.wire import messages as m
 
 from .peers import RawClient, RawPeer, RawWorker

@@ -1,0 +1,71 @@
+"""A makespan that no schedule of a trace can beat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from schedd.simulate.cluster import ClusterRow
+from schedd.simulate.metrics import slots_of
+from schedd.simulate.trace import Trace
+
+
+def lower_bound_s(trace: Trace, cluster: Sequence[ClusterRow]) -> float | None:
+    """The larger of: what the last tasks need after their submits, and each task's own time; None: not known.
+
+    Where all devices are alike, for each instant: that instant plus the work that is submitted from then on, spread
+    over all slots. Where they differ and all is there from the start, the optimum of the linear program over tasks and
+    models that may cut tasks in pieces (Lawler and Labetoulle, 1978); it needs SciPy.
+    """
+    models = {row.gpu_model for row in cluster}
+    first_s = trace.tasks[0].submit_s
+    own = max(task.submit_s - first_s + min(task.runtimes.values(), default=task.runtime_s) for task in trace.tasks)
+    if all(len(set(task.runtimes.values())) <= 1 for task in trace.tasks):
+        return max(own, _area(trace, cluster))
+    if any(task.submit_s > first_s or task.requirements.min_gpus != 1 for task in trace.tasks):
+        return None
+    program = _program(trace, cluster, sorted(models))
+    return None if program is None else max(own, program)
+
+
+def _area(trace: Trace, cluster: Sequence[ClusterRow]) -> float:
+    """The bound by work, of GPUs and of CPUs."""
+    best = 0.0
+    first_s = trace.tasks[0].submit_s
+    for gpus in (True, False):
+        slots = slots_of(cluster, gpus=gpus)
+        work = 0.0
+        for task in reversed(trace.tasks):
+            runtime = min(task.runtimes.values(), default=task.runtime_s)
+            work += runtime * (task.requirements.min_gpus if gpus else task.requirements.cpus)
+            if work and slots:
+                best = max(best, task.submit_s - first_s + work / slots)
+    return best
+
+
+def _program(trace: Trace, cluster: Sequence[ClusterRow], models: Sequence[str]) -> float | None:
+    try:
+        import numpy as np
+        from scipy.optimize import linprog
+        from scipy.sparse import coo_matrix
+    except ImportError:
+        return None
+    slots = [math.fsum(row.count * row.num_gpus for row in cluster if row.gpu_model == model) for model in models]
+    count, width = len(trace.tasks), len(models)
+    pairs = [(i, j) for i, task in enumerate(trace.tasks) for j, model in enumerate(models) if model in task.runtimes]
+    columns = np.arange(len(pairs))
+    rows_i = np.array([i for i, _ in pairs])
+    rows_j = np.array([j for _, j in pairs])
+    times = np.array([trace.tasks[i].runtimes[models[j]] for i, j in pairs])
+    # min T: each task once, shares of it on models; the work of a model within its slots and T.
+    once = coo_matrix((np.ones(len(pairs)), (rows_i, columns)), shape=(count, len(pairs) + 1))
+    within = coo_matrix(
+        (
+            np.append(times, [-float(s) for s in slots]),
+            (np.append(rows_j, range(width)), np.append(columns, [len(pairs)] * width)),
+        ),
+        shape=(width, len(pairs) + 1),
+    )
+    cost = np.append(np.zeros(len(pairs)), 1.0)
+    found = linprog(cost, A_ub=within, b_ub=np.zeros(width), A_eq=once, b_eq=np.ones(count), method="highs")
+    return float(found.fun) if found.success else None

@@ -1,0 +1,121 @@
+"""Clusters to simulate: rows of `count, num_gpus, gpu_model, gpu_memory_gb, cpus, ram_gb`, from TOML or CSV.
+
+In TOML each row is a table of one array, whatever its name: `[[worker]]`. openb's node files are read, too. Where a row
+does not say how many CPUs a worker has, it has as many as GPUs, and one at least; where it does not say how much RAM,
+it has enough.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from schedd.core.model import WorkerResources
+from schedd.errors import TraceError
+from schedd.simulate.files import text_of
+
+MIB_PER_GB = 1024.0
+RAM_ENOUGH_GB = 1e6
+GPU_MEMORY_ENOUGH_GB = 1e4
+WORKERS_MAX = 100_000
+HINT = "a row has: count, num_gpus, gpu_model, gpu_memory_gb, cpus, ram_gb"
+
+
+class ClusterRow(Struct, frozen=True, forbid_unknown_fields=True):
+    """Some equal workers."""
+
+    count: Annotated[int, Meta(ge=1, le=WORKERS_MAX)] = 1
+    num_gpus: Annotated[int, Meta(ge=0, le=1024)] = 0
+    gpu_model: str = ""
+    gpu_memory_gb: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+    cpus: Annotated[float, Meta(gt=0, le=1e5)] | None = None
+    ram_gb: Annotated[float, Meta(ge=0, le=1e7)] | None = None
+
+    def resources(self) -> WorkerResources:
+        """What each of them declares."""
+        return WorkerResources(
+            cpus=self.cpus if self.cpus is not None else max(1, self.num_gpus),
+            ram_gb=self.ram_gb if self.ram_gb is not None else RAM_ENOUGH_GB,
+            num_gpus=self.num_gpus,
+            gpu_model=self.gpu_model,
+            gpu_memory_gb=self.gpu_memory_gb if self.gpu_memory_gb is not None else GPU_MEMORY_ENOUGH_GB,
+        )
+
+
+def read_cluster(path: str | Path) -> list[ClusterRow]:
+    """Read a cluster file. Raises TraceError, with what is wrong with it."""
+    path = Path(path)
+    text = text_of(path)
+    rows = _toml(path, text) if path.suffix == ".toml" else _csv(path, text)
+    if not rows:
+        raise TraceError(f"{path} has no workers", HINT)
+    if sum(row.count for row in rows) > WORKERS_MAX:
+        raise TraceError(f"{path} has more than {WORKERS_MAX:,} workers")
+    return rows
+
+
+def parse_row(text: str) -> ClusterRow:
+    """Read `gpus=2,model=A100,memory=80,cpus=16,ram=128,count=1`, or the long names. Raises ValueError."""
+    short = {"gpus": "num_gpus", "model": "gpu_model", "memory": "gpu_memory_gb", "ram": "ram_gb"}
+    values = {}
+    for part in text.split(","):
+        name, sign, value = part.partition("=")
+        if not sign:
+            raise ValueError(f"{part!r} is not of the form NAME=VALUE")
+        values[short.get(name.strip(), name.strip())] = value.strip()
+    try:
+        return _row(values)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
+
+
+def _row(values: Mapping[str, Any]) -> ClusterRow:
+    return msgspec.convert(values, ClusterRow, strict=False)
+
+
+def _toml(path: Path, text: str) -> list[ClusterRow]:
+    try:
+        tables = [value for value in tomllib.loads(text).values() if isinstance(value, list)]
+        return [_row(values) for table in tables for values in table]
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise TraceError(f"{path}: {error}", HINT) from None
+
+
+def _csv(path: Path, text: str) -> list[ClusterRow]:
+    reader = csv.DictReader(io.StringIO(text))
+    columns = list(reader.fieldnames or ())
+    read = _openb if {"cpu_milli", "memory_mib", "gpu", "model"} <= set(columns) else _plain
+    rows = []
+    for values in reader:
+        try:
+            rows.append(read(values))
+        except (msgspec.ValidationError, ValueError, TypeError) as error:
+            raise TraceError(f"{path}, line {reader.line_num}: {error}", HINT) from None
+    return _together(rows)
+
+
+def _plain(values: Mapping[str, str | None]) -> ClusterRow:
+    return _row({name: value.strip() for name, value in values.items() if value and value.strip()})
+
+
+def _openb(values: Mapping[str, str]) -> ClusterRow:
+    cpus, ram = float(values["cpu_milli"]) / 1000, float(values["memory_mib"]) / MIB_PER_GB
+    return ClusterRow(num_gpus=int(values["gpu"]), gpu_model=values["model"], cpus=cpus, ram_gb=ram)
+
+
+def _together(rows: Iterable[ClusterRow]) -> list[ClusterRow]:
+    """Count equal rows that follow one another."""
+    counted: list[ClusterRow] = []
+    for row in rows:
+        if counted and msgspec.structs.replace(counted[-1], count=row.count) == row:
+            counted[-1] = msgspec.structs.replace(row, count=counted[-1].count + row.count)
+        else:
+            counted.append(row)
+    return counted

@@ -1,0 +1,106 @@
+"""What a run was worth, in the words of the field.
+
+flow time (JCT): submit to finish. Queueing delay: submit to start. Bounded slowdown: max(1, flow time / max(runtime,
+tau)) with tau = 10 s (Feitelson and Rudolph, 1998). Makespan: first submit to last finish. Utilisation: busy slot-time
+over available slot-time in the makespan; slots are GPUs where any task needs one, else CPUs. Fairness: Jain's index of
+the bounded slowdowns, (sum x)^2 / (n sum x^2), 1 where all are equal (Jain, Chiu, Hawe, 1984).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from msgspec import Struct, structs
+
+from schedd.simulate.cluster import ClusterRow
+from schedd.simulate.run import Run
+
+TAU_S = 10.0
+#: Two-sided 95 % quantiles of Student's t, by degrees of freedom; beyond the list, the normal distribution's.
+STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+NORMAL_95 = 1.960
+
+
+class Figures(Struct, frozen=True):
+    """Of one run; seconds, unless a name says otherwise."""
+
+    makespan_s: float
+    mean_flow_time_s: float
+    p50_flow_time_s: float
+    p99_flow_time_s: float
+    mean_queueing_delay_s: float
+    mean_bounded_slowdown: float
+    utilisation: float
+    gpu_allocation_ratio: float | None
+    fairness: float
+    steals: int
+    wasted_s: float
+    tasks: int
+    #: Real microseconds of the engine for each placement.
+    decision_us: float
+
+
+def figures_of(run: Run) -> Figures:
+    """Work out the figures of a run in which all tasks have finished. O(tasks log tasks)."""
+    tasks = run.trace.tasks
+    first_s = tasks[0].submit_s
+    submits = [task.submit_s - first_s for task in tasks]
+    flows = [finish - submit for finish, submit in zip(run.finish_s, submits, strict=True)]
+    runtimes = [finish - start for finish, start in zip(run.finish_s, run.start_s, strict=True)]
+    slowdowns = [max(1.0, flow / max(runtime, TAU_S)) for flow, runtime in zip(flows, runtimes, strict=True)]
+    makespan = max(run.finish_s)
+    uses_gpus = any(task.requirements.min_gpus for task in tasks)
+    slots = slots_of(run.resources, gpus=uses_gpus)
+    busy = math.fsum(
+        runtime * (task.requirements.min_gpus if uses_gpus else task.requirements.cpus)
+        for runtime, task in zip(runtimes, tasks, strict=True)
+    )
+    in_order = sorted(flows)
+    return Figures(
+        makespan_s=makespan,
+        mean_flow_time_s=fmean(flows),
+        p50_flow_time_s=quantile(in_order, 0.5),
+        p99_flow_time_s=quantile(in_order, 0.99),
+        mean_queueing_delay_s=fmean(start - submit for start, submit in zip(run.start_s, submits, strict=True)),
+        mean_bounded_slowdown=fmean(slowdowns),
+        utilisation=busy / (slots * makespan) if makespan else 0.0,
+        gpu_allocation_ratio=run.gpus_peak / slots if uses_gpus else None,
+        fairness=math.fsum(slowdowns) ** 2 / (len(slowdowns) * math.fsum(x * x for x in slowdowns)),
+        steals=run.steals,
+        wasted_s=run.wasted_s,
+        tasks=len(tasks),
+        decision_us=run.engine_s * 1e6 / max(1, run.placements),
+    )
+
+
+def slots_of(cluster: Iterable[ClusterRow], *, gpus: bool) -> float:
+    """GPUs, or CPUs, of a cluster."""
+    return math.fsum(row.count * (row.num_gpus if gpus else row.resources().cpus) for row in cluster)
+
+
+def quantile(in_order: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share of the values does not exceed."""
+    return in_order[max(0, math.ceil(share * len(in_order)) - 1)]
+
+
+def summary(runs: Sequence[Figures]) -> dict[str, Any]:
+    """Means over the seeds of a policy, `per_seed` the figures of each, `ci95` the half-widths of 95 % intervals."""
+    rows = [structs.asdict(run) for run in runs]
+    means: dict[str, Any] = {
+        name: None if first is None else fmean(row[name] for row in rows) for name, first in rows[0].items()
+    }
+    means["tasks"] = rows[0]["tasks"]
+    spread = {name: half_width([row[name] for row in rows]) for name, value in means.items() if value is not None}
+    return means | {"ci95": spread if len(rows) > 1 else None, "per_seed": rows}
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half the width of the 95 % confidence interval of a mean, by Student's t; 0 for a single value."""
+    if len(values) < 2:
+        return 0.0
+    freedom = len(values) - 1
+    t = STUDENT_95[freedom - 1] if freedom <= len(STUDENT_95) else NORMAL_95
+    return t * stdev(values) / math.sqrt(len(values))

@@ -1,0 +1,265 @@
+"""Traces: what was submitted when, and how long it ran, as rows of one shape, read from files of several layouts.
+
+The canonical CSV has the columns `submit_s, kind, runtime_s` or, in place of the last, one `runtime_s.<model>` for each
+device model, and any of `num_gpus, gpu_memory_gb, gpu_fraction, cpus, ram_gb, priority, after, estimated_time_s,
+deadline_s`. `after` has row numbers, the first being 0, with spaces between them. An empty cell is a value that is not
+given; an empty runtime of a model: it does not run there.
+
+Other layouts are known by their columns, or named: SWF (the Standard Workload Format of the Parallel Workloads
+Archive), the GPU traces of Muri (SIGCOMM 2022), Philly and Alibaba's openb (2023), bags with a runtime for each model
+(`<model>_s`), and LCDB's learning curves. Files may be compressed with gzip.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from schedd.core.model import TaskRequirements
+from schedd.errors import TraceError
+from schedd.simulate.files import text_of
+
+MIB_PER_GB = 1024.0
+#: What Muri adds to each iteration when it replays its traces.
+MURI_OVERHEAD = 1.015
+#: Length that the published experiments give to jobs of unknown length.
+SWF_UNKNOWN_S = 10.0
+
+Row = Mapping[str, str]
+
+
+class TraceTask(Struct, frozen=True):
+    """One task of a trace. `runtimes`: seconds by device model; empty: `runtime_s` wherever it runs."""
+
+    submit_s: float
+    kind: str
+    runtime_s: float
+    requirements: TaskRequirements
+    runtimes: dict[str, float] = {}
+    priority: float = 0.0
+    after: tuple[int, ...] = ()
+    deadline_s: float | None = None
+
+    def runtime_on(self, model: str) -> float:
+        """Seconds that it takes on a device model. Raises KeyError where it does not run there."""
+        return self.runtimes[model] if self.runtimes else self.runtime_s
+
+
+class Trace(Struct, frozen=True):
+    """Tasks in the order of their submission. `after` of a task counts in this order."""
+
+    format: str
+    tasks: list[TraceTask]
+
+
+def read_trace(path: str | Path, format: str = "auto") -> Trace:  # noqa: A002 - it is the option's name
+    """Read a trace. Raises TraceError, with file and line, for what it cannot make sense of."""
+    path = Path(path)
+    text = text_of(path)
+    if format == "swf" or (format == "auto" and (".swf" in path.name or text.startswith(";"))):
+        return _in_order("swf", [task for _, task in _swf(path, text)])
+    reader = csv.DictReader(io.StringIO(text))
+    columns = list(reader.fieldnames or ())
+    name = ALIASES.get(format, format) if format != "auto" else _recognise(path, columns)
+    if name not in LAYOUTS:
+        raise TraceError(f"no such format {name!r}", f"one of auto, swf, {', '.join(LAYOUTS)}")
+    missing = [column for column in LAYOUTS[name].needs if column not in columns]
+    if missing:
+        raise TraceError(f"{path}: a trace of format {name} has a column {missing[0]!r}; here are {columns}")
+    read = LAYOUTS[name].read
+    tasks = []
+    for row in reader:
+        try:
+            tasks.append(read(row, columns))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise TraceError(f"{path}, line {reader.line_num}: {error}") from None
+    return _in_order(name, tasks)
+
+
+def _in_order(name: str, tasks: list[TraceTask]) -> Trace:
+    """Sort by submission, ties as in the file, and let `after` follow."""
+    if not tasks:
+        raise TraceError("the trace has no tasks")
+    order = sorted(range(len(tasks)), key=lambda i: tasks[i].submit_s)
+    places = {row: place for place, row in enumerate(order)}
+    rows = []
+    for place, row in enumerate(order):
+        task = tasks[row]
+        if task.after:
+            after = tuple(places.get(other, len(tasks)) for other in task.after)
+            if max(after) >= place:
+                raise TraceError(f"row {row} comes after a row that is not submitted before it: {task.after}")
+            task = TraceTask(
+                task.submit_s,
+                task.kind,
+                task.runtime_s,
+                task.requirements,
+                task.runtimes,
+                task.priority,
+                after,
+                task.deadline_s,
+            )
+        rows.append(task)
+    return Trace(name, rows)
+
+
+# ------------------------------------------------------------------------------------------------------------- values
+
+
+def _number(row: Row, column: str, default: float | None = None) -> float:
+    """The value of a cell, 0 or more. Raises ValueError."""
+    text = (row.get(column) or "").strip()
+    if not text and default is not None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{column} is {text!r}, not a number") from None
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{column} is {text}, which is below 0 or not finite")
+    return value
+
+
+def _optional(row: Row, column: str) -> float | None:
+    return _number(row, column) if (row.get(column) or "").strip() else None
+
+
+def _needs(gpus: float, runtimes: dict[str, float], models: Sequence[str], **amounts: float | None) -> TaskRequirements:
+    """Requirements of a task; where it does not run on all models, as variants of those on which it does."""
+    given = {name: value for name, value in amounts.items() if value is not None}
+    if len(runtimes) == len(models):
+        return TaskRequirements(min_gpus=gpus, **given)  # type: ignore[arg-type]
+    if not runtimes:
+        raise ValueError("it runs on no model")
+    first, *others = (TaskRequirements(min_gpus=gpus, gpu_model=model, **given) for model in runtimes)  # type: ignore[arg-type]
+    return TaskRequirements(min_gpus=gpus, gpu_model=first.gpu_model, variants=tuple(others), **given)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------------------ layouts
+
+_MODEL_RUNTIME = re.compile(r"runtime_s\.(.+)")
+_BAG_RUNTIME = re.compile(r"(?!submit|deadline|duration|runtime|estimated_time|traintime|cum_time)(.+)_s")
+
+
+def _by_model(row: Row, columns: Sequence[str], pattern: re.Pattern[str]) -> tuple[dict[str, float], list[str]]:
+    found = {column: match[1] for column in columns if (match := pattern.fullmatch(column))}
+    runtimes = {model: value for column, model in found.items() if (value := _optional(row, column)) is not None}
+    return runtimes, list(found.values())
+
+
+def _canonical(row: Row, columns: Sequence[str]) -> TraceTask:
+    runtimes, models = _by_model(row, columns, _MODEL_RUNTIME)
+    gpus = _number(row, "num_gpus", 1.0 if models else 0.0)
+    fraction = _optional(row, "gpu_fraction")
+    if fraction is not None and 0 < fraction < 1:
+        gpus = fraction
+    estimated = _optional(row, "estimated_time_s")
+    requirements = _needs(
+        gpus,
+        runtimes,
+        models,
+        min_memory=_optional(row, "gpu_memory_gb"),
+        cpus=_optional(row, "cpus"),
+        ram=_optional(row, "ram_gb"),
+        estimated_time=estimated,
+    )
+    runtime = _number(row, "runtime_s") if not models else 0.0
+    after = tuple(int(part) for part in (row.get("after") or "").split())
+    priority = float(row.get("priority") or 0)
+    deadline = _optional(row, "deadline_s")
+    submit = _number(row, "submit_s", 0.0)
+    return TraceTask(submit, row.get("kind") or "task", runtime, requirements, runtimes, priority, after, deadline)
+
+
+def _bag(row: Row, columns: Sequence[str]) -> TraceTask:
+    runtimes, models = _by_model(row, columns, _BAG_RUNTIME)
+    requirements = _needs(1.0, runtimes, models)
+    kind = row.get("kind") or "task"
+    deadline = _optional(row, "deadline_s")
+    return TraceTask(_number(row, "submit_s", 0.0), kind, 0.0, requirements, runtimes, deadline_s=deadline)
+
+
+def _muri(row: Row, columns: Sequence[str]) -> TraceTask:
+    runtime = _number(row, "iterations") * _number(row, "iteration_ms") * MURI_OVERHEAD / 1000
+    gpus = _number(row, "num_gpu")
+    return TraceTask(_number(row, "submit_s"), row["model"], runtime, TaskRequirements(min_gpus=gpus))
+
+
+def _philly(row: Row, columns: Sequence[str]) -> TraceTask:
+    gpus = _number(row, "num_gpu")
+    requirements = TaskRequirements(min_gpus=gpus)
+    return TraceTask(_number(row, "submit_s"), row.get("vc") or "task", _number(row, "duration_s"), requirements)
+
+
+def _openb(row: Row, columns: Sequence[str]) -> TraceTask:
+    gpus, share = _number(row, "num_gpu"), _number(row, "gpu_milli") / 1000
+    requirements = TaskRequirements(
+        min_gpus=share if gpus == 1 and 0 < share < 1 else gpus,
+        cpus=_number(row, "cpu_milli") / 1000,
+        ram=_number(row, "memory_mib") / MIB_PER_GB,
+        gpu_model=(row.get("gpu_spec") or "").split("|")[0],
+    )
+    created = _number(row, "creation_time", 0.0)
+    runtime = max(0.0, _number(row, "deletion_time", 0.0) - created)
+    return TraceTask(created, row.get("qos") or "pod", runtime, requirements)
+
+
+def _lcdb(row: Row, columns: Sequence[str]) -> TraceTask:
+    return TraceTask(0.0, row["learner"], _number(row, "traintime_s"), TaskRequirements())
+
+
+class Layout(Struct, frozen=True):
+    """How rows of a format are read, and the columns by which the format is known."""
+
+    needs: tuple[str, ...]
+    read: Callable[[Row, Sequence[str]], TraceTask]
+
+
+LAYOUTS = {
+    "csv": Layout((), _canonical),
+    "muri": Layout(("iterations", "iteration_ms", "num_gpu", "submit_s", "model"), _muri),
+    "openb": Layout(("cpu_milli", "memory_mib", "num_gpu", "gpu_milli"), _openb),
+    "philly": Layout(("submit_s", "duration_s", "num_gpu"), _philly),
+    "lcdb": Layout(("learner", "traintime_s"), _lcdb),
+    "bag": Layout((), _bag),
+}
+#: Other names of layouts, by the files that are known to have them.
+ALIASES = {"gavel": "bag", "hydra": "bag"}
+
+
+def _recognise(path: Path, columns: Sequence[str]) -> str:
+    if "runtime_s" in columns or any(_MODEL_RUNTIME.fullmatch(column) for column in columns):
+        return "csv"
+    for name, layout in LAYOUTS.items():
+        if layout.needs and all(column in columns for column in layout.needs):
+            return name
+    if any(_BAG_RUNTIME.fullmatch(column) for column in columns):
+        return "bag"
+    raise TraceError(
+        f"{path} is no trace that is known: its columns are {', '.join(columns) or 'none'}",
+        "a trace has a column runtime_s, or runtime_s.MODEL for each device model; or name its --format",
+    )
+
+
+def _swf(path: Path, text: str) -> Iterator[tuple[int, TraceTask]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        fields = line.split()
+        if not fields or fields[0].startswith(";"):
+            continue
+        try:
+            submit, runtime, requested = (float(fields[i]) for i in (1, 3, 8))
+            processors = max(int(fields[4]), int(fields[7]))
+        except (IndexError, ValueError):
+            raise TraceError(f"{path}, line {number}: not a job of the Standard Workload Format") from None
+        if runtime == 0 or processors <= 0:
+            continue
+        runtime = SWF_UNKNOWN_S if runtime < 0 else runtime
+        estimated = runtime if requested <= 0 else requested
+        requirements = TaskRequirements(cpus=processors, estimated_time=estimated)
+        yield number, TraceTask(submit, "job", runtime, requirements)

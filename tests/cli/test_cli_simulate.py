@@ -1,0 +1,101 @@
+"""`schedd simulate` as a user meets it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from schedd.cli.exits import Exit
+
+from .conftest import Run
+
+TRACE = "submit_s,kind,runtime_s,priority\n0,a,10,0\n0,b,20,5\n1,a,30,0\n"
+FIGURES = {
+    "makespan_s", "mean_flow_time_s", "p50_flow_time_s", "p99_flow_time_s", "mean_queueing_delay_s",
+    "mean_bounded_slowdown", "utilisation", "gpu_allocation_ratio", "fairness", "steals", "wasted_s", "tasks",
+    "decision_us",
+}  # fmt: skip
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    (tmp_path / "trace.csv").write_text(TRACE)
+    (tmp_path / "cluster.toml").write_text("[[worker]]\ncount = 1\ncpus = 1\n")
+    return ["--trace", str(tmp_path / "trace.csv"), "--cluster", str(tmp_path / "cluster.toml")]
+
+
+def test_table(run: Run, files: list[str]) -> None:
+    ran = run("simulate", *files, "--policy", "fifo,priority")
+    assert ran.code == Exit.OK
+    head, fifo, priority = ran.out.splitlines()
+    assert head.split()[:3] == ["policy", "makespan", "s"]
+    assert fifo.split()[:4] == ["fifo", "60.0", "1.000", "33.0"]
+    assert priority.split()[:4] == ["priority", "60.0", "1.000", "36.3"]
+    assert ran.err == "3 tasks (csv) on 1 workers; no schedule ends before 60.0 s\n"
+
+
+def test_json(run: Run, files: list[str]) -> None:
+    ran = run("simulate", *files, "--policy", "fifo", "--seeds", "2", "--json")
+    told = json.loads(ran.out)
+    assert told["lower_bound_s"] == 60
+    figures = told["policies"]["fifo"]
+    assert figures.keys() == FIGURES | {"ci95", "per_seed"}
+    assert (figures["makespan_s"], figures["tasks"], figures["utilisation"]) == (60, 3, 1)
+    assert [seed.keys() for seed in figures["per_seed"]] == [FIGURES, FIGURES]
+
+
+def test_csv(run: Run, files: list[str]) -> None:
+    ran = run("simulate", *files, "--policy", "fifo,batch", "--seeds", "2", "--csv")
+    rows = list(csv.DictReader(io.StringIO(ran.out)))
+    assert [(row["policy"], row["seed"]) for row in rows] == [
+        ("fifo", "0"),
+        ("fifo", "1"),
+        ("batch", "0"),
+        ("batch", "1"),
+    ]
+    assert {float(row["makespan_s"]) for row in rows} == {60}
+
+
+def test_more_workers(run: Run, files: list[str]) -> None:
+    ran = run("simulate", *files, "--add-worker", "cpus=2", "--json")
+    assert json.loads(ran.out)["policies"]["fifo"]["makespan_s"] == 31
+
+
+def test_settings(run: Run, files: list[str], tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[policy]\nname = 'fifo'\n[policy.batch]\nbatch_size = 3\n")
+    config = ["--config", str(tmp_path / "config.toml")]
+    ran = run("simulate", *files, *config, "--policy", "batch", "--set", "policy.batch.batch_size=2", "--json")
+    assert (ran.code, list(json.loads(ran.out)["policies"])) == (Exit.OK, ["batch"])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "hint"),
+    [
+        (["--policy", "fifi"], "there is no policy 'fifi'", "did you mean 'fifo'?"),
+        (["--policy", ","], "no policy is named", "policies: fifo"),
+        (["--set", "policy.batch"], "is not of the form KEY=VALUE", "policy.batch.batch_size=8"),
+        (["--set", "policy.batch.size=8"], "policy.batch.size is not a key", "did you mean 'batch_size'?"),
+        (["--set", "policy.batch.batch_size=x"], "policy.batch.batch_size: expected", ""),
+        (["--add-worker", "gpus"], "is not of the form NAME=VALUE", ""),
+        (["--format", "nope"], "no such format 'nope'", "one of auto, swf"),
+        (["--cluster", "nowhere.toml"], "nowhere.toml cannot be read", ""),
+        (["--trace", "nowhere.csv"], "nowhere.csv cannot be read", ""),
+    ],
+)
+def test_what_is_wrong_is_said_with_a_hint(
+    run: Run, files: list[str], options: list[str], error: str, hint: str
+) -> None:
+    ran = run("simulate", *files, *options)
+    assert ran.code in (Exit.USAGE, Exit.CONFIG)
+    assert error in ran.err
+    assert hint in ran.err
+    assert not ran.out
+
+
+def test_cluster_is_needed(run: Run, files: list[str]) -> None:
+    ran = run("simulate", *files[:2])
+    assert (ran.code, "there is no cluster to run on" in ran.err) == (Exit.USAGE, True)
