@@ -148,6 +148,10 @@ class Requests:
             raise Declined("bad_request", "a submit that may come twice is named by a short word and a number")
         before = t.submits.find(event.client, event.number)
         if before is None:
+            if t.submits.is_over(event.client, event.number):
+                raise Declined(
+                    "bad_request", f"submit {event.number} of this client was answered, and it has heard of it"
+                )
             return None
         ids = list(before.ids)
         if len(ids) != len(event.tasks):

@@ -38,6 +38,8 @@ class Submits:
     def __init__(self, most: int = SUBMITS_MAX) -> None:
         self._most = most
         self._of: dict[str, dict[int, Admitted]] = {}
+        #: What each of these clients has heard of: all of its own below this number.
+        self._answered: dict[str, int] = {}
         self._in_order: OrderedDict[tuple[str, int], None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -48,10 +50,15 @@ class Submits:
         known = self._of.get(client)
         return known.get(number) if known is not None else None
 
+    def is_over(self, client: str, number: int) -> bool:
+        """Whether the client has heard of this submit: it was long on its way, on a connection that is no more."""
+        return number < self._answered.get(client, 0)
+
     def add(self, admitted: Admitted, answered: int) -> None:
         """Remember a submit. Its client has heard of all of its own below `answered`."""
         client, number = admitted.client, admitted.number
         known = self._of.setdefault(client, {})
+        self._answered[client] = max(answered, self._answered.get(client, 0))
         for old in [other for other in known if other < answered]:
             del known[old], self._in_order[client, old]
         known[number] = admitted
@@ -60,7 +67,7 @@ class Submits:
             (client, number), _ = self._in_order.popitem(last=False)
             del self._of[client][number]
             if not self._of[client]:
-                del self._of[client]
+                del self._of[client], self._answered[client]
 
 
 def admitted(fact: TasksAdmitted) -> Admitted:

@@ -428,6 +428,17 @@ def test_what_the_client_has_heard_of_is_forgotten() -> None:
     assert reply(named(world, 99, TaskEntry(0), answered=99)) == [99]
 
 
+def test_submit_that_was_long_on_its_way_is_not_a_new_one() -> None:
+    """On a connection that broke: its client sent it again on another, has heard of it, and has gone on."""
+    world = World()
+    named(world, 1, TaskEntry(0), answered=1)
+    named(world, 2, TaskEntry(0), answered=2)
+    late = named(world, 1, TaskEntry(0), answered=1)
+    assert not late.facts
+    assert declined(late)[0] == "bad_request"
+    assert reply(named(world, 1, TaskEntry(0), client="d")) == [3]
+
+
 def test_submits_of_clients_that_are_gone_are_bounded() -> None:
     submits = Submits(most=3)
     for number in range(1, 6):

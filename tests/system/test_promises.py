@@ -286,13 +286,17 @@ def test_results_that_memory_has_forgotten(cluster: Cluster, tmp_path: Path) -> 
 def test_command_line_waits_through_a_restart(cluster: Cluster, restarts: Restarts, gate: Gate) -> None:
     start_worker(cluster, "w1", 2)
     argv = [sys.executable, "-m", "schedd.cli", "--address", restarts.address]
-    submit = Process("submit", [*argv, "submit", "--wait", "--", *gate.command], cluster.folder / "s", cluster.env())
+    command = ["sh", "-c", f"echo begun; {gate.command[2]}"]
+    submit = Process("submit", [*argv, "submit", "--wait", "--", *command], cluster.folder / "s", cluster.env())
     cluster.processes.append(submit)
     wait_until(lambda: any(view.state == "running" for view in cluster.client.tasks()))
     wait = Process("wait", [*argv, "wait", "1"], cluster.folder / "w", cluster.env())
+    cluster.processes.append(wait)
+    wait_until(lambda: cluster.client.stats().connections >= 6)
+    # A command that was never connected does not wait: this one is, and so is the one before it.
     logs = Process("logs", [*argv, "logs", "1", "-f"], cluster.folder / "l", cluster.env())
-    cluster.processes += [wait, logs]
-    wait_until(lambda: cluster.client.stats().connections >= 7)
+    cluster.processes.append(logs)
+    wait_until(lambda: "begun" in logs.log())
     cluster.daemon.kill()
     for process in (submit, wait, logs):
         wait_until(lambda process=process: "the daemon is away, trying again" in process.log())  # type: ignore[misc]
