@@ -47,7 +47,7 @@ WARM_S = 0.008
 EVENTS_BYTES = 256
 #: Some hundred pids. Should there be more, the next look finds the others.
 LEAF_BYTES = 4096
-#: A root that forks without end could run ahead of us for ever; what then stays outside is killed with the worker.
+#: A root that forks without end could run ahead of us for ever; what then stays outside is found by a sweep.
 LOOKS_MAX = 100
 
 _log = Log("schedd.worker")

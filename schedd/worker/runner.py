@@ -237,6 +237,9 @@ class Runner:
         """Kill what ended attempts left. True where some of it is not gone yet."""
         if self._containment.is_tight and not has_ended_child():
             return False  # what nearly all commands leave, at a twentieth of the cost of looking
+        return self._sweep_all()
+
+    def _sweep_all(self) -> bool:
         is_left = self._strays.sweep()
         if is_left and self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(STRAY_DELAY_S, self._sweep_again)
@@ -244,13 +247,13 @@ class Runner:
 
     def _sweep_again(self) -> None:
         self._sweep_timer = None
-        self._sweep()
+        self._sweep_all()
 
     def _tick(self) -> None:
         self._tick_timer = self._loop.call_later(TICK_S, self._tick)
         self._guard.check()
         self._children.end_idle()
-        self._sweep()
+        self._sweep_all()  # also who outran the moves into the cells
         self._kernel.look()
 
     def _on_reports(self) -> None:
