@@ -47,10 +47,10 @@ class TaskHeld(Fact, frozen=True, gc=False):
 
 
 class TaskReleased(Fact, frozen=True, gc=False):
-    """`exempt`: it may go although its kind is held."""
+    """`exempt_ns`: it may go although its kind is held, by the hold that began then; 0: there was none."""
 
     task_id: TaskId
-    exempt: bool = False
+    exempt_ns: Instant = 0
 
 
 class TaskChanged(Fact, frozen=True, gc=False):
@@ -177,7 +177,10 @@ class WorkerCleared(Fact, frozen=True, gc=False):
 
 
 class KindHeld(Fact, frozen=True, gc=False):
-    """What is queued of a kind within a job is held, and what would be queued later; said again of failed probes."""
+    """What is queued of a kind within a job is held, and what would be queued later; said again of failed probes.
+
+    `since_ns`: when it began, which tells it from an earlier one.
+    """
 
     job: str
     kind: str
@@ -185,6 +188,7 @@ class KindHeld(Fact, frozen=True, gc=False):
     probe_at_ns: Instant
     repeats: int
     reason: str
+    since_ns: Instant = 0
 
 
 class KindReleased(Fact, frozen=True, gc=False):

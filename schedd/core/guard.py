@@ -65,6 +65,8 @@ class Guard:
     def __init__(self, tables: Tables) -> None:
         self._t = tables
         self._health = tables.health
+        #: When the last hold of a kind began.
+        self._held_ns: Instant = 0
 
     # --------------------------------------------------------------------------------------------- attempts that end
 
@@ -288,7 +290,9 @@ class Guard:
         suspects = set(group.run.values())
         reason = _hopeless(task.kind, len(group.run), len(suspects), error)
         health.forget_group(task.job, task.kind)
-        hold = health.add_hold(task.job, task.kind, t.now, t.now + health.rules.pause_ns(1), 1, reason)
+        # One that is made in the turn in which another was ended is not taken for that one.
+        self._held_ns = max(t.now, self._held_ns + 1)
+        hold = health.add_hold(task.job, task.kind, self._held_ns, t.now + health.rules.pause_ns(1), 1, reason)
         hold.suspects = suspects
         hold.todo = t.tasks.jobs[task.job].members.look() if task.job else t.tasks.ids()
         self._keep_back_some(hold)
@@ -345,7 +349,9 @@ class Guard:
 
     def _tell_hold(self, hold: KindHold) -> None:
         t = self._t
-        t.facts.append(fx.KindHeld(hold.job, hold.kind, t.now, hold.probe_at_ns, hold.repeats, hold.reason))
+        t.facts.append(
+            fx.KindHeld(hold.job, hold.kind, t.now, hold.probe_at_ns, hold.repeats, hold.reason, hold.since_ns)
+        )
         t.deadlines.set(("trial", hold.number), hold.probe_at_ns)
 
     def _on_held_failed(self, hold: KindHold, task: Task, worker: WorkerInfo) -> None:
@@ -370,14 +376,20 @@ class Guard:
         self._health.ending[hold.number] = hold
         self._let_go_some(hold)
 
-    def exempt(self, task: Task) -> bool:
-        """Let a task go although its kind is held; False where it is not."""
+    def exempt(self, task: Task) -> Instant:
+        """Let a task go although its kind is held; returns since when it is, 0 where it is not."""
         hold = self._health.hold_of(task)
         if hold is None:
-            return False
+            return 0
         hold.members.pop(task.id, None)
         hold.exempt.add(task.id)
-        return True
+        return hold.since_ns
+
+    def exempt_again(self, task: Task, exempt_ns: Instant) -> None:
+        """After a restart: let a task go that was let go in spite of the hold that began then, if that still stands."""
+        hold = self._health.hold_of(task)
+        if hold is not None and hold.since_ns == exempt_ns:
+            hold.exempt.add(task.id)
 
     def sweep(self) -> None:
         """End the holds that keep back nothing any more, after what a client asked for."""
@@ -442,7 +454,8 @@ class Guard:
                     self._t.facts.append(fx.WorkerCleared(fact.worker_id, now, "[failures] quarantine is off"))
                 case fx.KindHeld() if rules.hopeless_kind:
                     probe_at = self._soon(fact.probe_at_ns)
-                    hold = self._health.add_hold(fact.job, fact.kind, fact.at_ns, probe_at, fact.repeats, fact.reason)
+                    since = fact.since_ns or fact.at_ns
+                    hold = self._health.add_hold(fact.job, fact.kind, since, probe_at, fact.repeats, fact.reason)
                     self._t.deadlines.set(("trial", hold.number), hold.probe_at_ns)
                 case fx.KindHeld():
                     self._t.facts.append(fx.KindReleased(fact.job, fact.kind, now, "[failures] hopeless_kind is off"))

@@ -345,9 +345,9 @@ class Requests:
         if not isinstance(task.state, Held):
             return "is not held"
         end_pause(task)
-        exempt = self._guard.exempt(task)
+        exempt_ns = self._guard.exempt(task)
         self._t.settle(task)
-        self._t.facts.append(fx.TaskReleased(task.id, exempt))
+        self._t.facts.append(fx.TaskReleased(task.id, exempt_ns))
         return ""
 
     def on_set_tasks(self, event: ev.SetTasks) -> None:

@@ -59,7 +59,7 @@ class Restore:
         self._ended: list[Task] = []
         self._held: set[TaskId] = set()
         self._cancelled: list[Task] = []
-        self._exempt: list[Task] = []
+        self._exempt: list[tuple[Task, Instant]] = []
 
     def steps(self, recorded: Recorded, grace_ns: Instant) -> Iterator[None]:
         """Go through all of it, in the one order that works."""
@@ -109,8 +109,8 @@ class Restore:
                 case fx.TaskReleased():
                     self._held.discard(task.id)
                     end_pause(task)
-                    if fact.exempt:
-                        self._exempt.append(task)
+                    if fact.exempt_ns:
+                        self._exempt.append((task, fact.exempt_ns))
                 case fx.TaskChanged():
                     task.priority = fact.priority
                     task.requirements = fact.requirements
@@ -146,8 +146,8 @@ class Restore:
     def _judge(self, facts: Iterable[fx.Fact]) -> None:
         """Put quarantines and holds of kinds into force again."""
         self._guard.restore(facts)
-        for task in self._exempt:
-            self._guard.exempt(task)
+        for task, exempt_ns in self._exempt:
+            self._guard.exempt_again(task, exempt_ns)
 
     def _finish(self, workers: Iterable[WorkerId], next_id: int, grace_ns: Instant) -> Iterator[None]:
         """Let the tasks stand where they belong, and wait for the workers."""
@@ -179,9 +179,10 @@ class Restore:
                 t.deadlines.set(("place", 0), t.now)  # the first turn, at once, tells of it
 
     def _settle(self, task: Task) -> None:
-        # What is needed and is not here has succeeded: had it not, this task would have ended with it.
+        # What is needed and is not here has succeeded: had it not, this task would have ended with it. So has what a
+        # task needs that was tried already, even if the end of that was lost with the last moments of a power cut.
         missing = [other for other in task.after if other in self._rows]
-        if missing:
+        if missing and not task.attempt:
             self._t.tasks.depend(task, missing)
         task.state = Held(self._t.now) if task.id in self._held else self._t.waiting_state(task)
 

@@ -247,6 +247,8 @@ class Oracle:
             if (task_id, defined_ns) != (row.task_id, row.spec.defined_ns):
                 continue
             given_ns = self._dispatched_ns.get((task_id, attempt, worker), 0)
+            if self._given_ns(execution) < given_ns:
+                continue  # that worker was not there yet, or there no more, and came with it later
             gone_ns = max(self._gone_ns.get(worker, 0), self._changed_ns.get(task_id, 0))
             must(gone_ns >= given_ns, f"{row.name} begins on {execution.worker}, {worker} keeps the end of {attempt}")
 

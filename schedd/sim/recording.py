@@ -217,9 +217,9 @@ class Recording:
         else:
             must(isinstance(state, Held) == task.is_held, f"task {task.id} is {state}, on disk {task}")
         must(row.attempt >= task.attempt, f"task {task.id} is at attempt {row.attempt}, on disk {task}")
-        missing = {i for i in task.after if self.tasks[i].state != "succeeded"}
         if row.attempt > task.attempt:
             return  # it has been given to a worker: by this daemon, or by one that died before it recorded why
+        missing = {i for i in task.after if self.tasks[i].state != "succeeded"} if not task.attempt else set()
         must(engine.tasks.missing.get(row.id, set()) == missing, f"task {task.id} waits for {missing} on disk")
         must(not missing or isinstance(state, Waiting | Held), f"task {task.id} is {state} and waits for {missing}")
         if isinstance(state, Queued | Delayed):

@@ -44,7 +44,7 @@ class Verdicts(Struct):
             case fx.KindReleased():
                 del self.holds[fact.job, fact.kind]
                 self.exempt = {i for i in self.exempt if self.groups[i] != (fact.job, fact.kind)}
-            case fx.TaskReleased() if fact.exempt:
+            case fx.TaskReleased() if fact.exempt_ns:
                 self.exempt.add(fact.task_id)
 
     def copy(self) -> Verdicts:

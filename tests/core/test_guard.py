@@ -695,6 +695,19 @@ def test_restart_with_a_kind_that_is_held() -> None:
     assert "held" not in world.states(*ids)
 
 
+def test_what_was_let_go_in_spite_of_an_earlier_hold_is_held_by_this_one_after_a_restart() -> None:
+    world = Ward("w1")
+    ids = sweep(world)
+    give_up(world, "w1", each=20)
+    world.release(*ids[20:])
+    assert world.engine.holds_of("sweep") == []
+    give_up(world, "w1", each=20)
+    held = [i for i in ids[20:] if world.states(i) == ["held"]]
+    assert held
+    world.restart()
+    assert set(world.states(*held)) == {"held"}
+
+
 def test_what_ran_before_the_hold_is_adopted_after_a_restart() -> None:
     world = Ward("w1", "w2")
     long = sweep(world, 1)[0]

@@ -633,6 +633,18 @@ def test_claim_of_what_seems_to_wait(world: Restartable, cause: Cause) -> None:
     assert world.states(4, 5) == ["succeeded", "queued"]
 
 
+def test_what_was_tried_waits_for_nothing_after_a_restart(world: Restartable) -> None:
+    """What it needs has succeeded, or it had not been tried; a power cut took the end of that, not of the try."""
+    (task_id,) = world.submit(after=[1], rules=TaskRules(retries=3, retry_delay_s=0))
+    assert world.states(task_id) == ["waiting"]
+    world.restart()
+    claim = holds(task_id, 1, "running", START, defined_ns=world.task(task_id).defined_ns)
+    world.join("w1", holds=[claim])
+    world.finish(task_id, cause=Cause.ERROR)
+    world.restart()
+    assert world.states(1, task_id) == ["queued", "queued"]
+
+
 def test_delayed_retry_that_runs_already() -> None:
     """The dispatch after the pause was not recorded, the failure before it was."""
     world = Restartable()

@@ -186,9 +186,10 @@ async def test_output_goes_to_the_logs_of_each_call(tmp_path: Path) -> None:
 
 async def test_output_of_a_running_call_can_be_followed(tmp_path: Path) -> None:
     def talk(go: str) -> None:
+        import sys
         import time
 
-        print("begun")  # noqa: T201
+        sys.stdout.write("begun\n")  # at once, which `print` is not where nothing is buffered
         while not os.path.exists(go):  # noqa: PTH110
             time.sleep(0.01)
         print("done")  # noqa: T201
