@@ -56,6 +56,7 @@ LIFE = frozenset(
     {
         ev.WorkerLeft,
         ev.WorkerDraining,
+        ev.WorkerHeard,
         ev.Heartbeat,
         ev.AttemptsStarted,
         ev.AttemptsFinished,
@@ -90,6 +91,7 @@ class Engine:
             ev.WorkerDisconnected: fleet.on_worker_disconnected,
             ev.WorkerLeft: fleet.on_worker_left,
             ev.WorkerDraining: fleet.on_worker_draining,
+            ev.WorkerHeard: lambda _: None,
             ev.Heartbeat: fleet.on_heartbeat,
             ev.AttemptsStarted: attempts.on_attempts_started,
             ev.AttemptsFinished: attempts.on_attempts_finished,

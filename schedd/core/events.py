@@ -124,6 +124,12 @@ class WorkerDraining(Event, frozen=True):
     handed_back: list[tuple[TaskId, int]]
 
 
+class WorkerHeard(Event, frozen=True):
+    """Something is on its way from a worker, and not all of it here yet: so it lives."""
+
+    worker_id: WorkerId
+
+
 class Heartbeat(Event, frozen=True):
     worker_id: WorkerId
     usage: HostUsage

@@ -50,6 +50,9 @@ class Hub(Protocol):
     def received(self, peer: Peer, body: bytes) -> None:
         """Take in a frame of a peer that was welcomed. Raises RemoteProtocolError."""
 
+    def heard(self, worker_id: WorkerId) -> None:
+        """Take in that a part of a frame has come from a worker."""
+
     def closed(self, peer: Peer) -> None:
         """Forget a connection."""
 
@@ -100,7 +103,11 @@ class Peer(asyncio.Protocol):
         if self._closing:
             return
         try:
-            for body in self._reader.feed(data):
+            frames = self._reader.feed(data)
+            if not frames and self.worker_id is not None:
+                # A large frame may be longer on its way than its sender may be silent.
+                self._hub.heard(self.worker_id)
+            for body in frames:
                 if self._welcomed:
                     self._hub.received(self, body)
                 else:

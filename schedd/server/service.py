@@ -14,7 +14,7 @@ from schedd.address import Address
 from schedd.config import Settings
 from schedd.core import effects as fx
 from schedd.core.engine import Engine
-from schedd.core.events import WorkerDisconnected
+from schedd.core.events import WorkerDisconnected, WorkerHeard
 from schedd.core.model import SECOND, Assigned, Instant, Queued, Running, Task, TaskId, WorkerId, WorkerStatus
 from schedd.core.tasks import RESULT_DROPPED, is_meant
 from schedd.journal.records import FinishedTask, finished_row
@@ -206,6 +206,9 @@ class Service:
             return
         for request in m.decode_from_client(body):
             self._from_client(peer, request)
+
+    def heard(self, worker_id: WorkerId) -> None:
+        self.loop.post(WorkerHeard(worker_id))
 
     def has_output(self, peer: Peer) -> None:
         self._dirty.append(peer)

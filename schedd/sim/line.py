@@ -32,6 +32,8 @@ class Line:
         self._reader = FrameReader()
         self._is_over = False
         self._is_made = False
+        self._network = network
+        self.heard_ns = network.kernel.now_ns
         self._end: End = network.connect(process, cable, self, self._over)
         self._timer: Timer = process.call_later(CONNECT_TIMEOUT_S, self.abort)
 
@@ -44,6 +46,7 @@ class Line:
         self._owner.on_connected(self)
 
     def data_received(self, data: bytes) -> None:
+        self.heard_ns = self._network.kernel.now_ns
         for body in self._reader.feed(data):
             if not self._is_over:
                 self._owner.on_frame(self, body)

@@ -91,7 +91,6 @@ class Worker:
         self._failed_count = 0
         self._heartbeat: Timer | None = None
         self._heartbeat_interval_s = INTERVAL_S_MAX
-        self._heard_ns: Instant = 0
         self._log_pieces: list[LogPiece] = []
         self._turn_asked = False
         self._timer: Timer | None = None
@@ -142,7 +141,6 @@ class Worker:
 
     def on_frame(self, line: Line, body: bytes) -> None:
         messages = decode_to_worker(body)
-        self._heard_ns = self._kernel.now_ns
         for message in messages:
             if isinstance(message, Welcome):
                 self.is_up = True
@@ -169,7 +167,7 @@ class Worker:
         line = self._line
         if line is None or not self.is_up:
             return
-        silent_s = (self._kernel.now_ns - self._heard_ns) / SECOND
+        silent_s = (self._kernel.now_ns - line.heard_ns) / SECOND
         if silent_s > max(SILENT_S_MIN, SILENT_HEARTBEATS * self._heartbeat_interval_s):
             line.abort()
             return

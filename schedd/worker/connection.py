@@ -23,6 +23,9 @@ class Connection(asyncio.Protocol):
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         #: The peer is slow: what there is to say waits until it has read more.
         self.is_paused = False
+        self._loop = asyncio.get_running_loop()
+        #: When something came from the daemon; a large frame may be longer on its way than its sender may be silent.
+        self.heard_at = self._loop.time()
         self._on_messages = on_messages
         self._on_writable = on_writable
         self._reader = FrameReader()
@@ -34,6 +37,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        self.heard_at = self._loop.time()
         try:
             for body in self._reader.feed(data):
                 self._on_messages(decode_to_worker(body))

@@ -74,7 +74,6 @@ class Link:
         self._name_taken_since: float | None = None
         self._heartbeat_timer: asyncio.TimerHandle | None = None
         self._heartbeat_interval_s = INTERVAL_S_MAX
-        self._heard_at = 0.0
         self._is_closing = False
 
     @property
@@ -176,7 +175,6 @@ class Link:
         return random.uniform(0, min(most, self._settings.reconnect_delay_s * 2 ** min(failed_count, 30)))
 
     def _on_frame(self, messages: list[ToWorker]) -> None:
-        self._heard_at = self._loop.time()
         for message in messages:
             if isinstance(message, Welcome):
                 self._on_welcome(message)
@@ -213,7 +211,7 @@ class Link:
         connection = self._connection
         if connection is None or not self.is_up:
             return
-        silent_s = self._loop.time() - self._heard_at
+        silent_s = self._loop.time() - connection.heard_at
         if silent_s > max(SILENT_S_MIN, SILENT_HEARTBEATS * self._heartbeat_interval_s):
             connection.abort(f"the daemon has said nothing for {silent_s:.0f} s")
             return

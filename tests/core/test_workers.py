@@ -460,6 +460,20 @@ def test_a_little_lag_postpones_nothing() -> None:
         assert status == (world.worker().status if world.engine.resources.workers else "gone")
 
 
+def test_what_is_on_its_way_is_a_sign_of_life() -> None:
+    world = World("load_balancing")
+    world.join("w1")
+    world.wait(19.9)
+    assert not world.handle(ev.WorkerHeard("w1"), ev.WorkerHeard("nobody")).facts
+    assert not world.wake_in(19.9).facts
+    assert world.worker().status == "idle"
+    world.wake_in(0.1)
+    assert world.worker().status == "unreachable"
+    (entered,) = of(world.handle(ev.WorkerHeard("w1")).facts, fx.WorkerEntered)
+    assert entered.again
+    assert world.worker().status == "idle"
+
+
 def test_many_workers_beat_less_often() -> None:
     world = World(heartbeat_ns=SECOND, lease_ns=3 * SECOND)
     assert world.engine.heartbeat_ns() == SECOND

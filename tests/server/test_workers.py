@@ -24,6 +24,7 @@ from schedd.core.model import (
     WorkerResources,
 )
 from schedd.wire import messages as m
+from schedd.wire.framing import encode_frame
 
 from .peers import CLIENT_HELLO, RawClient, RawPeer, RawWorker, greeting
 
@@ -58,6 +59,19 @@ def test_second_worker_of_a_name_is_refused_and_the_first_stays(address: str, cl
         [task_id] = client.submit(requirements=only(name))
         first.finish(*first.attempts())
         assert client.state_of(task_id) == "succeeded"
+
+
+def test_part_of_a_frame_is_a_sign_of_life(client: RawClient, worker: RawWorker, name: str) -> None:
+    """A large one may be longer on its way than its sender may be silent."""
+
+    def silent_s() -> float:
+        row = client.worker(name)
+        assert row is not None
+        return row.last_seen_s
+
+    wait_until(lambda: silent_s() > 0.5)
+    worker.write(encode_frame([m.Heartbeat(HostUsage())])[:-1])
+    wait_until(lambda: silent_s() < 0.5)
 
 
 def test_new_connection_of_the_same_worker_takes_the_place_of_the_old(

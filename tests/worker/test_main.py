@@ -15,6 +15,7 @@ from schedd.address import Address
 from schedd.config import WorkerSettings
 from schedd.core.model import DEFAULT_RULES, NO_REQUIREMENTS, Cause, Command
 from schedd.errors import ConfigError
+from schedd.wire.framing import encode_frame
 from schedd.wire.messages import (
     BAD_VERSION,
     NAME_TAKEN,
@@ -23,12 +24,14 @@ from schedd.wire.messages import (
     Dispatch,
     DrainWorker,
     Heartbeat,
+    HeartbeatReply,
     Refused,
     WireAttempt,
     WireSpec,
     WorkerDraining,
 )
 from schedd.worker import link
+from schedd.worker.connection import Connection
 from schedd.worker.link import EXIT_REFUSED, EXIT_UNREACHABLE
 from schedd.worker.main import EXIT_FORCED, EXIT_OK, run_worker
 
@@ -219,6 +222,14 @@ async def test_silent_daemon_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyP
         daemon.answers_heartbeats = False
         async with worker_of(daemon, tmp_path):
             await daemon.wait(lambda: len(daemon.hellos) >= 2)
+
+
+async def test_part_of_a_frame_is_a_sign_of_life() -> None:
+    """A large one may be longer on its way than its sender may be silent."""
+    connection = Connection(lambda _: None, lambda: None)
+    connection.heard_at = 0.0
+    connection.data_received(encode_frame([HeartbeatReply(1.0)])[:-1])
+    assert connection.heard_at > 0
 
 
 async def test_signal_drains(tmp_path: Path) -> None:
