@@ -20,6 +20,7 @@ from schedd.wire.messages import (
     StopAttempts,
     WorkerDraining,
 )
+from schedd.worker.child_process import AHEAD_MAX
 
 from .fake_daemon import FakeDaemon, until
 from .running import Running, arguments, call_of, running_worker
@@ -76,7 +77,10 @@ async def test_order_is_kept_and_each_runs_once(tmp_path: Path) -> None:
         ]
         ends = [await run.daemon.end_of(task_id) for task_id in ids]
         assert [pickle.loads(end.result or b"") for end in ends] == list(range(1, 301))
-        assert [int(line) for line in trace.read_text().split()] == list(range(301))
+        order = [int(line) for line in trace.read_text().split()]
+        assert sorted(order) == list(range(301))
+        # A child may read one while those around it are taken back, which then come after it.
+        assert all(abs(place - number) <= AHEAD_MAX for place, number in enumerate(order))
         assert run.daemon.finished_count == 301
         for message in run.daemon.of_type(AttemptsStarted):
             assert len(message.attempts) == 1, "one slot, one reservation"
