@@ -78,7 +78,7 @@ class Oracle:
         #: Newest attempt and its worker, as the present start of the daemon told it.
         self._current: dict[TaskId, tuple[int, WorkerId]] = {}
         #: When an attempt was given to a worker the last time.
-        self._dispatched_ns: dict[tuple[TaskId, int, str], Instant] = {}
+        self._dispatched_ns: dict[tuple[TaskId, int, str], list[Instant]] = {}
         #: When a task was held or changed the last time.
         self._changed_ns: dict[TaskId, Instant] = {}
         #: What clients were told of ends.
@@ -106,7 +106,8 @@ class Oracle:
                     before = self._current.get(fact.task_id)
                     must(before is None or before[0] < fact.attempt, f"attempt of {fact} was given before: {before}")
                     self._current[fact.task_id] = (fact.attempt, fact.worker_id)
-                    self._dispatched_ns[fact.task_id, fact.attempt, fact.worker_id] = self._kernel.now_ns
+                    given = self._dispatched_ns.setdefault((fact.task_id, fact.attempt, fact.worker_id), [])
+                    given.append(self._kernel.now_ns)
                 case fx.AttemptBegan():
                     # Perhaps not yet: one that was sent ahead to a child may stand behind a short one there.
                     self._begun.add((fact.task_id, fact.attempt, self._current[fact.task_id][1]))
@@ -246,9 +247,7 @@ class Oracle:
         for (task_id, worker), (attempt, defined_ns) in self._kept.items():
             if (task_id, defined_ns) != (row.task_id, row.spec.defined_ns):
                 continue
-            given_ns = self._dispatched_ns.get((task_id, attempt, worker), 0)
-            if self._given_ns(execution) < given_ns:
-                continue  # that worker was not there yet, or there no more, and came with it later
+            given_ns = self._given_before_ns((task_id, attempt, worker), execution)
             gone_ns = max(self._gone_ns.get(worker, 0), self._changed_ns.get(task_id, 0))
             must(gone_ns >= given_ns, f"{row.name} begins on {execution.worker}, {worker} keeps the end of {attempt}")
 
@@ -276,8 +275,9 @@ class Oracle:
         for other in others:
             if self._is_superseded(other):
                 continue
+            given_ns = self._given_before_ns((other.row.task_id, other.row.attempt, other.worker), execution)
             must(
-                max(self._given_up_ns(other.worker), self._changed_ns.get(row.task_id, 0)) >= self._given_ns(other),
+                max(self._given_up_ns(other.worker), self._changed_ns.get(row.task_id, 0)) >= given_ns,
                 f"{row.name} ({name}) begins on {execution.worker} while {other.row.name} runs undisturbed on "
                 f"{other.worker}",
             )
@@ -296,9 +296,17 @@ class Oracle:
         )
 
     def _given_ns(self, execution: Execution) -> Instant:
-        """When an attempt was given to its worker."""
+        """When an attempt was given to its worker the last time, or found there."""
         row = execution.row
-        return self._dispatched_ns.get((row.task_id, row.attempt, execution.worker), 0)
+        return self._dispatched_ns.get((row.task_id, row.attempt, execution.worker), [0])[-1]
+
+    def _given_before_ns(self, other: tuple[TaskId, int, str], execution: Execution) -> Instant:
+        """When another attempt was given to its worker the last time before this one was; or else, the first time.
+
+        A worker that was given up may come back with it: that it is found there is no gift.
+        """
+        given, before_ns = self._dispatched_ns.get(other, [0]), self._given_ns(execution)
+        return max((at_ns for at_ns in given if at_ns <= before_ns), default=given[0])
 
     def _given_up_ns(self, worker: str) -> Instant:
         """When the daemon gave up the present start of a worker the last time."""
@@ -329,7 +337,7 @@ class Oracle:
             current = self._current.get(end.task_id)
             if task is None or task.state or task.attempt >= end.attempt or current is None:
                 continue
-            dispatched_ns = self._dispatched_ns[end.task_id, current[0], current[1]]
+            dispatched_ns = self._dispatched_ns[end.task_id, current[0], current[1]][-1]
             if dispatched_ns > sent_ns:
                 continue  # of another task that had this id, and that nobody was told of
             if max(self._given_up_ns(worker.name), self._gone_ns.get(worker.name, 0)) >= dispatched_ns:
