@@ -108,9 +108,10 @@ def test_relations(text: str, message: str, hint: str) -> None:
 
 
 def test_relations_that_hold() -> None:
-    parse_settings("[server]\nlisten = '0.0.0.0:1'\ninsecure = true")
-    parse_settings("[server]\nlisten = 'unix:/run/schedd.sock'\n[worker]\nconnect = 'head:7077'")
-    parse_settings("[heartbeat]\nlease_s = 15")
+    assert parse_settings("[server]\nlisten = '0.0.0.0:1'\ninsecure = true").server.insecure
+    apart = parse_settings("[server]\nlisten = 'unix:/run/schedd.sock'\n[worker]\nconnect = 'head:7077'")
+    assert apart.worker.connect == "head:7077"
+    assert parse_settings("[heartbeat]\nlease_s = 15").heartbeat.lease_s == 15
 
 
 @pytest.mark.parametrize("name", list(POLICIES))

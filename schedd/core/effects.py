@@ -47,10 +47,13 @@ class TaskHeld(Fact, frozen=True, gc=False):
 
 
 class TaskReleased(Fact, frozen=True, gc=False):
-    """`exempt_ns`: it may go although its kind is held, by the hold that began then; 0: there was none."""
+    """`exempt_ns`: it may go although its kind is held, by the hold that began then; 0: there was none.
+
+    Earlier daemons recorded only whether there was one.
+    """
 
     task_id: TaskId
-    exempt_ns: Instant = 0
+    exempt_ns: Instant | bool = 0
 
 
 class TaskChanged(Fact, frozen=True, gc=False):

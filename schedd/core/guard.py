@@ -385,10 +385,13 @@ class Guard:
         hold.exempt.add(task.id)
         return hold.since_ns
 
-    def exempt_again(self, task: Task, exempt_ns: Instant) -> None:
-        """After a restart: let a task go that was let go in spite of the hold that began then, if that still stands."""
+    def exempt_again(self, task: Task, exempt_ns: Instant | bool) -> None:
+        """After a restart: let a task go that was let go in spite of the hold that began then, if that still stands.
+
+        True: whichever stands.
+        """
         hold = self._health.hold_of(task)
-        if hold is not None and hold.since_ns == exempt_ns:
+        if hold is not None and (exempt_ns is True or hold.since_ns == exempt_ns):
             hold.exempt.add(task.id)
 
     def sweep(self) -> None:

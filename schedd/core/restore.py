@@ -59,7 +59,7 @@ class Restore:
         self._ended: list[Task] = []
         self._held: set[TaskId] = set()
         self._cancelled: list[Task] = []
-        self._exempt: list[tuple[Task, Instant]] = []
+        self._exempt: list[tuple[Task, Instant | bool]] = []
 
     def steps(self, recorded: Recorded, grace_ns: Instant) -> Iterator[None]:
         """Go through all of it, in the one order that works."""

@@ -77,7 +77,7 @@ class Oracle:
         self._heard_ns: dict[str, Instant] = {}
         #: Newest attempt and its worker, as the present start of the daemon told it.
         self._current: dict[TaskId, tuple[int, WorkerId]] = {}
-        #: When an attempt was given to a worker the last time.
+        #: When an attempt was given to a worker, or found there; each time.
         self._dispatched_ns: dict[tuple[TaskId, int, str], list[Instant]] = {}
         #: When a task was held or changed the last time.
         self._changed_ns: dict[TaskId, Instant] = {}

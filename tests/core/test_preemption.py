@@ -117,6 +117,7 @@ def test_in_the_turn_of_its_dispatch() -> None:
     world.submit()
     world.handle(ev.DrainWorkers(1, ["w1"], leave=False))
     world.finish(1, cause=Cause.PREEMPTED)
+    assert world.states(1) == ["queued"]
 
 
 @pytest.mark.parametrize(

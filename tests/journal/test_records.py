@@ -419,6 +419,15 @@ def test_pause_comes_back_from_the_journal() -> None:
     assert [decode_fact(blob) for _, blob, _ in rows.changes] == [ended]
 
 
+@pytest.mark.parametrize("exempt", [False, True])
+def test_release_of_a_daemon_that_knew_only_whether_there_was_a_hold(exempt: bool) -> None:
+    tag, task_id, _ = msgspec.msgpack.decode(encode_facts([released(1)])[CHECKSUM_BYTES:])[0]
+    old = msgspec.msgpack.encode([[tag, task_id, exempt]])
+    [fact] = decode_facts(crc32(old).to_bytes(CHECKSUM_BYTES, "big") + old)
+    assert isinstance(fact, fx.TaskReleased)
+    assert fact.exempt_ns is exempt
+
+
 def test_facts_of_a_daemon_that_knew_no_quarantines() -> None:
     """Their records have no word about excuses, their releases none about exemptions."""
     now = [fx.AttemptEnded(TaskId(1), record()), released(1)]
