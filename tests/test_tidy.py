@@ -13,9 +13,9 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 #: In the core a module imports only from those above it.
 CORE_ORDER = [
-    "model", "capacity", "events", "effects", "timers", "stats", "health", "memory", "queue", "resources", "members",
-    "submits", "tasks", "retries", "policies", "claims", "placement", "tables", "guard", "preemption", "requests",
-    "attempts", "fleet", "explain", "restore", "engine",
+    "model", "pages", "capacity", "events", "effects", "timers", "stats", "health", "memory", "queue", "resources",
+    "members", "submits", "tasks", "retries", "policies", "claims", "placement", "tables", "guard", "preemption",
+    "requests", "attempts", "fleet", "explain", "restore", "engine",
 ]  # fmt: skip
 POLICY_ORDER = [
     "base",

@@ -10,13 +10,12 @@ A million tasks take seconds; whoever drives this goes on a step at a time, and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
-from heapq import merge
 
 from msgspec import Struct
 
 from schedd.core import effects as fx
 from schedd.core.guard import Guard
-from schedd.core.model import SECOND, Cancelled, Held, Instant, Task, TaskId, WorkerId
+from schedd.core.model import SECOND, Cancelled, Held, Instant, Queued, Task, TaskId, WorkerId
 from schedd.core.retries import blame, end_pause
 from schedd.core.submits import Admitted
 from schedd.core.tables import ATTEMPTS_KEPT_MAX, Tables
@@ -54,19 +53,18 @@ class Restore:
         self._t = tables
         self._guard = guard
         self._t.now = now
-        #: What has not ended, by id in ascending order.
-        self._rows: dict[TaskId, Task] = {}
-        self._ended: list[Task] = []
-        self._held: set[TaskId] = set()
+        #: Tasks that had ended, the oldest end first.
+        self._ended: list[TaskId] = []
+        self._held, self._queued = Held(now), Queued(now)
         self._cancelled: list[Task] = []
         self._exempt: list[tuple[Task, Instant | bool]] = []
 
     def steps(self, recorded: Recorded, grace_ns: Instant) -> Iterator[None]:
         """Go through all of it, in the one order that works."""
+        yield from self._enter_finished(recorded.finished)
         yield from self._enter(recorded.batches, recorded.ended)
         yield from self._change(recorded.changes)
         self._judge(recorded.verdicts)
-        yield from self._enter_finished(recorded.finished)
         for admitted in recorded.submits:
             self._t.submits.add(admitted, 0)
         self._t.drained = dict(recorded.draining)
@@ -75,6 +73,7 @@ class Restore:
     def _enter(self, batches: Iterable[fx.TasksAdmitted], ended: Set[int]) -> Iterator[None]:
         """Enter what was admitted and has not ended. Batches in the order of their ids."""
         t = self._t
+        rows = t.tasks.rows
         entered = 0
         for batch in batches:
             by_kind = t.policy.by_kind
@@ -83,13 +82,13 @@ class Restore:
                 if spec.requirements.estimated_time is not None:
                     t.runtimes.hint(spec.kind, spec.requirements.estimated_time)
             for entry, task_id in zip(batch.tasks, batch.ids, strict=True):
-                if task_id in ended:
+                if task_id in ended or task_id in rows:  # a salvaged file may have both; what ended begins not again
                     continue
                 spec = batch.specs[entry.spec]
                 task = make_task(spec, entry, task_id, classes[entry.spec], batch.at_ns, batch.ids)
                 if spec.hold:
-                    self._held.add(task_id)
-                self._rows[task_id] = task
+                    task.state = self._held
+                rows[task_id] = task
             entered += len(batch.ids)
             if entered >= ROWS_PER_STEP:
                 entered = 0
@@ -100,14 +99,14 @@ class Restore:
         for number, fact in enumerate(changes, 1):
             if not number % ROWS_PER_STEP:
                 yield
-            task = self._rows.get(getattr(fact, "task_id", TaskId(0)))
-            if task is None:
+            task = self._t.tasks.rows.get(getattr(fact, "task_id", 0))
+            if task is None or task.state.is_final:
                 continue
             match fact:
                 case fx.TaskHeld():
-                    self._held.add(task.id)
+                    task.state = self._held
                 case fx.TaskReleased():
-                    self._held.discard(task.id)
+                    task.state = self._queued
                     end_pause(task)
                     if fact.exempt_ns:
                         self._exempt.append((task, fact.exempt_ns))
@@ -136,10 +135,8 @@ class Restore:
     def _enter_finished(self, rows: Iterable[Task]) -> Iterator[None]:
         """Enter tasks that had ended, the oldest end first."""
         for number, task in enumerate(rows, 1):
-            self._ended.append(task)
-            # A salvaged file may have both; what ended does not begin again.
-            self._rows.pop(task.id, None)
-            self._t.asked.pop(task.id, None)
+            self._ended.append(task.id)
+            self._t.tasks.rows[task.id] = task
             if not number % ROWS_PER_STEP:
                 yield
 
@@ -152,8 +149,7 @@ class Restore:
     def _finish(self, workers: Iterable[WorkerId], next_id: int, grace_ns: Instant) -> Iterator[None]:
         """Let the tasks stand where they belong, and wait for the workers."""
         t = self._t
-        ended = sorted(self._ended, key=_id)
-        for number, task in enumerate(merge(ended, self._rows.values(), key=_id), 1):
+        for number, task in enumerate(t.tasks.rows.values(), 1):
             if not number % ROWS_PER_STEP:
                 yield
             t.tasks.next_id = task.id
@@ -161,7 +157,7 @@ class Restore:
                 self._settle(task)
             t.tasks.admit(task, task.submitted_ns)
             t.enter(task)
-        t.tasks.note_ended(task.id for task in self._ended)
+        t.tasks.note_ended(self._ended)
         t.tasks.next_id = max(t.tasks.next_id, next_id)
         t.restored_below = TaskId(t.tasks.next_id)
         t.awaited = set(workers)
@@ -181,11 +177,9 @@ class Restore:
     def _settle(self, task: Task) -> None:
         # What is needed and is not here has succeeded: had it not, this task would have ended with it. So has what a
         # task needs that was tried already, even if the end of that was lost with the last moments of a power cut.
-        missing = [other for other in task.after if other in self._rows]
-        if missing and not task.attempt:
-            self._t.tasks.depend(task, missing)
-        task.state = Held(self._t.now) if task.id in self._held else self._t.waiting_state(task)
-
-
-def _id(task: Task) -> TaskId:
-    return task.id
+        rows = self._t.tasks.rows
+        if task.after and not task.attempt:
+            needed = [other for other in task.after if (row := rows.get(other)) is not None and not row.state.is_final]
+            self._t.tasks.depend(task, needed)
+        if task.state is not self._held:
+            task.state = self._t.waiting_state(task)

@@ -39,6 +39,7 @@ from schedd.core.model import (
     TaskSpec,
     Waiting,
 )
+from schedd.core.pages import Pages
 from schedd.core.queue import RequestClass
 from schedd.errors import InvalidTransition
 
@@ -87,7 +88,7 @@ class TaskTable:
         results_keep_bytes: int = 16 * 1024 * 1024,
         keyed_keep_count: int = 100_000,
     ) -> None:
-        self.rows: dict[TaskId, Task] = {}
+        self.rows = Pages[Task]()
         self.keys: dict[str, TaskId] = {}
         self.jobs: dict[str, Job] = {}
         #: Which tasks must still succeed before this one may start; no entry: none.
@@ -255,7 +256,8 @@ class TaskTable:
         (self._finished if task.key is None else self._finished_keyed).append(task.id)
 
     def _forget(self, task_id: TaskId) -> None:
-        task = self.rows.pop(task_id)
+        task = self.rows[task_id]
+        self.rows.pop(task_id)
         self.counts[type(task.state)] -= 1
         if task.result:
             self.results_bytes -= len(task.result)

@@ -43,6 +43,7 @@ from schedd.core.model import (
     TaskRules,
     WorkerId,
 )
+from schedd.core.pages import Pages
 from schedd.core.retries import blame
 from schedd.core.stats import Learned
 from schedd.core.submits import Admitted, admitted, compact
@@ -304,7 +305,7 @@ class LiveIndex:
         self._firsts: list[int] = []
         self._remaining: dict[int, int] = {}
         #: Kinds of the changes that are on disk, by task.
-        self._changed: dict[int, int] = {}
+        self._changed = Pages[int]()
         self._workers: dict[WorkerId, fx.WorkerEntered] = {}
 
     def load(self, first_id: int, remaining: int) -> None:
@@ -313,7 +314,7 @@ class LiveIndex:
         self._remaining[first_id] = remaining
 
     def load_changed(self, task_id: int, kind: int) -> None:
-        self._changed[task_id] = self._changed.get(task_id, 0) | kind
+        self._changed[task_id] = (self._changed.get(task_id) or 0) | kind
 
     def load_worker(self, entered: fx.WorkerEntered) -> None:
         self._workers[entered.worker_id] = entered
@@ -370,7 +371,7 @@ class LiveIndex:
 
     def _end(self, task_id: TaskId, ended: dict[int, list[int]], changes: dict[int, list[fx.Fact]], rows: Rows) -> None:
         changes.pop(task_id, None)
-        if self._changed.pop(task_id, None) is not None:
+        if self._changed.pop(task_id) is not None:
             rows.changes_done.append(task_id)
         position = bisect_right(self._firsts, task_id) - 1
         if position < 0:
@@ -414,7 +415,7 @@ class LiveIndex:
                 rows.ended.append((first, encode_ids(ids)))
         rows.batches = [(first, encode_fact(fact)) for first, fact in fresh.items()]
         for task_id, facts in changes.items():
-            known = new = self._changed.get(task_id, 0)
+            known = new = self._changed.get(task_id) or 0
             for fact in facts:
                 kind = _KINDS.get(type(fact), EACH_COUNTS)
                 if known & kind:

@@ -14,7 +14,7 @@ import socket
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import anyio
 import uvloop
@@ -38,8 +38,6 @@ from schedd.server.service import Service
 from schedd.server.systemd import notify
 
 log = Log("schedd.server")
-
-T = TypeVar("T")
 
 #: Connections that wait to be accepted; a whole cluster comes back at once after a restart.
 BACKLOG = 4096
@@ -173,9 +171,9 @@ class Daemon:
         workers = [worker.worker_id for worker in live.workers]
         grace_ns = int(settings.adoption_grace_s * SECOND)
         recorded = Recorded(
-            batches=live.batches,
+            batches=_consumed(live.batches),
             ended=live.ended,
-            changes=live.changes,
+            changes=_consumed(live.changes),
             finished=[finished_row(record) for record in live.finished],
             workers=workers,
             next_id=live.next_id,
@@ -290,7 +288,7 @@ class Daemon:
                 path.unlink()
 
 
-def _consumed(rows: list[T]) -> Iterator[T]:
+def _consumed(rows: list[Any]) -> Iterator[Any]:
     """Take a list apart from its first on, so that a million rows need not go at once."""
     rows.reverse()
     while rows:
