@@ -42,8 +42,8 @@ SUBMIT_TASKS_MAX = 10_000
 NAME_LENGTH_MAX = 512
 #: What a task does is told in so many characters.
 WHAT_MAX = 60
-#: Tasks that commands look at in one turn: some 25 ms of the loop's time.
-CHANGES_PER_TURN_MAX = 2000
+#: Tasks that commands look at in one turn: some 15 ms of the loop's time.
+CHANGES_PER_TURN_MAX = 1000
 #: A delayed start further away than this is a mistake (30 years).
 DELAY_S_MAX = 1e9
 #: As in the rules of a task.

@@ -20,8 +20,8 @@ log = Log("schedd.server")
 
 #: Reads of the tables may hold up a turn for so long; the rest is left to the next one.
 READS_PER_TURN_NS = SECOND // 50
-#: Tasks that the events of one turn name, about: some 40 ms of work. The rest is left to the next one.
-TASKS_PER_TURN_MAX = 2000
+#: Tasks that the events of one turn name, about: some 20 ms of work. The rest is left to the next one.
+TASKS_PER_TURN_MAX = 500
 
 #: Where events have the tasks that they are about. What commands look at is bounded by the engine itself.
 _TASKS_IN: dict[type[ev.Event], str] = {
@@ -128,10 +128,11 @@ class EngineLoop:
         """Take what this turn handles, in the order of its coming; at least one event, where there are any."""
         events: list[ev.Event] = []
         room = TASKS_PER_TURN_MAX
-        while self._inbox and room > 0:
-            event = self._inbox.popleft()
-            events.append(event)
-            room -= _tasks_named(event)
+        while self._inbox:
+            room -= _tasks_named(self._inbox[0])
+            if room < 0 and events:
+                break
+            events.append(self._inbox.popleft())
         self.handled += len(events)
         if self._inbox:
             self.wake()

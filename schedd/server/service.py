@@ -227,8 +227,9 @@ class Service:
 
     def _from_worker(self, peer: Peer, worker_id: WorkerId, messages: list[m.FromWorker]) -> None:
         for message in messages:
-            event = translate.worker_event(worker_id, message)
-            number = self.loop.post(event) if event is not None else 0
+            number = 0
+            for event in translate.worker_events(worker_id, message):
+                number = self.loop.post(event)
             if isinstance(message, m.AttemptsFinished):
                 self._acks.append((number, peer, message.seq))
             elif isinstance(message, m.Heartbeat):

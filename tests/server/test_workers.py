@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 
 import pytest
-from helpers import wait_until
+from helpers import Cluster, wait_until
 
 from schedd.core.model import (
     AttemptFinished,
@@ -23,6 +23,7 @@ from schedd.core.model import (
     WorkerId,
     WorkerResources,
 )
+from schedd.server.translate import ENDS_PER_EVENT
 from schedd.wire import messages as m
 from schedd.wire.framing import encode_frame
 
@@ -331,3 +332,12 @@ def test_connections_beyond_the_bound_are_told_so(cluster_with_few: str) -> None
         wait_until(lambda: first.ask(m.GetStats).connections == 1)
         with RawClient(cluster_with_few) as fourth:
             assert fourth.ask(m.GetStats).connections == 2
+
+
+def test_ends_of_many_turns_are_acknowledged_when_all_are_handled(cluster: Cluster) -> None:
+    count = 2 * ENDS_PER_EVENT + 1
+    address = cluster.start_daemon().address
+    with RawClient(address) as client, RawWorker(address, "large", cpus=count) as worker:
+        ids = client.submit(count)
+        worker.finish(*worker.attempts(count))
+        assert {view.state for view in client.ask(m.ListTasks, m.Selection(ids=ids)).tasks} == {"succeeded"}
