@@ -83,8 +83,8 @@ class Cluster:
         self.daemon: Daemon | None = None
         #: How far the wall clock of the daemon's machine is off.
         self.wall_ns = 0
-        #: Its disk refused when it died.
-        self._was_failing = False
+        #: Workers that were there while its disk refused, and are not on it.
+        self._unrecorded: set[str] = set()
         self.daemon_starts = 0
         self.worker_starts = 0
         self._turns = 0
@@ -108,10 +108,9 @@ class Cluster:
         process = Process(self.kernel, "daemon", self.wall_ns)
         daemon = self.daemon = Daemon(process, self.network, self.disk, self.plan, self.oracle.on_disk, self._turned)
         self.oracle.daemon_started(daemon)
-        if self._was_failing:  # workers that came while the disk refused are not on it
-            for machine in self.machines:
-                if machine.name not in daemon.awaited and machine.name in self.oracle.incarnations:
-                    self.oracle.on_grace_over(machine.name)
+        for name in sorted(self._unrecorded.difference(daemon.awaited)):
+            self.oracle.on_grace_over(name)
+        self._unrecorded.clear()
         self._grace_over(daemon)
 
     def on_thaw(self, daemon: Daemon, frozen_ns: Instant) -> None:
@@ -136,12 +135,18 @@ class Cluster:
         """Kill the daemon, or cut the power of its machine."""
         if self.daemon is not None:
             self.kernel.note("the daemon dies")
-            self._was_failing = bool(self.daemon.service.promises.failure)
+            self._note_unrecorded(self.daemon)
             self.daemon.kill(silently=silently)
             self.daemon = None
 
+    def _note_unrecorded(self, daemon: Daemon) -> None:
+        """While its disk refuses, workers get work before they are on it: a restart may know nothing of them."""
+        if daemon.service.promises.failure:
+            self._unrecorded.update(daemon.engine.resources.workers.keys() - self.oracle.recording.workers)
+
     def _turned(self, daemon: Daemon, events: list[ev.Event], effects: fx.Effects) -> None:
         self.oracle.on_turn(daemon, effects)
+        self._note_unrecorded(daemon)
         self._turns += 1
         if self.kernel.listener is not None:
             self.kernel.listener(f"turn: {events}")
