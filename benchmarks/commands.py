@@ -75,7 +75,7 @@ def through_schedd(count: int) -> tuple[float, dict[str, float]]:
 
 def main() -> int:
     parser = arguments(__doc__ or "")
-    parser.add_argument("--commands", type=int, default=2000, help="in a run (default %(default)s)")
+    parser.add_argument("--commands", type=int, default=10_000, help="in a run (default %(default)s)")
     options = parser.parse_args()
     ours, limit = [], []
     cpu: dict[str, list[float]] = {}
