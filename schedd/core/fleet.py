@@ -42,6 +42,8 @@ ATTEMPT_MAX = 1 << 31
 #: From a dispatch to the end of the connection of a worker that its task killed: the way there, the start, and a busy
 #: machine. Keep-alives and retransmissions of TCP take longer than this to find a peer that is cut off.
 SUSPECT_NS = 5 * SECOND
+#: Why a worker that a restart waited for in vain is gone.
+NOT_BACK = "it did not come back after a restart"
 
 
 class Fleet:
@@ -167,11 +169,15 @@ class Fleet:
     def _bring(self, worker: WorkerInfo, hold: HoldsAttempt) -> Task | None:
         """After a restart: the task of an attempt that a worker comes with, unless a newer attempt of it is known.
 
-        Of two workers with attempts of one task the higher attempt wins, the other is told to drop its own.
+        Of two workers with attempts of one task the higher attempt wins, the other is told to drop its own. What lies
+        in the backlog of a worker that an earlier start has given up may run elsewhere, under the same number.
         """
         t = self._t
         task = t.tasks.get(hold.task_id)
         if task is None or not task.attempt < hold.attempt <= ATTEMPT_MAX:
+            return None
+        if hold.phase == "backlog" and worker.worker_id not in t.awaited:
+            t.pass_over(task, hold.attempt)
             return None
         holder = t.worker_of(task)
         meant = task.id < t.restored_below and task.defined_ns == hold.defined_ns and _could_be(task, worker, hold)
@@ -301,8 +307,11 @@ class Fleet:
         t = self._t
         if t.now < self._losses_from_ns:
             t.deadlines.set(("adopt", 0), self._losses_from_ns)
-        else:
-            t.stop_awaiting()
+            return
+        for worker_id in sorted(t.awaited):
+            # What it has goes to others, which the start after this one has to know, too: see `_bring`.
+            t.facts.append(fx.WorkerGone(worker_id, "", t.now, True, 0, NOT_BACK))
+        t.stop_awaiting()
 
     def on_lease_expired(self, worker_id: WorkerId) -> None:
         t = self._t

@@ -125,6 +125,8 @@ class Tables:
         #: first id that this start gave: only tasks below it can be brought by a worker.
         self.awaited: set[WorkerId] = set()
         self.restored_below = TaskId(0)
+        #: Attempts that were not adopted while others may still bring one of that number, by task.
+        self._passed_over: dict[TaskId, int] = {}
         #: Workers that were draining before the restart, by their incarnation, until they come.
         self.drained: dict[WorkerId, str] = {}
         #: What was asked of attempts to make room, by task; one of an attempt that is not the current one says nothing.
@@ -473,6 +475,21 @@ class Tables:
         if not self.awaited:
             self.deadlines.cancel(("adopt", 0))
             self.placement_wanted = True
+            for task_id, attempt in self._passed_over.items():
+                task = self.tasks.get(task_id)
+                if task is not None:
+                    self.pass_over(task, attempt)
+            self._passed_over.clear()
+
+    def pass_over(self, task: Task, attempt: int) -> None:
+        """Give the next attempt of a task that nobody has another number than one that was not adopted.
+
+        After a restart not before all have come back: another worker may rightly have one of that number.
+        """
+        if self.awaited:
+            self._passed_over[task.id] = max(attempt, self._passed_over.get(task.id, 0))
+        elif not task.state.is_final and self.worker_of(task) is None:
+            task.attempt = max(task.attempt, attempt)
 
     def heartbeat_ns(self) -> int:
         """How long a worker may wait before it sends the next heartbeat, by the number of workers."""

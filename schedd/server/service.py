@@ -644,7 +644,7 @@ class Service:
         for fact in facts:
             if type(fact) is fx.WorkerGone:
                 self._on_record.discard(fact.worker_id)
-                if self._sessions.get(fact.worker_id, ("", 0))[0] == fact.incarnation:
+                if (session := self._sessions.get(fact.worker_id)) is not None and session[0] == fact.incarnation:
                     del self._sessions[fact.worker_id]
                 if fact.lost:
                     self._part(fact)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from schedd.core import effects as fx
 from schedd.core.capacity import WHOLE
 from schedd.core.engine import LATE_NS
+from schedd.core.fleet import NOT_BACK
 from schedd.core.model import (
     Cause,
     Instant,
@@ -165,6 +166,11 @@ class Oracle:
             must(has_begun or not record.started_at_ns, f"{what} is said to have started and has never begun")
 
     def _on_worker_gone(self, daemon: Daemon, fact: fx.WorkerGone) -> None:
+        if fact.reason == NOT_BACK:
+            must(
+                (fact.worker_id, self.incarnations[fact.worker_id]) in self._given_up, f"{fact.worker_id} had more time"
+            )
+            return  # by `on_grace_over`
         self._given_up[fact.worker_id, fact.incarnation] = self._kernel.now_ns
         if "anew" not in fact.reason:
             self._gone_ns[fact.worker_id] = self._kernel.now_ns

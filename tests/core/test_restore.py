@@ -580,6 +580,26 @@ def test_claim_after_the_task_was_started_elsewhere(world: Restartable) -> None:
     assert world.where(1) == ["w2"]
 
 
+def test_backlog_of_a_worker_that_an_earlier_start_has_given_up() -> None:
+    """Its tasks were given to others, under the same numbers: nobody has recorded that it had them."""
+    world = Restartable()
+    world.join("w1", cpus=2)
+    world.submit(3, requirements=TaskRequirements(cpus=2))
+    world.restart()
+    world.join("w2", cpus=2)
+    gone = [fact for fact in world.pass_grace().facts if isinstance(fact, fx.WorkerGone)]
+    assert [(fact.worker_id, fact.lost) for fact in gone] == [("w1", True)]
+    assert world.where(1) == ["w2"]
+    world.start(1)
+    world.restart()
+    assert world.engine.awaited == {"w2"}
+    late = world.join("w1", holds=[holds(1, 1, "backlog"), holds(2, 1, "backlog")], cpus=2)
+    assert drops(late) == {"w1": [(1, 1), (2, 1)]}
+    world.join("w2", holds=[holds(1, 1, "running", START)], cpus=2)
+    assert (world.states(1), world.where(1), world.task(1).attempt) == (["running"], ["w2"], 1)
+    assert (world.where(2), world.task(2).attempt) == (["w1"], 2), "what is still said of the first is not of this one"
+
+
 def test_higher_attempt_wins(world: Restartable) -> None:
     world.join("w1", holds=[holds(1, 1, "running", START)])
     effects = world.join("w2", holds=[holds(1, 2, "running", START)])
