@@ -83,7 +83,7 @@ class Cluster:
         self.daemon: Daemon | None = None
         #: How far the wall clock of the daemon's machine is off.
         self.wall_ns = 0
-        #: Workers that were there while its disk refused, and are not on it.
+        #: Workers that were there and are not on its disk, where that may be.
         self._unrecorded: set[str] = set()
         self.daemon_starts = 0
         self.worker_starts = 0
@@ -140,9 +140,13 @@ class Cluster:
             self.daemon = None
 
     def _note_unrecorded(self, daemon: Daemon) -> None:
-        """While its disk refuses, workers get work before they are on it: a restart may know nothing of them."""
-        if daemon.service.promises.failure:
-            self._unrecorded.update(daemon.engine.resources.workers.keys() - self.oracle.recording.workers)
+        """Note of which workers a restart may know nothing.
+
+        While the disk refuses, workers get work before they are on it. Those that an earlier restart waited for in vain
+        bring what they had, and are on it only a moment later.
+        """
+        absent = daemon.engine.resources.workers.keys() - self.oracle.recording.workers
+        self._unrecorded.update(absent if daemon.service.promises.failure else absent & self.oracle.recording.given_up)
 
     def _turned(self, daemon: Daemon, events: list[ev.Event], effects: fx.Effects) -> None:
         self.oracle.on_turn(daemon, effects)

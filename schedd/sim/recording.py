@@ -8,6 +8,7 @@ from msgspec import Struct, field
 
 from schedd.core import effects as fx
 from schedd.core.engine import Engine
+from schedd.core.fleet import NOT_BACK
 from schedd.core.model import (
     SECOND,
     Cause,
@@ -81,6 +82,8 @@ class Recording:
         self.names: dict[str, TaskId] = {}
         #: Workers that the next start of the daemon will wait for.
         self.workers: set[str] = set()
+        #: Those that a restart waited for in vain, until they are back.
+        self.given_up: set[str] = set()
         self.verdicts = Verdicts()
 
     def add(self, facts: Iterable[fx.Fact], finished: Iterable[FinishedTask]) -> None:
@@ -109,8 +112,11 @@ class Recording:
                     self._finish(fact, results)
                 case fx.WorkerEntered():
                     self.workers.add(fact.worker_id)
+                    self.given_up.discard(fact.worker_id)
                 case fx.WorkerGone():
                     self.workers.discard(fact.worker_id)
+                    if fact.reason == NOT_BACK:
+                        self.given_up.add(fact.worker_id)
 
     def _admit(self, fact: fx.TasksAdmitted) -> None:
         priorities = priorities_of(fact)
