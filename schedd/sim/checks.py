@@ -167,9 +167,8 @@ class Oracle:
 
     def _on_worker_gone(self, daemon: Daemon, fact: fx.WorkerGone) -> None:
         if fact.reason == NOT_BACK:
-            must(
-                (fact.worker_id, self.incarnations[fact.worker_id]) in self._given_up, f"{fact.worker_id} had more time"
-            )
+            early_ns = self.grace_until_ns(daemon) - self._kernel.now_ns
+            must(early_ns <= 0, f"{fact.worker_id} had {early_ns / 1e9:.1f} s more to come back")
             return  # by `on_grace_over`
         self._given_up[fact.worker_id, fact.incarnation] = self._kernel.now_ns
         if "anew" not in fact.reason:
@@ -185,6 +184,10 @@ class Oracle:
         """Until when a daemon that was frozen judges nobody: it may have much to read."""
         frozen_ns, thawed_ns = self._freeze
         return thawed_ns + min(thawed_ns - frozen_ns, daemon.plan.engine.lost_after_ns)
+
+    def grace_until_ns(self, daemon: Daemon) -> Instant:
+        """Until when a daemon that was started waits for the workers of the one before it; just before, to be safe."""
+        return max(daemon.started_ns + daemon.grace_ns, self.listens_until_ns(daemon)) - 1
 
     def on_thaw(self, daemon: Daemon, frozen_ns: Instant) -> None:
         """The daemon goes on. It can know that it did not run where something was due meanwhile."""

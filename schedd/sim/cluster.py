@@ -123,7 +123,7 @@ class Cluster:
         """Look whether the grace has ended; just before, for what the daemon does at that instant."""
         if daemon is not self.daemon or daemon.process.is_stopped:
             return
-        until_ns = max(daemon.started_ns + daemon.grace_ns, self.oracle.listens_until_ns(daemon)) - 1
+        until_ns = self.oracle.grace_until_ns(daemon)
         if self.kernel.now_ns < until_ns:
             self.kernel.put_at(until_ns, self._grace_over, daemon)
             return
