@@ -34,7 +34,7 @@ from schedd.core.model import (
     WorkerInfo,
     WorkerStatus,
 )
-from schedd.core.policies.base import TaskScheduler
+from schedd.core.policies.base import TaskScheduler, WaitingClass
 from schedd.core.preemption import Preemptor
 from schedd.core.requests import Requests
 from schedd.core.resources import ResourceManager
@@ -127,14 +127,24 @@ class Engine:
             if t.health.due:
                 self._guard.try_due()
             t.placement_wanted = False
-            if t.queue.size and t.resources.workers and t.placer.run(now):
-                t.deadlines.set(("place", 0), now)
+            if t.queue.size and t.resources.workers:
+                self._place(now)
         if self._requests.are_pending:
             t.deadlines.set(("command", 0), now)  # which goes on at once
         if t.policy.preempt_interval_s and not t.awaited:
             self._preemptor.after_pass()
         t.resources.commit()
         return t.take_effects()
+
+    def _place(self, now: Instant) -> None:
+        t, policy = self._t, self._t.policy
+        interval_s = policy.refresh_interval_s
+        if interval_s and policy.is_stale(now):
+            self._refresh()
+        if t.placer.run(now):
+            t.deadlines.set(("place", 0), now)
+        if interval_s and t.queue.size and ("refresh", 0) not in t.deadlines:
+            t.deadlines.set(("refresh", 0), now + int(interval_s * SECOND))
 
     def restore(self, recorded: Recorded, now: Instant, grace_ns: Instant) -> None:
         """Fill the tables, which must be empty, with what was recorded; once, before the first `handle`.
@@ -206,12 +216,16 @@ class Engine:
             self._t.settle(task)
 
     def _on_refresh_timer(self) -> None:
+        self._refresh()
+        self._t.placement_wanted = True
+
+    def _refresh(self) -> None:
         t = self._t
+        t.policy.survey(self, t.now)
         for worker_id in t.policy.refresh(t.now):
             worker = t.resources.workers.get(worker_id)
             if worker is not None:
                 t.resources.touch(worker)
-        t.placement_wanted = True
 
     def _on_steal_timer(self) -> None:
         t = self._t
@@ -219,10 +233,15 @@ class Engine:
             self._attempts.begin_steals(t.policy.rebalance(self, t.now))
             t.arm_stealing()
 
-    # ------------------------------------------------------------------------------------ what rebalance may look at
+    # ---------------------------------------------------------------------------- what rebalance and survey may look at
 
     def workers(self) -> Iterable[WorkerInfo]:
         return self._t.resources
+
+    def waiting(self) -> Iterable[WaitingClass]:
+        queue = self._t.queue
+        heads = ((each, queue.head(each)) for each in queue.classes())
+        return [WaitingClass(each.request, each.size, head) for each, head in heads if head is not None]
 
     def could_run(self, task: Task, worker: WorkerInfo) -> bool:
         return self._t.placer.could_run(task, worker)

@@ -25,6 +25,8 @@ from schedd.core.tables import Tables
 
 #: Counting who is ahead walks the queue; beyond this the answer is "more than that many".
 AHEAD_LOOKED_AT_MAX = 200_000
+#: What begins the verdict of a worker that is free and that the policy does not use for the task.
+LEFT_FOR = "left for"
 
 
 class Explanation(Struct, frozen=True):
@@ -124,6 +126,10 @@ def _explain_queued(t: Tables, task: Task) -> Explanation:
         blockers.insert(0, Blocker("no worker is connected"))
     elif fits:
         summary = f"{fits} of {len(verdicts)} workers could start it now; {first}"
+    elif LEFT_FOR in counts:
+        summary = (
+            "the policy waits for a worker that is busy now and is expected to end it sooner than those that are free"
+        )
     elif all(_could_never(t, task, w) for w in t.resources):
         summary = f"none of {len(verdicts)} workers could ever run it"
     else:
@@ -152,12 +158,14 @@ def _verdict(t: Tables, task: Task, worker: WorkerInfo) -> str:
         return f"backlog: {len(worker.task_queue)} go first there"
     if t.placer.is_claimed(task, worker):
         return "claimed by a task that goes first and needs more"
+    if left_for := t.policy.left_for(task, worker, t.now):
+        return f"{LEFT_FOR} {left_for}"
     return "fits now"
 
 
 def _reason(verdict: str) -> str:
     """The part of a verdict that workers have in common."""
-    for prefix in ("busy", "backlog", "quarantined"):
+    for prefix in ("busy", "backlog", "quarantined", LEFT_FOR):
         if verdict.startswith(prefix):
             return prefix
     return verdict

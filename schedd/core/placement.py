@@ -280,6 +280,15 @@ class Placer:
         self._claims.note_aside(queue)
         self._refused[request.number] = self._resources.base + len(self._resources.changes)
 
+    def decline(self, task: Task) -> None:
+        request = task.request
+        queue = self._queue.find(request) if request is not None else None
+        if queue is None or request is None:
+            return
+        self._queue.set_aside(queue)
+        queue.is_declined = True
+        self._refused[request.number] = self._resources.base + len(self._resources.changes)
+
     # --------------------------------------------------------------------------------------------- what fits where
 
     def fit(self, task: Task, worker: WorkerInfo, depth: int | None = None) -> Fit | None:
@@ -445,6 +454,8 @@ class Placer:
         for queue in self._queue.aside():
             task = self._queue.head(queue)
             assert task is not None, queue.request.requirements
+            if queue.is_declined:
+                continue
             for worker in self._resources:
                 kept_off = not self.has_room(task, worker) or worker.seq in self._claims.by_seq
                 assert kept_off, (task.id, worker.worker_id)

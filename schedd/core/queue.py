@@ -118,7 +118,7 @@ class _Level:
 class ClassQueue:
     """The queued tasks of one request class."""
 
-    __slots__ = ("blocked", "front", "heap", "levels", "posted", "rank", "request", "size", "stale")
+    __slots__ = ("blocked", "front", "heap", "is_declined", "levels", "posted", "rank", "request", "size", "stale")
 
     def __init__(self, request: RequestClass) -> None:
         self.request = request
@@ -136,6 +136,8 @@ class ClassQueue:
         self.posted: Rank | None = None
         #: Set aside by a placement pass: no worker has room for it, until one changes or its head does.
         self.blocked = False
+        #: It could start, and was set aside because the policy expects more of waiting.
+        self.is_declined = False
 
 
 class TaskQueue:
@@ -303,7 +305,7 @@ class TaskQueue:
 
     def bring_back(self, queue: ClassQueue) -> None:
         """Let `best` see a class again. O(log classes)."""
-        queue.blocked = False
+        queue.blocked = queue.is_declined = False
         del self._aside[queue.request.number]
         self._returned.append(queue)
         if self.head(queue) is not None:

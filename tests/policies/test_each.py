@@ -8,10 +8,7 @@ from typing import Any
 import pytest
 from core.builders import World, joined
 
-from schedd.core import stats
 from schedd.core.model import Cause, Task, TaskId, TaskRequirements, WorkerId, WorkerInfo, WorkerResources
-from schedd.core.policies import adaptive
-from schedd.core.policies.adaptive import AdaptiveScheduler
 from schedd.core.policies.batch import BatchScheduler
 from schedd.core.policies.fifo import FIFOScheduler
 from schedd.core.policies.load_balancing import LoadBalancingScheduler
@@ -144,111 +141,6 @@ def test_work_is_pushed_into_backlogs_evenly() -> None:
     world.handle(joined("w1", cpus=1), joined("w2", cpus=2))
     world.submit(30)
     assert [len(world.worker(name).task_queue) for name in ("w1", "w2")] == [4, 8]
-
-
-# ------------------------------------------------------------------------------------------------------------ adaptive
-
-
-def test_adaptive_prefers_the_faster() -> None:
-    policy = AdaptiveScheduler()
-    workers = [row("slow"), row("fast")]
-    for worker, duration in (("slow", 10.0), ("fast", 1.0)):
-        policy.record_completion(WorkerId(worker), task(kind="k"), duration, success=True)
-    policy.refresh(0)
-    assert policy.assign_task(task(kind="k"), workers) == "fast"
-
-
-def test_adaptive_prefers_the_more_successful() -> None:
-    policy = AdaptiveScheduler()
-    for worker, success in (("bad", False), ("good", True)):
-        for _ in range(5):
-            policy.record_completion(WorkerId(worker), task(kind="k"), 1.0, success)
-    policy.refresh(0)
-    assert policy.assign_task(task(kind="k"), [row("bad"), row("good")]) == "good"
-    seen = policy.stats("k", WorkerId("bad"))
-    assert seen is not None
-    assert (seen.total_tasks, seen.success_rate) == (5, 0.0)
-    assert policy.stats("other", WorkerId("bad")) is None
-
-
-def test_adaptive_tells_kinds_apart() -> None:
-    policy = AdaptiveScheduler()
-    for kind, worker, duration in (("a", "w1", 1), ("a", "w2", 9), ("b", "w1", 9), ("b", "w2", 1)):
-        policy.record_completion(WorkerId(worker), task(kind=kind), duration, success=True)
-    workers = [row("w1"), row("w2")]
-    assert policy.assign_task(task(kind="a"), workers) == "w1"
-    assert policy.assign_task(task(kind="b"), workers) == "w2"
-
-
-def test_adaptive_changes_its_mind_at_the_refresh() -> None:
-    policy = AdaptiveScheduler(learning_rate=1.0)
-    for worker, duration in (("w1", 1.0), ("w2", 2.0), ("w1", 50.0)):
-        policy.record_completion(WorkerId(worker), task(kind="k"), duration, success=True)
-    workers = [row("w1"), row("w2")]
-    assert policy.assign_task(task(kind="k"), workers) == "w1"
-    policy.refresh(0)
-    assert policy.assign_task(task(kind="k"), workers) == "w2"
-
-
-def test_adaptive_refuses_impossible_durations() -> None:
-    with pytest.raises(ValueError, match="duration"):
-        AdaptiveScheduler().record_completion(WorkerId("w"), task(), float("nan"), success=True)
-
-
-def test_adaptive_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adaptive, "PAIRS_MAX", 2)
-    policy = AdaptiveScheduler()
-    for kind in ("a", "b", "a", "c"):
-        policy.record_completion(WorkerId("w"), task(kind=kind), 1.0, success=True)
-    policy.refresh(0)
-    assert policy.stats("b", WorkerId("w")) is None
-    assert policy.stats("a", WorkerId("w")) is not None
-    assert set(policy._best) == {"a", "c"}
-
-
-def test_adaptive_goes_on_from_what_it_has_learned() -> None:
-    before, after = AdaptiveScheduler(), AdaptiveScheduler()
-    for duration, success in ((1.0, True), (3.0, False), (2.0, True)):
-        before.record_completion(WorkerId("w1"), task(kind="a"), duration, success)
-    before.record_completion(WorkerId("w2"), task(kind="a"), 5.0, True)
-    before.refresh(0)
-    after.recall(before.learned())
-    workers = [row("w2", num_gpus=1), row("w1", num_gpus=1), row("new", num_gpus=1)]
-    for worker in workers:
-        assert after.score(task(kind="a"), worker) == before.score(task(kind="a"), worker)
-    for policy in (before, after):
-        policy.record_completion(WorkerId("w1"), task(kind="a"), 9.0, True)
-        policy.refresh(0)
-    assert after.learned() == before.learned()
-
-
-def test_adaptive_writes_down_the_last_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stats, "LEARNED_MAX", 2)
-    policy = AdaptiveScheduler()
-    for kind in "abca":
-        policy.record_completion(WorkerId("w"), task(kind=kind), 1.0, True)
-    assert [(one.kind, one.worker, one.total) for one in policy.learned()] == [("c", "w", 1), ("a", "w", 2)]
-
-
-def test_adaptive_learns_in_the_engine() -> None:
-    world = World("adaptive")
-    world.handle(joined("slow"), joined("fast"))
-    for _ in range(6):
-        (i,) = world.submit(kind="k")
-        world.start(i)
-        world.wait(5 if world.where(i) == ["slow"] else 1)
-        world.finish(i)
-    (last,) = world.submit(kind="k")
-    assert world.where(last) == ["fast"]
-    assert world.engine.next_deadline() is not None
-    policy = world.engine.policy
-    assert isinstance(policy, AdaptiveScheduler)
-    world.start(last)
-    world.finish(last)
-    assert policy._dirty
-    world.wake_in(2)
-    assert not policy._dirty
-    assert ("refresh", 0) not in world.engine._t.deadlines
 
 
 # --------------------------------------------------------------------------------------------------------------- batch

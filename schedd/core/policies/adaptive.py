@@ -1,61 +1,242 @@
-"""adaptive: learn how long each kind takes on each worker and how often it succeeds, and place by expected finish."""
+"""adaptive: learn what each kind takes on each device model, and let each worker do what it is comparatively good at.
+
+With a backlog every worker gets work anyway; what matters is which work goes where. So a freed worker takes the kind in
+which its group has the greatest advantage over the others, at the prices that the linear program of the whole backlog
+gives to a second of each group (`prices`). The beliefs behind it (`beliefs`) are drawn anew at each refresh, in
+proportion to how unsure they are, so that what is not known is tried while it may still pay (Thompson, 1933).
+
+Towards the end, or where little waits, a slow worker does not take what a faster one that is busy would finish sooner.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Iterable
-from typing import Annotated
+from collections.abc import Callable, Hashable, Iterable
+from random import Random
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from msgspec import Meta, Struct
 
-from schedd.core.model import Instant, Task, WorkerId, WorkerInfo
-from schedd.core.policies.base import Outcome, TaskScheduler
+from schedd.core.capacity import WHOLE, Ledger, Need
+from schedd.core.model import SECOND, Instant, Running, Task, WorkerId, WorkerInfo
+from schedd.core.policies.base import ClusterView, Draft, Outcome, TaskScheduler, WaitingClass
+from schedd.core.policies.beliefs import Beliefs, Cell
+from schedd.core.policies.prices import solve
 from schedd.core.stats import Learned, PerformanceStats, newest
 
-#: (kind, worker) pairs remembered; the least recently seen beyond this are forgotten.
-PAIRS_MAX = 200_000
+if TYPE_CHECKING:
+    from schedd.core.queue import RequestClass
+
+INF = math.inf
+Key = TypeVar("Key", bound=Hashable)
+Row = TypeVar("Row")
+#: Kinds on workers or models remembered, and workers; the least recently seen beyond this are forgotten.
+ROWS_MAX = 200_000
 #: A worker that fails everything is still tried now and then: its success counts as at least this.
 SUCCESS_MIN = 0.02
+#: Attempts that the first belief in a success is worth, and what that is.
+SUCCESS_SAMPLES = 2.0
+SUCCESS_FIRST = 0.95
+#: The same of a worker, compared with all others.
+WORKER_SAMPLES = 4.0
+#: Counts of successes fade with each new one.
+FADING = 0.98
+#: Variance of what is peculiar to a worker, and to a kind on a worker, as parts of the logarithm of a runtime.
+WORKER_VARIANCE = 0.25
+#: What was seen of a worker fades faster: it may be throttled any time.
+WORKER_FADING = 0.9
+#: Groups of equal workers, waiting classes and running attempts that a refresh looks at.
+GROUPS_MAX = 32
+CLASSES_MAX = 500
+RUNNING_MAX = 4000
+#: With long tasks, beliefs need not be refreshed more often than in a tenth of their length.
+REFRESH_SHARE = 0.1
+#: Recent demand counts beside what waits, as much as this many tasks for each worker.
+RECENT_PER_WORKER = 2.0
+RECENT_KEPT = 0.99
+#: How far above its mean a runtime is feared to be when it may be the last to end, in standard deviations; and the
+#: part of the time to the end in which a task has to fit by that.
+FEARED_DEVIATIONS = 1.0
+END_SHARE = 0.5
+#: Before the model of a cell of `learned`; the name of a worker has no line break.
+MODEL_MARK = "\n"
 
 
 class AdaptiveParams(Struct, frozen=True, forbid_unknown_fields=True):
     """Table [policy.adaptive].
 
-    learning_rate: weight of the newest observation. statistics_interval_s: seconds between two updates of the beliefs
-    that placement uses.
+    learning_rate: weight of the newest observation in what is shown of a kind on a worker. statistics_interval_s:
+    seconds between two updates of the beliefs that placement uses, at the least. exploration: how much of the doubt
+    about a kind on a model is acted on; 0: none. spare_slow: whether a slow worker may wait for other work where a
+    faster one will be free in time.
     """
 
     learning_rate: Annotated[float, Meta(gt=0, le=1)] = 0.2
     statistics_interval_s: Annotated[float, Meta(gt=0, le=86400)] = 1.0
+    exploration: Annotated[float, Meta(ge=0, le=10)] = 0.5
+    spare_slow: bool = True
+
+
+class Belief(Struct, frozen=True):
+    """What is believed of a kind on a device model, to be shown.
+
+    mean_s: seconds of a success; low_s, high_s: two thirds of the runtimes are between them; success: from 0 to 1;
+    samples: successes that count, older ones less.
+    """
+
+    kind: str
+    model: str
+    mean_s: float
+    low_s: float
+    high_s: float
+    success: float
+    samples: float
+
+
+class _Tries:
+    """Fading counts of attempts, of those that failed, and of their seconds."""
+
+    __slots__ = ("count", "failed", "failed_s")
+
+    def __init__(self) -> None:
+        self.count = self.failed = self.failed_s = 0.0
+
+    def add(self, seconds: float, success: bool) -> None:
+        self.count = self.count * FADING + 1.0
+        self.failed *= FADING
+        self.failed_s *= FADING
+        if not success:
+            self.failed += 1.0
+            self.failed_s += seconds
+
+
+class _Peculiar:
+    """How far runtimes were from what was believed of them: weighted mean of differences of logarithms."""
+
+    __slots__ = ("total", "weight")
+
+    def __init__(self) -> None:
+        self.total = self.weight = 0.0
+
+    def add(self, difference: float, weight: float) -> None:
+        self.total = self.total * WORKER_FADING + difference * weight
+        self.weight = self.weight * WORKER_FADING + weight
+
+    def mean(self, noise: float) -> float:
+        return self.total / (self.weight + noise / WORKER_VARIANCE)
+
+
+class _Group:
+    """Workers of one shape: a device model, and as many devices and CPUs each."""
+
+    __slots__ = ("count", "free_in_s", "model", "sample")
+
+    def __init__(self, model: str, sample: Ledger) -> None:
+        self.model = model
+        self.sample = sample
+        self.count = 0
+        #: Seconds until the first of its workers that runs something is expected to be free, at the last refresh.
+        self.free_in_s = INF
 
 
 class AdaptiveScheduler(TaskScheduler):
-    """Score = expected seconds until a success: runtime of the kind there * (1 + queue per slot) / success rate.
+    """Score = expected seconds until a success, at the price of a second there, times 1 + backlog per slot.
 
-    A pair (kind, worker) that has not been seen is believed to be as good as the best pair of its kind, so that each
-    worker is tried once: optimism in the face of uncertainty (Lai and Robbins, 1985).
+    To choose when device models or workers differ, most of all when kinds differ in how they do so. What was learned
+    is kept over a restart.
     """
 
     name = "adaptive"
     Params = AdaptiveParams
-    summary = "learns speed and success of each kind on each worker; lowest expected time to success"
+    summary = "learns speed and success of each kind on each model; each worker does what it is comparatively good at"
     by_kind = True
 
-    def __init__(self, learning_rate: float = 0.2, statistics_interval_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        learning_rate: float = 0.2,
+        statistics_interval_s: float = 1.0,
+        exploration: float = 0.5,
+        spare_slow: bool = True,
+    ) -> None:
         self.learning_rate = learning_rate
-        self.refresh_interval_s = statistics_interval_s
+        self.statistics_interval_s = self.refresh_interval_s = statistics_interval_s
+        self.exploration = exploration
+        self.spare_slow = spare_slow
+        self.beliefs = Beliefs()
+        self._rng = Random(1)
         self._pairs: OrderedDict[tuple[str, WorkerId], PerformanceStats] = OrderedDict()
-        #: Seconds to a success by pair and the best of each kind, as of the last refresh.
-        self._expected: dict[tuple[str, WorkerId], float] = {}
-        self._best: dict[str, float] = {}
-        self._dirty: set[tuple[str, WorkerId]] = set()
+        self._tries: OrderedDict[tuple[str, str], _Tries] = OrderedDict()
+        self._all_tries = _Tries()
+        self._worker_tries: OrderedDict[WorkerId, _Tries] = OrderedDict()
+        self._peculiar: OrderedDict[WorkerId, _Peculiar] = OrderedDict()
+        self._pair_peculiar: OrderedDict[tuple[str, WorkerId], _Peculiar] = OrderedDict()
+        #: Model and group of a worker, by its id, for as long as it has this ledger.
+        self._places: dict[WorkerId, tuple[Ledger, str, int]] = {}
+        #: Kinds that were seen since the last refresh.
+        self._news: set[str] = set()
+        self._recent: dict[str, float] = {}
+        # What the last refresh found.
+        self._groups: list[_Group] = []
+        self._group_numbers: dict[tuple[str, int, int], int] = {}
+        self._waiting: list[WaitingClass] = []
+        self._running: list[tuple[str, str, float, float | None]] = []
+        self._idle: list[WorkerId] = []
+        self._prices: list[float] = []
+        #: Price of a second in a group, 1 in the mean; and classes, those of the greatest advantage first.
+        self._factors: list[float] = []
+        self._orders: list[list[RequestClass]] = []
+        #: When that was, seconds in which what waited then could be done, and how much of it was not placed since.
+        self.refreshed_ns: Instant = 0
+        self._horizon_s = INF
+        self._left_s = 0.0
+        self._waited = self._left = 1
 
-    def score(self, task: Task, worker: WorkerInfo) -> float:
-        expected = self._expected.get((task.kind, worker.worker_id))
-        if expected is None:
-            expected = self._best.get(task.kind, 0.0)
-        waiting = (len(worker.task_queue) - worker.outgoing + worker.incoming) / worker.slots
-        return expected * (1.0 + waiting)
+    # ------------------------------------------------------------------------------------------------------- beliefs
+
+    def expected_s(self, task: Task, worker: WorkerInfo) -> float:
+        """Seconds that are expected until the task has succeeded there, failed attempts before it included."""
+        kind, worker_id = task.kind, worker.worker_id
+        model = self._place(worker)[0]
+        guess = self.beliefs.guess(kind, model, task.requirements.estimated_time)
+        shift = 0.0
+        if (own := self._peculiar.get(worker_id)) is not None:
+            shift = own.mean(guess.noise)
+            if (pair := self._pair_peculiar.get((kind, worker_id))) is not None:
+                shift += pair.mean(guess.noise)
+        seconds = guess.mean_s * math.exp(max(-5.0, min(5.0, shift)))
+        return seconds + self._failures_s(kind, model, worker_id, seconds)
+
+    def _failures_s(self, kind: str, model: str, worker_id: WorkerId | None, seconds: float) -> float:
+        """Seconds of failed attempts before a success."""
+        all_tries = self._all_tries
+        if not all_tries.failed:
+            return 0.0
+        tries = self._tries.get((kind, model))
+        success, failed_s = SUCCESS_FIRST, seconds
+        if tries is not None:
+            won = tries.count - tries.failed + SUCCESS_SAMPLES * SUCCESS_FIRST
+            success = won / (tries.count + SUCCESS_SAMPLES)
+            if tries.failed > 0:
+                failed_s = tries.failed_s / tries.failed
+        there = self._worker_tries.get(worker_id) if worker_id is not None else None
+        if there is not None:
+            usual = max(1.0 - all_tries.failed / all_tries.count, SUCCESS_MIN)
+            own = (there.count - there.failed + WORKER_SAMPLES * usual) / (there.count + WORKER_SAMPLES)
+            success *= min(1.0, own / usual)
+        return failed_s * (1.0 / max(success, SUCCESS_MIN) - 1.0)
+
+    def believed(self) -> list[Belief]:
+        """List what is believed of each kind on each model where it was seen, the last seen kind last."""
+        found = []
+        for kind, row in self.beliefs.plain.cells.items():
+            for model, cell in sorted(row.items()):
+                guess = self.beliefs.guess(kind, model)
+                tries = self._tries.get((kind, model))
+                success = 1.0 - tries.failed / tries.count if tries is not None and tries.count else 1.0
+                found.append(Belief(kind, model, guess.mean_s, guess.at(-1), guess.at(1), success, cell.count))
+        return found
 
     def stats(self, kind: str, worker_id: WorkerId) -> PerformanceStats | None:
         """What was seen of a kind on a worker."""
@@ -63,55 +244,321 @@ class AdaptiveScheduler(TaskScheduler):
 
     def record_completion(self, worker_id: WorkerId, task: Task, duration: float, success: bool) -> None:
         """Learn from one attempt of `duration` seconds. Raises ValueError for a negative or NaN duration."""
-        pair = (task.kind, worker_id)
-        stats = self._pairs.get(pair)
-        if stats is None:
-            stats = self._pairs[pair] = PerformanceStats(self.learning_rate)
-            if len(self._pairs) > PAIRS_MAX:
-                self._forget(self._pairs.popitem(last=False)[0])
-        else:
-            self._pairs.move_to_end(pair)
-        stats.update(duration, success)
-        self._dirty.add(pair)
-        if pair not in self._expected:
-            # A first impression is used at once: the worker has changed anyway, so only its own entry is computed anew.
-            self._expected[pair] = value = _expected(stats)
-            self._best[task.kind] = min(value, self._best.get(task.kind, value))
+        place = self._places.get(worker_id)
+        self._learn(worker_id, place[1] if place is not None else "", task, duration, success)
 
     def observe(self, outcome: Outcome, now: Instant) -> None:
-        self.record_completion(outcome.worker.worker_id, outcome.task, outcome.runtime_s, outcome.success)
+        model = self._place(outcome.worker)[0]
+        self._learn(outcome.worker.worker_id, model, outcome.task, outcome.runtime_s, outcome.success)
+
+    def _learn(self, worker_id: WorkerId, model: str, task: Task, seconds: float, success: bool) -> None:
+        kind = task.kind
+        _row(self._pairs, (kind, worker_id), lambda: PerformanceStats(self.learning_rate)).update(seconds, success)
+        self._all_tries.add(seconds, success)
+        _row(self._tries, (kind, model), _Tries).add(seconds, success)
+        _row(self._worker_tries, worker_id, _Tries).add(seconds, success)
+        self._news.add(kind)
+        self._recent[kind] = self._recent.get(kind, 0.0) + 1.0
+        if not success:
+            return
+        hint_s = task.requirements.estimated_time
+        guess = self.beliefs.guess(kind, model, hint_s)
+        weight = guess.noise / (guess.noise + guess.doubt)
+        difference = math.log(max(seconds, 1e-6)) - guess.log_s
+        own = _row(self._peculiar, worker_id, _Peculiar)
+        beyond = difference - own.mean(guess.noise)
+        own.add(difference, weight)
+        _row(self._pair_peculiar, (kind, worker_id), _Peculiar).add(beyond, weight)
+        self.beliefs.add(kind, model, seconds, hint_s)
+
+    def _place(self, worker: WorkerInfo) -> tuple[str, int]:
+        """The device model of a worker, "" without devices, and the number of its group, -1 where it has none yet."""
+        ledger = worker.ledger
+        if ledger is None:
+            return "", -1
+        place = self._places.get(worker.worker_id)
+        if place is None or place[0] is not ledger:
+            model = ledger.devices[0].model if ledger.devices else ""
+            number = self._group_numbers.get((model, len(ledger.devices), ledger.cpus), -1)
+            place = self._places[worker.worker_id] = (ledger, model, number)
+        return place[1], place[2]
+
+    # ------------------------------------------------------------------------------------------------------ placement
+
+    def score(self, task: Task, worker: WorkerInfo) -> float:
+        waiting = (len(worker.task_queue) - worker.outgoing + worker.incoming) / worker.slots
+        group = self._place(worker)[1]
+        factor = self._factors[group] if 0 <= group < len(self._factors) else 1.0
+        return self.expected_s(task, worker) * factor * (1.0 + waiting)
+
+    def plan(self, draft: Draft, now: Instant) -> None:
+        """Give each candidate of the task that is first the class of equal importance that it is best at."""
+        while (task := draft.head()) is not None:
+            worker = draft.candidate(task)
+            if worker is None:
+                draft.block(task)
+            elif self._place_best(draft, task, worker, now):
+                self._left -= 1
+            else:
+                draft.decline(task)
+
+    def _place_best(self, draft: Draft, task: Task, worker: WorkerInfo, now: Instant) -> bool:
+        group = self._place(worker)[1]
+        order = self._orders[group] if 0 <= group < len(self._orders) and not worker.task_queue else ()
+        for request in order:
+            if request is task.request:
+                break
+            other = draft.head_of(request)
+            if other is None or other.priority != task.priority or not self._accepts(other, worker, group, now):
+                continue
+            if draft.offer(other, worker, 0):
+                return True
+        if not self._accepts(task, worker, group, now):
+            return False
+        if task.request is not None:
+            draft.head_of(task.request)  # what the draft places next
+        draft.assign(task, worker)
+        return True
+
+    def _accepts(self, task: Task, worker: WorkerInfo, group: int, now: Instant) -> bool:
+        """Whether the worker should take a task that it could start, rather than leave it for a faster one."""
+        if not self.spare_slow or len(self._groups) < 2 or not 0 <= group < len(self._groups):
+            return True
+        return self.sooner_elsewhere(task, worker, now) is None
+
+    def sooner_elsewhere(self, task: Task, worker: WorkerInfo, now: Instant) -> tuple[str, float] | None:
+        """The model on which the task is expected to end sooner, though busy now, and in how many seconds; or None."""
+        group = self._place(worker)[1]
+        here_s = self.expected_s(task, worker)
+        fear = self._fear(task)
+        end_s = (self._horizon_s * max(0, self._left) / self._waited + self._left_s) * END_SHARE
+        if here_s * fear <= end_s:
+            return None
+        gone_s = (now - self.refreshed_ns) / SECOND
+        best: tuple[str, float] | None = None
+        for number, other in enumerate(self._groups):
+            if number == group or other.free_in_s == INF or not self._runs_on(task, other):
+                continue
+            guess = self.beliefs.guess(task.kind, other.model, task.requirements.estimated_time)
+            there_s = guess.mean_s + self._failures_s(task.kind, other.model, None, guess.mean_s)
+            in_s = max(other.free_in_s - gone_s, 0.01 * there_s) + there_s * fear
+            if in_s < here_s * fear and in_s >= end_s and (best is None or in_s < best[1]):
+                best = (other.model, in_s)
+            elif in_s < end_s:
+                best = (other.model, in_s)
+                break
+        return best
+
+    def left_for(self, task: Task, worker: WorkerInfo, now: Instant) -> str:
+        group = self._place(worker)[1]
+        if not self.spare_slow or not 0 <= group < len(self._groups):
+            return ""
+        found = self.sooner_elsewhere(task, worker, now)
+        if found is None:
+            return ""
+        here_s = self.expected_s(task, worker) * self._fear(task)
+        return f"{found[0]}, where it is expected to end sooner ({found[1]:.1f} s from now, here {here_s:.1f} s)"
+
+    def _fear(self, task: Task) -> float:
+        """How many times its mean a runtime may well be."""
+        ratios, plain = self.beliefs.ratios, self.beliefs.plain
+        noise = min(ratios.noise, plain.noise) if task.requirements.estimated_time else plain.noise
+        return math.exp(FEARED_DEVIATIONS * math.sqrt(noise) - min(noise, 2.0) / 2)
+
+    @staticmethod
+    def _runs_on(task: Task, group: _Group) -> bool:
+        return task.request is not None and any(not group.sample.blocker(need) for need in task.request.needs)
+
+    # -------------------------------------------------------------------------------------------------------- refresh
+
+    def is_stale(self, now: Instant) -> bool:
+        return bool(self.beliefs.plain.cells) and now - self.refreshed_ns >= self.refresh_interval_s * SECOND
+
+    def survey(self, view: ClusterView, now: Instant) -> None:
+        """Look at what waits and what runs."""
+        self._groups, self._group_numbers, self._idle, self._running = [], {}, [], []
+        left_s, workers = 0.0, 0
+        for worker in view.workers():
+            ledger = worker.ledger
+            if ledger is None or not worker.accepts_work:
+                continue
+            workers += 1
+            group = self._enter(worker, ledger)
+            if not worker.running:
+                self._idle.append(worker.worker_id)
+            first_s = INF
+            for task in worker.running.values():
+                state = task.state
+                if isinstance(state, Running):
+                    so_far_s = max(0.0, (now - state.started_at_ns) / SECOND)
+                    hint_s = task.requirements.estimated_time
+                    in_s = self.beliefs.guess(task.kind, group.model, hint_s).left_s(so_far_s)
+                    first_s = min(first_s, in_s)
+                    left_s += in_s / max(1, len(worker.running))
+                    if len(self._running) < RUNNING_MAX:
+                        self._running.append((task.kind, group.model, so_far_s, hint_s))
+            group.free_in_s = min(group.free_in_s, first_s)
+        self._left_s = left_s / max(1, workers)
+        waiting = sorted(view.waiting(), key=lambda w: -w.size)
+        self._waiting = waiting[:CLASSES_MAX]
+        self._waited = self._left = max(1, sum(w.size for w in waiting))
+
+    def _enter(self, worker: WorkerInfo, ledger: Ledger) -> _Group:
+        model = ledger.devices[0].model if ledger.devices else ""
+        shape = (model, len(ledger.devices), ledger.cpus)
+        number = self._group_numbers.get(shape)
+        if number is None and len(self._groups) < GROUPS_MAX:
+            number = self._group_numbers[shape] = len(self._groups)
+            self._groups.append(_Group(model, ledger))
+        elif number is None:
+            number = next((n for n, group in enumerate(self._groups) if group.model == model), 0)
+        self._places[worker.worker_id] = (ledger, model, number)
+        group = self._groups[number]
+        group.count += 1
+        return group
+
+    def refresh(self, now: Instant) -> list[WorkerId]:
+        """Bring beliefs, prices and orders up to date; O(classes * groups * steps), some milliseconds."""
+        kinds = dict.fromkeys(w.request.kind for w in self._waiting)
+        kinds.update(dict.fromkeys(sorted(self._news)[:CLASSES_MAX]))
+        self.beliefs.fit(list(kinds), self._running)
+        self._news.clear()
+        self.refreshed_ns = now
+        self._set_prices()
+        self._recent = {kind: n * RECENT_KEPT for kind, n in self._recent.items() if n > 0.1}
+        usual_s = [self._usual_s(w, self._groups[0].model) for w in self._waiting[:20]] if self._groups else []
+        share_s = REFRESH_SHARE * (median(usual_s) if usual_s else 0.0)
+        self.refresh_interval_s = max(self.statistics_interval_s, min(share_s, 60 * self.statistics_interval_s))
+        return self._idle
+
+    def _usual_s(self, waiting: WaitingClass, model: str) -> float:
+        kind = waiting.request.kind
+        hint_s = self.beliefs.usual_hint_s(kind, waiting.head.requirements.estimated_time)
+        return self.beliefs.guess(kind, model, hint_s).mean_s
+
+    def _set_prices(self) -> None:
+        groups = self._groups
+        if not groups or not self._waiting:
+            self._factors, self._orders = [], []
+            self._horizon_s = 0.0
+            return
+        rows = [self._row(w) for w in self._waiting]
+        capacity = [float(group.count) for group in groups]
+        start = self._prices if len(self._prices) == len(groups) else None
+        prices, self._horizon_s = solve(self._demand(), [row for row, _ in rows], capacity, start)
+        self._prices = prices
+        total = sum(capacity)
+        slowest_s = max((max((s for s in plain if s < INF), default=0.0) for _, plain in rows), default=0.0)
+        is_ending = self._horizon_s * END_SHARE < slowest_s
+        self._factors = [1.0] * len(groups) if is_ending else [price * total for price in prices]
+        self._orders = [self._order(number, prices, rows) for number in range(len(groups))]
+
+    def _demand(self) -> list[float]:
+        """Tasks of each class: what waits, and what has come lately, which will come again."""
+        workers = sum(group.count for group in self._groups)
+        known = sum(self._recent.values())
+        scale = min(1.0, RECENT_PER_WORKER * workers / known) if known else 0.0
+        return [w.size + scale * self._recent.get(w.request.kind, 0.0) for w in self._waiting]
+
+    def _row(self, waiting: WaitingClass) -> tuple[list[float], list[float]]:
+        """Seconds of a worker that a task of a class takes on each group: drawn from the beliefs, and as believed.
+
+        The first are for prices, in seconds of the whole worker; the second the runtime as such.
+        """
+        request, head = waiting.request, waiting.head
+        hint_s = self.beliefs.usual_hint_s(request.kind, head.requirements.estimated_time)
+        drawn: dict[str, tuple[float, float]] = {}
+        row, plain = [], []
+        for group in self._groups:
+            share = min((_share(need, group.sample) for need in request.needs), default=INF)
+            if share == INF:
+                row.append(INF)
+                plain.append(INF)
+                continue
+            if group.model not in drawn:
+                guess = self.beliefs.guess(request.kind, group.model, hint_s)
+                failures_s = self._failures_s(request.kind, group.model, None, guess.mean_s)
+                drawn[group.model] = (
+                    guess.drawn_s(self.exploration * self._rng.gauss(0.0, 1.0)) + failures_s,
+                    guess.mean_s + failures_s,
+                )
+            mine, mean = drawn[group.model]
+            row.append(share * mine)
+            plain.append(mean)
+        return row, plain
+
+    def _order(
+        self, number: int, prices: list[float], rows: list[tuple[list[float], list[float]]]
+    ) -> list[RequestClass]:
+        """The classes by the advantage that a group has over the best of the others."""
+        if len(self._groups) < 2:
+            return []
+        found = []
+        for position, (waiting, (row, _)) in enumerate(zip(self._waiting, rows, strict=True)):
+            if row[number] == INF:
+                continue
+            others = [p * s for g, (p, s) in enumerate(zip(prices, row, strict=True)) if g != number]
+            found.append(
+                (prices[number] * row[number] / min(others) if min(others) else 0.0, position, waiting.request)
+            )
+        found.sort(key=lambda entry: entry[:2])
+        return [request for _, _, request in found]
+
+    # -------------------------------------------------------------------------------------------------- over a restart
 
     def learned(self) -> list[Learned]:
-        return newest(self._pairs)
+        cells = []
+        for mark, logs in ((MODEL_MARK, self.beliefs.plain), (MODEL_MARK * 2, self.beliefs.ratios)):
+            for kind, row in logs.cells.items():
+                for model, cell in row.items():
+                    tries = self._tries.get((kind, model), _Tries())
+                    failed = tries.failed / tries.count if tries.count else 0.0
+                    values = (cell.total, cell.square, 1.0 - failed, cell.count)
+                    cells.append(Learned(kind, mark + model, *values, int(tries.count)))
+        return newest(self._pairs) + cells
 
     def recall(self, learned: Iterable[Learned]) -> None:
         for one in learned:
-            pair = (one.kind, WorkerId(one.worker))
-            stats = self._pairs[pair] = PerformanceStats(self.learning_rate)
-            stats.recall(one)
-            self._expected[pair] = value = _expected(stats)
-            self._best[one.kind] = min(value, self._best.get(one.kind, value))
+            if one.worker.startswith(MODEL_MARK):
+                self._recall_cell(one)
+            else:
+                stats = self._pairs[one.kind, WorkerId(one.worker)] = PerformanceStats(self.learning_rate)
+                stats.recall(one)
+        for logs in (self.beliefs.plain, self.beliefs.ratios):
+            logs.fit(list(logs.cells))
 
-    def refresh(self, now: Instant) -> list[WorkerId]:
-        workers: dict[WorkerId, None] = {}
-        for pair in sorted(self._dirty):
-            stats = self._pairs.get(pair)
-            if stats is not None:
-                self._expected[pair] = _expected(stats)
-                workers[pair[1]] = None
-        self._dirty.clear()
-        best: dict[str, float] = {}
-        for (kind, _), value in self._expected.items():
-            if value < best.get(kind, float("inf")):
-                best[kind] = value
-        self._best = best
-        return list(workers)
-
-    def _forget(self, pair: tuple[str, WorkerId]) -> None:
-        self._expected.pop(pair, None)
-        self._dirty.discard(pair)
+    def _recall_cell(self, one: Learned) -> None:
+        is_ratio = one.worker.startswith(MODEL_MARK * 2)
+        model = one.worker.removeprefix(MODEL_MARK * (2 if is_ratio else 1))
+        logs = self.beliefs.ratios if is_ratio else self.beliefs.plain
+        if not (one.weight > 0 and math.isfinite(one.duration) and math.isfinite(one.square)):
+            return
+        logs.recall(one.kind, model, Cell(one.weight, one.duration, one.square))
+        if not is_ratio and one.total:
+            tries = self._tries[one.kind, model] = _Tries()
+            tries.count = float(one.total)
+            tries.failed = one.total * (1.0 - one.success)
 
 
-def _expected(stats: PerformanceStats) -> float:
-    """Seconds until a success, where each failure costs a whole attempt."""
-    return stats.avg_completion_time / max(stats.success_rate, SUCCESS_MIN)
+def _row(table: OrderedDict[Key, Row], key: Key, make: Callable[[], Row]) -> Row:
+    """The row of a key, the newest of the table from now on; a new one where there is none."""
+    row = table.get(key)
+    if row is not None:
+        table.move_to_end(key)
+        return row
+    row = table[key] = make()
+    if len(table) > ROWS_MAX:
+        table.popitem(last=False)
+    return row
+
+
+def _share(need: Need, sample: Ledger) -> float:
+    """The share of a worker that a task takes; infinite where it does not fit."""
+    if sample.blocker(need):
+        return INF
+    share = need.gpus * need.share / (WHOLE * len(sample.devices)) if need.gpus else 0.0
+    if sample.cpus:
+        share = max(share, need.cpus / sample.cpus)
+    if sample.ram_mb:
+        share = max(share, need.ram_mb / sample.ram_mb)
+    return max(share, 1e-6)

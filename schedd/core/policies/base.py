@@ -92,12 +92,29 @@ class Draft(Protocol):
     def head_of(self, request: RequestClass) -> Task | None:
         """The next task of the class whose head was just assigned, whatever its rank among other classes."""
 
+    def decline(self, task: Task) -> None:
+        """Set the class of this task aside though it could start: the policy expects more of waiting.
+
+        It claims nothing, and is looked at again when a worker changes, and after each `refresh`.
+        """
+
     def offer(self, task: Task, worker: WorkerInfo, depth: int) -> bool:
         """Place the task from `head_of` on this very worker if it starts now or the backlog is below `depth`."""
 
 
+class WaitingClass(Struct, frozen=True):
+    """A request class of which `size` tasks are queued, and the task of it that goes first."""
+
+    request: RequestClass
+    size: int
+    head: Task
+
+
 class ClusterView(Protocol):
-    """The workers, as `rebalance` sees them."""
+    """What waits and what runs, as `rebalance` and `survey` see it."""
+
+    def waiting(self) -> Iterable[WaitingClass]:
+        """The classes that wait, in no particular order. O(classes)."""
 
     def workers(self) -> Iterable[WorkerInfo]:
         """All workers in the order of joining."""
@@ -224,6 +241,17 @@ class TaskScheduler(ABC):
 
     def recall(self, learned: Iterable[Learned]) -> None:  # noqa: B027
         """Go on from what was learned before; called once, before the first `observe`."""
+
+    def left_for(self, task: Task, worker: WorkerInfo, now: Instant) -> str:
+        """What the policy would rather wait for than start the task there; "" where it would start it."""
+        return ""
+
+    def is_stale(self, now: Instant) -> bool:
+        """Whether `refresh` should come before a placement now; asked where there is a `refresh_interval_s`."""
+        return False
+
+    def survey(self, view: ClusterView, now: Instant) -> None:  # noqa: B027
+        """Look at what waits and runs; called before each `refresh`."""
 
     def refresh(self, now: Instant) -> list[WorkerId]:
         """Recompute what scores are made of; called every `refresh_interval_s`. Returns whose scores have changed."""

@@ -1,0 +1,399 @@
+"""The policy that learns: beliefs, prices, and what it makes of them."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from core.builders import World, joined
+
+from schedd.config import parse_settings
+from schedd.core import events as ev
+from schedd.core import stats
+from schedd.core.model import Gpu, Task, TaskId, TaskRequirements, WorkerId, WorkerInfo
+from schedd.core.policies import adaptive, prices
+from schedd.core.policies.adaptive import AdaptiveScheduler
+from schedd.core.policies.beliefs import Beliefs, Guess
+from schedd.simulate.bound import lower_bound_s
+from schedd.simulate.cluster import ClusterRow
+from schedd.simulate.run import Run, Simulator
+from schedd.simulate.trace import Trace, TraceTask, read_trace
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "hetero"
+KINDS = {"a": {"big": 10.0, "old": 100.0}, "b": {"big": 20.0, "old": 20.0}, "c": {"big": 30.0, "old": 90.0}}
+
+
+def row(name: str, **values: Any) -> WorkerInfo:
+    return WorkerInfo(WorkerId(name), **values)
+
+
+def task(number: int = 1, kind: str = "", **wants: Any) -> Task:
+    return Task(id=TaskId(number), kind=kind, requirements=TaskRequirements(**wants))
+
+
+# ------------------------------------------------------------------------------------------------------------- prices
+
+
+def program(work: list[float], seconds: list[list[float]], capacity: list[float]) -> float:
+    """The optimum of the same program, by HiGHS."""
+    optimize = pytest.importorskip("scipy.optimize")
+    classes, groups = len(work), len(capacity)
+    pairs = [(k, g) for k in range(classes) for g in range(groups) if seconds[k][g] < math.inf]
+    cost = [0.0] * len(pairs) + [1.0]
+    within = [[seconds[k][g] if g == group else 0.0 for k, g in pairs] + [-capacity[group]] for group in range(groups)]
+    done = [[1.0 if k == kind else 0.0 for k, _ in pairs] + [0.0] for kind in range(classes)]
+    return float(optimize.linprog(cost, A_ub=within, b_ub=[0.0] * groups, A_eq=done, b_eq=work).fun)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_prices_come_near_the_optimum(seed: int) -> None:
+    rng = random.Random(seed)
+    classes, groups = rng.randint(1, 30), rng.randint(1, 5)
+    work = [float(rng.randint(1, 100)) for _ in range(classes)]
+    capacity = [float(rng.randint(1, 20)) for _ in range(groups)]
+    seconds = [[math.exp(rng.gauss(5, 1)) for _ in range(groups)] for _ in range(classes)]
+    for times in seconds[:3]:
+        if groups > 1:
+            times[rng.randrange(groups)] = math.inf
+    found, value = prices.solve(work, seconds, capacity, None)
+    assert sum(p * c for p, c in zip(found, capacity, strict=True)) == pytest.approx(1)
+    best = program(work, seconds, capacity)
+    assert 0.98 * best <= value <= best * (1 + 1e-9), "a dual value is a bound from below"
+    again, better = prices.solve(work, seconds, capacity, found)
+    assert value <= better * (1 + 1e-9)
+    assert len(again) == groups
+
+
+def test_prices_of_nothing() -> None:
+    assert prices.solve([], [], [2.0, 2.0], None) == ([0.25, 0.25], 0.0)
+    assert prices.solve([1.0], [[math.inf, math.inf]], [1.0, 1.0], None)[1] == 0.0
+
+
+# ------------------------------------------------------------------------------------------------------------ beliefs
+
+
+def test_nothing_is_known() -> None:
+    beliefs = Beliefs()
+    assert beliefs.guess("k", "m").mean_s == pytest.approx(math.exp(0.5))
+    assert beliefs.guess("k", "m", 60.0).log_s == pytest.approx(math.log(60)), "a user is taken at their word"
+
+
+def test_a_kind_says_something_of_a_model_where_it_was_not_seen() -> None:
+    beliefs = Beliefs()
+    for kind, base in (("x", 10.0), ("y", 100.0)):
+        for _ in range(50):
+            beliefs.add(kind, "fast", base, None)
+            beliefs.add(kind, "slow", 4 * base, None)
+    for _ in range(50):
+        beliefs.add("new", "fast", 30.0, None)
+    beliefs.fit(["x", "y", "new"], [])
+    assert beliefs.guess("x", "slow").mean_s == pytest.approx(40, rel=0.1)
+    assert 60 < beliefs.guess("new", "slow").mean_s < 250
+    assert beliefs.guess("new", "slow").doubt > 10 * beliefs.guess("new", "fast").doubt
+
+
+def test_what_runs_for_long_is_believed_to_be_long() -> None:
+    def believed(running: list[tuple[str, str, float, float | None]]) -> float:
+        beliefs = Beliefs()
+        for seconds in (5.0, 8.0, 12.0):
+            beliefs.add("k", "m", seconds, None)
+        beliefs.fit(["k"], running)
+        return beliefs.guess("k", "m").log_s
+
+    assert believed([("k", "m", 500.0, None)] * 3) > believed([]) + 0.5
+    assert believed([("k", "m", 0.01, None)] * 3) == pytest.approx(believed([])), "what has just begun says nothing"
+
+
+def test_estimates_are_used_where_they_are_good() -> None:
+    good, bad = Beliefs(), Beliefs()
+    rng = random.Random(1)
+    for _ in range(200):
+        size = math.exp(rng.gauss(3, 1))
+        good.add("k", "m", 5 * size, size)
+        bad.add("k", "m", 50.0, size)
+    for beliefs in (good, bad):
+        beliefs.fit(["k"], [])
+    assert good.guess("k", "m", 2.0).mean_s == pytest.approx(10, rel=0.05)
+    assert bad.guess("k", "m", 2.0).mean_s == pytest.approx(50, rel=0.05)
+
+
+def test_what_is_left_of_a_run() -> None:
+    sure = Guess(math.log(100), 0.0, 1e-6)
+    assert sure.left_s(40) == pytest.approx(60, rel=0.01)
+    unsure = Guess(math.log(100), 0.0, 1.0)
+    assert unsure.left_s(1000) > unsure.left_s(100) > 0, "the longer it runs, the longer it is believed to be"
+
+
+# ------------------------------------------------------------------------------------------------------- by the worker
+
+
+def test_adaptive_prefers_the_faster() -> None:
+    policy = AdaptiveScheduler()
+    workers = [row("slow"), row("fast")]
+    for worker, duration in (("slow", 10.0), ("fast", 1.0)):
+        policy.record_completion(WorkerId(worker), task(kind="k"), duration, success=True)
+    policy.refresh(0)
+    assert policy.assign_task(task(kind="k"), workers) == "fast"
+
+
+def test_adaptive_prefers_the_more_successful() -> None:
+    policy = AdaptiveScheduler()
+    for worker, success in (("bad", False), ("good", True)):
+        for _ in range(5):
+            policy.record_completion(WorkerId(worker), task(kind="k"), 1.0, success)
+    policy.refresh(0)
+    assert policy.assign_task(task(kind="k"), [row("bad"), row("good")]) == "good"
+    seen = policy.stats("k", WorkerId("bad"))
+    assert seen is not None
+    assert (seen.total_tasks, seen.success_rate) == (5, 0.0)
+    assert policy.stats("other", WorkerId("bad")) is None
+
+
+def test_adaptive_tells_kinds_apart() -> None:
+    policy = AdaptiveScheduler()
+    for kind, worker, duration in (("a", "w1", 1), ("a", "w2", 9), ("b", "w1", 9), ("b", "w2", 1)):
+        policy.record_completion(WorkerId(worker), task(kind=kind), duration, success=True)
+    workers = [row("w1"), row("w2")]
+    assert policy.assign_task(task(kind="a"), workers) == "w1"
+    assert policy.assign_task(task(kind="b"), workers) == "w2"
+
+
+def test_adaptive_notices_a_worker_that_is_throttled() -> None:
+    policy = AdaptiveScheduler()
+    workers = [row("w1"), row("w2")]
+    for seconds in (10.0, 30.0):
+        for _ in range(30):
+            policy.record_completion(WorkerId("w1"), task(kind="k"), seconds, success=True)
+            policy.record_completion(WorkerId("w2"), task(kind="k"), 15.0, success=True)
+        policy.refresh(0)
+        assert policy.assign_task(task(kind="k"), workers) == ("w1" if seconds == 10.0 else "w2")
+
+
+def test_adaptive_refuses_impossible_durations() -> None:
+    with pytest.raises(ValueError, match="duration"):
+        AdaptiveScheduler().record_completion(WorkerId("w"), task(), float("nan"), success=True)
+
+
+def test_adaptive_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptive, "ROWS_MAX", 2)
+    policy = AdaptiveScheduler()
+    for kind in ("a", "b", "a", "c"):
+        policy.record_completion(WorkerId(f"w-{kind}"), task(kind=kind), 1.0, success=True)
+    policy.refresh(0)
+    assert policy.stats("b", WorkerId("w-b")) is None
+    assert policy.stats("a", WorkerId("w-a")) is not None
+    for table in (policy._pairs, policy._tries, policy._worker_tries, policy._peculiar, policy._pair_peculiar):
+        assert len(table) == 2
+
+
+# ----------------------------------------------------------------------------------------------------- over a restart
+
+
+def test_adaptive_goes_on_from_what_it_has_learned() -> None:
+    before, after = AdaptiveScheduler(), AdaptiveScheduler()
+    for kind, seconds, success in (("a", 1.0, True), ("a", 3.0, False), ("a", 2.0, True), ("b", 7.0, True)):
+        before.record_completion(WorkerId("w1"), task(kind=kind, estimated_time=2.0), seconds, success)
+    before.refresh(0)
+    learned = before.learned()
+    after.recall(learned)
+    assert after.is_stale(10**18), "it is used from the first placement on"
+    for kind in "ab":
+        assert after.beliefs.guess(kind, "").mean_s == pytest.approx(before.beliefs.guess(kind, "").mean_s, rel=0.1)
+        assert after.stats(kind, WorkerId("w1")) is not None
+    assert {one.kind: one.success for one in after.believed()}["a"] == pytest.approx(2 / 3, abs=0.02)
+    assert [one.kind for one in after.learned()] == [one.kind for one in learned]
+
+
+def test_what_was_learned_by_an_earlier_version_is_taken_in() -> None:
+    policy = AdaptiveScheduler()
+    policy.recall([stats.Learned("k", "w1", 1.0, 1.0, 1.0, 1.0, 3)])
+    seen = policy.stats("k", WorkerId("w1"))
+    assert seen is not None
+    assert seen.total_tasks == 3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 0.0])
+def test_damaged_cells_are_left_out(value: float) -> None:
+    policy = AdaptiveScheduler()
+    policy.recall([stats.Learned("k", "\nm", value, 1.0, 1.0, value, 3)])
+    assert math.isfinite(policy.beliefs.guess("k", "m").mean_s)
+
+
+def test_adaptive_writes_down_the_last_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "LEARNED_MAX", 2)
+    policy = AdaptiveScheduler()
+    for kind in "abca":
+        policy.record_completion(WorkerId("w"), task(kind=kind), 1.0, True)
+    pairs = [(one.kind, one.worker, one.total) for one in policy.learned() if one.worker == "w"]
+    assert pairs == [("c", "w", 1), ("a", "w", 2)]
+
+
+# ------------------------------------------------------------------------------------------------------ in the engine
+
+
+def test_adaptive_learns_in_the_engine() -> None:
+    world = World("adaptive")
+    world.handle(joined("slow"), joined("fast"))
+    for _ in range(6):
+        (i,) = world.submit(kind="k")
+        world.start(i)
+        world.wait(5 if world.where(i) == ["slow"] else 1)
+        world.finish(i)
+    (last,) = world.submit(kind="k")
+    assert world.where(last) == ["fast"]
+    assert world.engine.next_deadline() is not None
+    world.start(last)
+    world.finish(last)
+    world.wake_in(2)
+    assert ("refresh", 0) not in world.engine._t.deadlines, "nothing waits and nothing is new"
+
+
+def two_models(world: World) -> None:
+    world.handle(
+        joined("big", gpus=(Gpu("GPU-0", "big", 1000),)),
+        joined("old", gpus=(Gpu("GPU-1", "old", 1000),)),
+    )
+
+
+def taught(world: World) -> AdaptiveScheduler:
+    """It has seen much of each kind on each model."""
+    policy = world.engine.policy
+    assert isinstance(policy, AdaptiveScheduler)
+    for kind, times in KINDS.items():
+        for model, seconds in times.items():
+            for _ in range(30):
+                policy.beliefs.add(kind, model, seconds, None)
+    policy.beliefs.fit(list(KINDS), [])
+    return policy
+
+
+ONE_GPU = TaskRequirements(min_gpus=1, cpus=0)
+
+
+def test_each_model_does_what_it_is_comparatively_good_at() -> None:
+    """`b` is the only kind that the old model does as fast; it comes last in the queue, and all the same goes there."""
+    world = World("adaptive")
+    taught(world)
+    for kind in "cab":
+        world.submit(15, kind=kind, requirements=ONE_GPU)
+    two_models(world)
+    placed = {world.where(i)[0]: world.task(i).kind for i in range(1, 46) if world.where(i) != [None]}
+    assert placed == {"big": "a", "old": "b"}
+
+
+def test_slow_worker_does_not_take_the_last_task() -> None:
+    world = World("adaptive")
+    policy = taught(world)
+    two_models(world)
+    (first,) = world.submit(kind="a", requirements=ONE_GPU)
+    assert world.where(first) == ["big"]
+    world.start(first)
+    world.wake_in(2)
+    (last,) = world.submit(kind="a", requirements=ONE_GPU)
+    assert world.states(last) == ["queued"]
+    sooner = policy.sooner_elsewhere(world.task(last), world.worker("old"), world.now)
+    assert sooner is not None
+    assert sooner[0] == "big"
+    told = world.engine.explain(world.task(last))
+    verdicts = {verdict.worker: verdict.verdict for verdict in told.workers}
+    assert verdicts["old"].startswith("left for big, where it is expected to end sooner")
+    world.finish(first)
+    assert world.where(last) == ["big"]
+
+
+def test_slow_worker_takes_it_when_the_fast_one_is_gone() -> None:
+    world = World("adaptive")
+    taught(world)
+    two_models(world)
+    (first,) = world.submit(kind="a", requirements=ONE_GPU)
+    world.start(first)
+    world.wake_in(2)
+    (last,) = world.submit(kind="a", requirements=ONE_GPU)
+    world.handle(ev.WorkerLeft(WorkerId("big")))
+    world.wake_in(2)
+    assert "old" in world.where(first, last)
+
+
+def test_slow_worker_takes_it_when_the_fast_one_goes_on_and_on() -> None:
+    world = World("adaptive")
+    taught(world)
+    two_models(world)
+    (first,) = world.submit(kind="a", requirements=ONE_GPU)
+    world.start(first)
+    (last,) = world.submit(kind="a", requirements=ONE_GPU)
+    for _ in range(200):
+        world.wake_in(2)
+        if world.where(last) != [None]:
+            break
+    assert world.where(last) == ["old"]
+
+
+def test_idle_workers_take_all_where_it_is_not_to_spare() -> None:
+    world = World(AdaptiveScheduler(spare_slow=False))
+    taught(world)
+    two_models(world)
+    first, last = world.submit(2, kind="a", requirements=ONE_GPU)
+    assert set(world.where(first, last)) == {"big", "old"}
+
+
+def test_importance_goes_before_advantage() -> None:
+    world = World("adaptive")
+    taught(world)
+    world.submit(5, kind="b", requirements=ONE_GPU)
+    (urgent,) = world.submit(kind="c", priority=1.0, requirements=ONE_GPU)
+    world.handle(joined("old", gpus=(Gpu("GPU-1", "old", 1000),)), joined("big", gpus=(Gpu("GPU-0", "big", 1000),)))
+    assert world.where(urgent) != [None], "whatever else would be better there"
+
+
+# -------------------------------------------------------------------------------------------------- real measurements
+
+
+def bag(name: str, count: int, seed: int, *, hints: bool = False) -> tuple[Trace, list[ClusterRow]]:
+    path = DATA / f"{name}.csv.gz"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    tasks = list(read_trace(path).tasks)
+    if hints:
+        model = next(iter(tasks[0].runtimes))
+        wants = (TaskRequirements(min_gpus=1, estimated_time=one.runtimes[model]) for one in tasks)
+        tasks = [msgspec.structs.replace(one, requirements=want) for one, want in zip(tasks, wants, strict=True)]
+    random.Random(seed).shuffle(tasks)
+    models = sorted(tasks[0].runtimes)
+    return Trace("bag", tasks[:count]), [ClusterRow(count=4, num_gpus=1, gpu_model=model) for model in models]
+
+
+def simulated(trace: Trace, cluster: list[ClusterRow], policy: str) -> Run:
+    return Simulator(trace, cluster, parse_settings(f'policy.name = "{policy}"')).run()
+
+
+def test_bag_of_measured_speeds_ends_much_sooner_than_under_fifo() -> None:
+    trace, cluster = bag("bag_gavel", 800, 1)
+    bound = lower_bound_s(trace, cluster)
+    assert bound is not None
+    fifo, learning = (max(simulated(trace, cluster, policy).finish_s) / bound for policy in ("fifo", "adaptive"))
+    assert learning < 1 + 0.75 * (fifo - 1), (fifo, learning)
+
+
+def test_bag_with_estimates_ends_near_the_bound() -> None:
+    trace, cluster = bag("bag_gavel", 800, 1, hints=True)
+    bound = lower_bound_s(trace, cluster)
+    assert bound is not None
+    assert max(simulated(trace, cluster, "adaptive").finish_s) / bound < 1.2
+
+
+def test_bag_of_like_devices_is_not_made_worse() -> None:
+    trace, cluster = bag("bag_nb201", 600, 2)
+    fifo, learning = (max(simulated(trace, cluster, policy).finish_s) for policy in ("fifo", "adaptive"))
+    assert learning < 1.02 * fifo
+
+
+def test_same_run_twice() -> None:
+    tasks = [TraceTask(0.0, kind, 0.0, ONE_GPU, dict(KINDS[kind])) for kind in "abc" * 20]
+    cluster = [ClusterRow(count=2, num_gpus=1, gpu_model=model) for model in ("big", "old")]
+    first, second = (simulated(Trace("made", tasks), cluster, "adaptive") for _ in range(2))
+    assert first.finish_s == second.finish_s
+    assert first.where == second.where
