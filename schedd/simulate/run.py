@@ -10,9 +10,9 @@ from __future__ import annotations
 import random
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
-from itertools import repeat
+from itertools import takewhile
 
 import msgspec
 from msgspec import Struct, structs
@@ -30,6 +30,7 @@ from schedd.core.model import (
     Call,
     Cause,
     Instant,
+    Succeeded,
     Task,
     TaskEntry,
     TaskId,
@@ -40,6 +41,7 @@ from schedd.core.model import (
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.trace import Trace, TraceTask
+from schedd.simulate.workload import TraceWorkload, Workload
 
 #: Virtual time begins at any instant that is well above zero.
 BEGINNING_NS: Instant = 1_700_000_000 * SECOND
@@ -49,8 +51,14 @@ NEVER_NS: Instant = 1 << 61
 SUBMIT_TASKS_MAX = 1000
 #: A run without an end, or a task that nobody can run: the engine may go on for so many turns without anything ending.
 IDLE_TURNS_MAX = 1_000_000
+#: The end of a task is told to who watches after so many.
+PROGRESS_TASKS = 1000
 
 Progress = Callable[[int, int], None]
+
+#: An enumeration looks its members up by name at each use; this one is used for each end.
+_OK = Cause.OK
+_PAYLOAD = Call(path="trace:task")
 
 
 class Run(Struct):
@@ -73,6 +81,36 @@ class Run(Struct):
     gpus_peak: float = 0.0
 
 
+class _Sort(Struct):
+    """Tasks of a kind, a priority and requirements: what they are submitted by."""
+
+    spec: TaskSpec
+    #: The submit of a single one; the same for all of them.
+    alone: ev.SubmitTasks
+
+
+class _End(Struct, gc=False):
+    """An attempt that runs, and when it will have ended."""
+
+    worker: VirtualWorker
+    task_id: TaskId
+    attempt: int
+    started_ns: Instant
+    #: It was stopped, and has ended already.
+    is_over: bool = False
+
+
+class VirtualWorker:
+    """A worker of the cluster: what the engine does not know of it."""
+
+    __slots__ = ("model", "place", "worker_id")
+
+    def __init__(self, worker_id: WorkerId, place: int, row: ClusterRow) -> None:
+        self.worker_id = worker_id
+        self.place = place
+        self.model = row.gpu_model
+
+
 def no_progress(finished: int, total: int) -> None:
     """Say nothing."""
 
@@ -80,7 +118,9 @@ def no_progress(finished: int, total: int) -> None:
 class Simulator:
     """Drives one engine; `run` once."""
 
-    def __init__(self, trace: Trace, cluster: Sequence[ClusterRow], settings: Settings, seed: int = 0) -> None:
+    def __init__(
+        self, trace: Trace | Workload, cluster: Sequence[ClusterRow], settings: Settings, seed: int = 0
+    ) -> None:
         engine = structs.replace(
             engine_settings(settings),
             heartbeat_ns=NEVER_NS,
@@ -90,49 +130,56 @@ class Simulator:
             finished_keep_count=1,
         )
         self._engine = Engine(settings.policy.build(), engine, random.Random(seed))
-        self._trace = trace
-        self._tasks = trace.tasks
+        if isinstance(trace, Trace):
+            self._workload: Workload = TraceWorkload(trace)
+            taken = Trace(trace.format, [])
+        else:
+            self._workload = trace
+            taken = Trace("workload", [])
+        self._given = trace
+        #: By index: what was submitted so far.
+        self._tasks = taken.tasks
         self._cluster = cluster
         self._now: Instant = BEGINNING_NS
-        count = len(trace.tasks)
-        start_s, finish_s = array("d", repeat(-1.0, count)), array("d", repeat(-1.0, count))
-        self._run = Run(trace, cluster, start_s, finish_s, array("q", repeat(-1, count)))
-        self._submitted = 0
+        self._run = Run(taken, cluster, array("d"), array("d"), array("q"))
         self._finished = 0
         self._number = 0
-        #: (when, number, worker, task id, attempt) of attempts that run.
-        self._ends: list[tuple[Instant, int, WorkerId, TaskId, int]] = []
-        #: The attempt that runs, by task id.
-        self._running: dict[TaskId, int] = {}
+        #: (when, number, what).
+        self._ends: list[tuple[Instant, int, _End]] = []
+        #: What runs, by task id.
+        self._running: dict[TaskId, _End] = {}
         #: What workers will say with the next turn.
-        self._said: dict[WorkerId, list[AttemptStarted]] = {}
-        self._answers: list[ev.RevokesAnswered] = []
-        self._stopped: list[tuple[WorkerId, AttemptFinished]] = []
-        self._models: dict[WorkerId, str] = {}
-        self._places: dict[WorkerId, int] = {}
+        self._said: list[ev.Event] = []
+        #: Workers that answer at once, and whose backlogs may move up for it.
+        self._moving: list[WorkerId] = []
+        self._workers: dict[WorkerId, VirtualWorker] = {}
         self._gpus = 0.0
-        self._specs: dict[bytes, TaskSpec] = {}
-        self._first_ns = int(trace.tasks[0].submit_s * SECOND)
+        self._sorts: dict[tuple[int, str, float], _Sort] = {}
+        self._origin_s = 0.0
 
     def run(self, on_progress: Progress = no_progress) -> Run:
-        """Go through the trace. Raises TraceError where there are tasks that no worker could ever run."""
+        """Go through the workload. Raises TraceError where there are tasks that no worker could ever run."""
         self._join()
-        self._must_fit()
-        total, shown, idle = len(self._tasks), 0, 0
-        while self._finished < total:
-            before = self._finished + self._submitted
-            if not self._turn():
-                raise TraceError(
-                    f"{total - self._finished:,} tasks wait for ever under {self._engine.policy.name}",
-                    "with `after`, a task waits for what it needs; else this is a bug of the policy",
-                )
-            idle = 0 if self._finished + self._submitted > before else idle + 1
-            if idle > IDLE_TURNS_MAX:
+        if isinstance(self._given, Trace):
+            self._must_fit(self._given.tasks)
+        shown = idle = 0
+        self._origin_s = self._workload.next_submit_s() or 0.0
+        while (at := self._next()) is not None:
+            before = self._finished + len(self._tasks)
+            self._turn(at)
+            if self._finished + len(self._tasks) > before:
+                idle = 0
+                if self._finished - shown >= PROGRESS_TASKS:
+                    shown = self._finished
+                    on_progress(shown, max(shown, self._workload.total() or len(self._tasks)))
+            elif (idle := idle + 1) > IDLE_TURNS_MAX:
                 raise TraceError(f"nothing has happened for {idle:,} turns of the engine")
-            if self._finished - shown >= 1000:
-                shown = self._finished
-                on_progress(shown, total)
-        on_progress(total, total)
+        if self._finished < len(self._tasks):
+            raise TraceError(
+                f"{len(self._tasks) - self._finished:,} tasks wait for ever under {self._engine.policy.name}",
+                "with `after`, a task waits for what it needs; else this is a bug of the policy",
+            )
+        on_progress(self._finished, self._finished)
         self._run.steals = self._engine.counters.steals
         self._run.placements = self._engine.counters.placements
         return self._run
@@ -145,17 +192,20 @@ class Simulator:
             resources = row.resources()
             for _ in range(row.count):
                 worker_id = WorkerId(f"w{len(events)}")
-                self._places[worker_id] = len(events)
-                self._models[worker_id] = row.gpu_model
+                self._workers[worker_id] = VirtualWorker(worker_id, len(events), row)
                 events.append(ev.WorkerJoined(worker_id, "1", resources, []))
         self._handle(events)
 
-    def _must_fit(self) -> None:
+    def _must_fit(self, tasks: Iterable[TraceTask]) -> None:
         """No task may ask for what no worker has. Raises TraceError."""
         ledgers = [(row, Ledger(row.resources())) for row in self._cluster]
+        same: set[int] = set()
         seen: set[bytes] = set()
-        for position, task in enumerate(self._tasks):
-            key = msgspec.msgpack.encode(structs.replace(task.requirements, estimated_time=None))
+        for position, task in enumerate(tasks, len(self._tasks)):
+            if id(task.requirements) in same:
+                continue
+            same.add(id(task.requirements))
+            key = msgspec.msgpack.encode((structs.replace(task.requirements, estimated_time=None), *task.runtimes))
             if key in seen:
                 continue
             seen.add(key)
@@ -174,90 +224,120 @@ class Simulator:
 
     # ---------------------------------------------------------------------------------------------------------- a turn
 
-    def _turn(self) -> bool:
-        """Let the next thing happen; False where there is none."""
-        at = self._next()
-        if at is None:
-            return False
+    def _next(self) -> Instant | None:
+        """When the next thing happens; None: nothing will."""
+        if self._moving:
+            return self._now
+        due_s = self._workload.next_submit_s()
+        at = NEVER_NS if due_s is None else self._instant(due_s)
+        if self._ends and self._ends[0][0] < at:
+            at = self._ends[0][0]
+        deadline = self._engine.next_deadline()
+        if deadline is not None and deadline < at:
+            if due_s is None and self._finished == len(self._tasks):
+                return None  # a timer of an engine that has nothing left to do
+            at = deadline
+        if at >= NEVER_NS:
+            return None
+        return at if at > self._now else self._now
+
+    def _turn(self, at: Instant) -> None:
+        """Let happen what is due: ends, and then what is submitted, in one turn of the engine."""
         self._now = at
-        events: list[ev.Event] = [*self._answers]
-        self._answers = []
-        said, self._said = self._said, {}
-        events += [ev.AttemptsStarted(worker_id, started) for worker_id, started in said.items()]
-        ended = self._take_ends()
-        before = [(worker, list(worker.task_queue)) for worker in map(self._worker, ended) if worker.task_queue]
-        events += [ev.AttemptsFinished(worker_id, finished) for worker_id, finished in ended.items()]
-        submit = self._take_submits()
-        if submit is not None:
-            events.append(submit)
+        events, self._said = self._said, []
+        before: list[tuple[WorkerInfo, list[Task]]] = []
+        if self._moving:
+            for worker_id in dict.fromkeys(self._moving):
+                self._note_backlog(worker_id, before)
+            self._moving.clear()
+        if self._ends and self._ends[0][0] <= at:
+            self._take_ends(events, before)
+        due_s = self._workload.next_submit_s()
+        if due_s is not None and self._instant(due_s) <= at:
+            # A time in seconds does not always survive the way to nanoseconds and back.
+            self._submit(self._workload.take(max(due_s, self._seconds(at))), events)
+        changes = self._workload.changes()
+        if changes:
+            events.append(ev.SetPriorities(0, [(TaskId(index + 1), priority) for index, priority in changes]))
         self._handle(events or [ev.Wakeup(0)])
         for worker, backlog in before:
-            self._start_reserved(worker, backlog)
-        return True
+            self._start_promoted(worker, backlog)
 
-    def _next(self) -> Instant | None:
-        if self._answers or self._stopped:
-            return self._now
-        times = [] if self._submitted == len(self._tasks) else [self._at(self._tasks[self._submitted])]
-        if self._ends:
-            times.append(self._ends[0][0])
-        deadline = self._engine.next_deadline()
-        if deadline is not None and deadline < NEVER_NS:
-            times.append(deadline)
-        return max(self._now, min(times)) if times else None
+    def _instant(self, seconds: float) -> Instant:
+        """An instant, of a time on the workload's clock."""
+        return BEGINNING_NS + int(seconds * SECOND) - int(self._origin_s * SECOND)
 
-    def _at(self, task: TraceTask) -> Instant:
-        return BEGINNING_NS + int(task.submit_s * SECOND) - self._first_ns
+    def _seconds(self, at: Instant) -> float:
+        """A time on the workload's clock, of an instant."""
+        return (at - BEGINNING_NS) / SECOND + self._origin_s
 
-    def _worker(self, worker_id: WorkerId) -> WorkerInfo:
-        return self._engine.resources.workers[worker_id]
+    def _submit(self, tasks: Sequence[TraceTask], events: list[ev.Event]) -> None:
+        if len(tasks) == 1 and not tasks[0].after:
+            events.append(self._sort_of(tasks[0]).alone)
+            self._note_submitted(tasks)
+            return
+        for position in range(0, len(tasks), SUBMIT_TASKS_MAX):
+            some = tasks[position : position + SUBMIT_TASKS_MAX]
+            first = len(self._tasks)
+            specs: dict[int, tuple[int, TaskSpec]] = {}
+            entries: list[TaskEntry] = []
+            for task in some:
+                spec = self._sort_of(task).spec
+                number, _ = specs.setdefault(id(spec), (len(specs), spec))
+                # The id of what was there before, or -1-n for the n-th of this very submit.
+                after = [first - other - 1 if other >= first else other + 1 for other in task.after]
+                entries.append(TaskEntry(number, after=after))
+            events.append(ev.SubmitTasks(0, [spec for _, spec in specs.values()], entries))
+            self._note_submitted(some)
 
-    def _take_submits(self) -> ev.SubmitTasks | None:
-        specs: list[TaskSpec] = []
-        numbers: dict[int, int] = {}
-        entries: list[TaskEntry] = []
-        first = self._submitted
-        while self._submitted < len(self._tasks) and len(entries) < SUBMIT_TASKS_MAX:
-            task = self._tasks[self._submitted]
-            if self._at(task) > self._now:
-                break
-            spec = self._spec_of(task)
-            number = numbers.get(id(spec))
-            if number is None:
-                number = numbers[id(spec)] = len(specs)
-                specs.append(spec)
-            # The id of what was there before, or -1-n for the n-th of this very submit.
-            after = [first - other - 1 if other >= first else other + 1 for other in task.after]
-            entries.append(TaskEntry(number, after=after))
-            self._submitted += 1
-        return ev.SubmitTasks(0, specs, entries) if entries else None
+    def _note_submitted(self, tasks: Sequence[TraceTask]) -> None:
+        self._tasks.extend(tasks)
+        for _ in tasks:
+            self._run.start_s.append(-1.0)
+            self._run.finish_s.append(-1.0)
+            self._run.where.append(-1)
 
-    def _spec_of(self, task: TraceTask) -> TaskSpec:
-        key = msgspec.msgpack.encode((task.kind, task.priority, task.requirements))
-        spec = self._specs.get(key)
-        if spec is None:
-            if len(self._specs) >= SUBMIT_TASKS_MAX:
-                self._specs.clear()  # a length of its own for each task: they are not used again
+    def _sort_of(self, task: TraceTask) -> _Sort:
+        # By identity of the requirements, which the sort keeps alive: to compare them would cost more than the rest.
+        key = (id(task.requirements), task.kind, task.priority)
+        sort = self._sorts.get(key)
+        if sort is None:
+            if len(self._sorts) >= SUBMIT_TASKS_MAX:
+                self._sorts.clear()  # requirements of its own for each task: they are not used again
+            if not isinstance(self._given, Trace):
+                self._must_fit([task])
             spec = TaskSpec(_PAYLOAD, kind=task.kind, priority=task.priority, requirements=task.requirements)
-            self._specs[key] = spec
-        return spec
+            sort = self._sorts[key] = _Sort(spec, ev.SubmitTasks(0, [spec], [TaskEntry(0)]))
+        return sort
 
-    def _take_ends(self) -> dict[WorkerId, list[AttemptFinished]]:
+    def _take_ends(self, events: list[ev.Event], before: list[tuple[WorkerInfo, list[Task]]]) -> None:
+        """Let attempts end; and note the backlogs that may move up for it."""
         ended: dict[WorkerId, list[AttemptFinished]] = {}
-        for worker_id, finished in self._stopped:
-            ended.setdefault(worker_id, []).append(finished)
-        self._stopped = []
-        while self._ends and self._ends[0][0] <= self._now:
-            at, _, worker_id, task_id, attempt = heappop(self._ends)
-            if self._running.get(task_id) != attempt:
+        ends, now, run = self._ends, self._now, self._run
+        while ends and ends[0][0] <= now:
+            at, _, end = heappop(ends)
+            if end.is_over:
                 continue
+            task_id = end.task_id
             del self._running[task_id]
             self._gpus -= self._tasks[task_id - 1].requirements.min_gpus
-            started_ns = BEGINNING_NS + int(self._run.start_s[task_id - 1] * SECOND)
-            ended.setdefault(worker_id, []).append(AttemptFinished(task_id, attempt, Cause.OK, started_ns, at))
-            self._run.finish_s[task_id - 1] = (at - BEGINNING_NS) / SECOND
+            finished = AttemptFinished(task_id, end.attempt, _OK, end.started_ns, at)
+            worker_id = end.worker.worker_id
+            if worker_id in ended:
+                ended[worker_id].append(finished)
+            else:
+                ended[worker_id] = [finished]
+            run.finish_s[task_id - 1] = (at - BEGINNING_NS) / SECOND
             self._finished += 1
-        return ended
+            self._workload.on_finished(task_id - 1, self._seconds(at), True)
+        for worker_id, attempts in ended.items():
+            self._note_backlog(worker_id, before)
+            events.append(ev.AttemptsFinished(worker_id, attempts))
+
+    def _note_backlog(self, worker_id: WorkerId, before: list[tuple[WorkerInfo, list[Task]]]) -> None:
+        worker = self._engine.resources.workers[worker_id]
+        if worker.task_queue:
+            before.append((worker, list(worker.task_queue)))
 
     def _handle(self, events: list[ev.Event]) -> None:
         began = time.perf_counter()
@@ -265,44 +345,74 @@ class Simulator:
         self._run.engine_s += time.perf_counter() - began
         for action in effects.actions:
             if isinstance(action, fx.DispatchAttempts):
-                self._start_reserved(self._worker(action.worker_id), action.tasks)
+                self._start_reserved(action.worker_id, action.tasks)
             elif isinstance(action, fx.RevokeAttempts):
-                answers = [(i, attempt, self._running.get(i) != attempt) for i, attempt in action.attempts]
-                self._answers.append(ev.RevokesAnswered(action.worker_id, answers))
+                self._answer(action)
             elif isinstance(action, fx.StopAttempts):
                 self._stop(action)
+            elif isinstance(action, fx.ReplyDeclined):
+                raise TraceError(f"the engine declines what is submitted: {action.message}", action.hint)
+        for task in effects.finished:
+            if type(task.state) is not Succeeded:  # those were told before
+                self._finished += 1
+                self._workload.on_finished(task.id - 1, self._seconds(self._now), False)
 
     # ------------------------------------------------------------------------------------------------------- attempts
 
-    def _start_reserved(self, worker: WorkerInfo, tasks: Sequence[Task]) -> None:
+    def _start_reserved(self, worker_id: WorkerId, tasks: Iterable[Task]) -> None:
         """Start those of these that have their reservation on this worker and do not run yet."""
-        for task in tasks:
-            if not task.reserved or task.id not in worker.running or self._running.get(task.id) == task.attempt:
-                continue
-            row = self._tasks[task.id - 1]
-            self._running[task.id] = task.attempt
-            self._number += 1
-            runtime_ns = int(row.runtime_on(self._models[worker.worker_id]) * SECOND)
-            heappush(self._ends, (self._now + runtime_ns, self._number, worker.worker_id, task.id, task.attempt))
-            self._run.start_s[task.id - 1] = (self._now - BEGINNING_NS) / SECOND
-            self._run.where[task.id - 1] = self._places[worker.worker_id]
-            self._gpus += row.requirements.min_gpus
-            self._run.gpus_peak = max(self._run.gpus_peak, self._gpus)
-            started = AttemptStarted(task.id, task.attempt, self._now, task.devices)
-            self._said.setdefault(worker.worker_id, []).append(started)
+        worker = self._workers[worker_id]
+        started = [
+            self._start(worker, task)
+            for task in tasks
+            if task.reserved
+            and task.state.worker_id == worker_id  # type: ignore[attr-defined]
+            and (task.id not in self._running or self._running[task.id].attempt != task.attempt)
+        ]
+        if started:
+            self._said.append(ev.AttemptsStarted(worker_id, started))
+
+    def _start_promoted(self, worker: WorkerInfo, backlog: list[Task]) -> None:
+        """Start what has moved up from a backlog, which was like this before the turn."""
+        head = worker.task_queue[0] if worker.task_queue else None
+        self._start_reserved(worker.worker_id, takewhile(lambda task: task is not head, backlog))
+
+    def _start(self, worker: VirtualWorker, task: Task) -> AttemptStarted:
+        task_id, now, run = task.id, self._now, self._run
+        row = self._tasks[task_id - 1]
+        runtime_s = row.runtimes[worker.model] if row.runtimes else row.runtime_s
+        end = self._running[task_id] = _End(worker, task_id, task.attempt, now)
+        self._number += 1
+        heappush(self._ends, (now + int(runtime_s * SECOND), self._number, end))
+        run.start_s[task_id - 1] = (now - BEGINNING_NS) / SECOND
+        run.where[task_id - 1] = worker.place
+        gpus = row.requirements.min_gpus
+        if gpus:
+            self._gpus += gpus
+            run.gpus_peak = max(run.gpus_peak, self._gpus)
+        return AttemptStarted(task_id, task.attempt, now, task.devices)
+
+    def _answer(self, action: fx.RevokeAttempts) -> None:
+        """Give back what has not started."""
+        answers = [
+            (task_id, attempt, (end := self._running.get(task_id)) is None or end.attempt != attempt)
+            for task_id, attempt in action.attempts
+        ]
+        self._said.append(ev.RevokesAnswered(action.worker_id, answers))
+        self._moving.append(action.worker_id)
 
     def _stop(self, action: fx.StopAttempts) -> None:
         """Attempts that are told to make room end at once."""
+        finished = []
         for task_id, attempt in action.attempts:
+            end = self._running.get(task_id)
             started_ns = 0
-            if self._running.get(task_id) == attempt:
+            if end is not None and end.attempt == attempt:
+                end.is_over = True
                 del self._running[task_id]
-                start_s = self._run.start_s[task_id - 1]
-                started_ns = BEGINNING_NS + int(start_s * SECOND)
+                started_ns = end.started_ns
                 self._run.wasted_s += (self._now - started_ns) / SECOND
                 self._gpus -= self._tasks[task_id - 1].requirements.min_gpus
-            end = AttemptFinished(task_id, attempt, Cause(action.cause), started_ns, self._now)
-            self._stopped.append((action.worker_id, end))
-
-
-_PAYLOAD = Call(path="trace:task")
+            finished.append(AttemptFinished(task_id, attempt, Cause(action.cause), started_ns, self._now))
+        self._said.append(ev.AttemptsFinished(action.worker_id, finished))
+        self._moving.append(action.worker_id)
