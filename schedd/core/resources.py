@@ -114,6 +114,7 @@ class ResourceManager:
         for task in known.running.values():
             ledger.reserve_exactly(need_of(task), task.devices)
         known.resources, known.ledger, known.num_gpus = resources, ledger, len(ledger.devices)
+        self.members_version += 1
         self.touch(known)
         return known
 

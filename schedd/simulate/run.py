@@ -12,7 +12,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
-from itertools import takewhile
+from itertools import count, repeat, takewhile
 
 import msgspec
 from msgspec import Struct, structs
@@ -51,7 +51,8 @@ NEVER_NS: Instant = 1 << 61
 SUBMIT_TASKS_MAX = 1000
 #: A run without an end, or a task that nobody can run: the engine may go on for so many turns without anything ending.
 IDLE_TURNS_MAX = 1_000_000
-#: The end of a task is told to who watches after so many.
+#: Progress is looked at after so many turns, or so many tasks.
+WATCHED_TURNS = 1024
 PROGRESS_TASKS = 1000
 
 Progress = Callable[[int, int], None]
@@ -155,25 +156,25 @@ class Simulator:
         self._workers: dict[WorkerId, VirtualWorker] = {}
         self._gpus = 0.0
         self._sorts: dict[tuple[int, str, float], _Sort] = {}
-        self._origin_s = 0.0
+        #: What makes an instant of a time on the workload's clock.
+        self._shift_ns = BEGINNING_NS
+        #: How far the run was when it was last seen to come further, and in which turn.
+        self._watched = (0, 0)
+        self._told = 0
 
     def run(self, on_progress: Progress = no_progress) -> Run:
         """Go through the workload. Raises TraceError where there are tasks that no worker could ever run."""
         self._join()
         if isinstance(self._given, Trace):
             self._must_fit(self._given.tasks)
-        shown = idle = 0
-        self._origin_s = self._workload.next_submit_s() or 0.0
-        while (at := self._next()) is not None:
-            before = self._finished + len(self._tasks)
+        self._shift_ns = BEGINNING_NS - int((self._workload.next_submit_s() or 0.0) * SECOND)
+        for turn in count():
+            at = self._next()
+            if at is None:
+                break
             self._turn(at)
-            if self._finished + len(self._tasks) > before:
-                idle = 0
-                if self._finished - shown >= PROGRESS_TASKS:
-                    shown = self._finished
-                    on_progress(shown, max(shown, self._workload.total() or len(self._tasks)))
-            elif (idle := idle + 1) > IDLE_TURNS_MAX:
-                raise TraceError(f"nothing has happened for {idle:,} turns of the engine")
+            if turn % WATCHED_TURNS == 0 or self._finished >= self._told + PROGRESS_TASKS:
+                self._watch(turn, on_progress)
         if self._finished < len(self._tasks):
             raise TraceError(
                 f"{len(self._tasks) - self._finished:,} tasks wait for ever under {self._engine.policy.name}",
@@ -224,12 +225,21 @@ class Simulator:
 
     # ---------------------------------------------------------------------------------------------------------- a turn
 
+    def _watch(self, turn: int, on_progress: Progress) -> None:
+        """Tell how far the run is. Raises TraceError where it has come no further for long."""
+        done = self._finished + len(self._tasks)
+        if done > self._watched[0]:
+            self._watched, self._told = (done, turn), self._finished
+            on_progress(self._finished, max(self._finished, self._workload.total() or len(self._tasks)))
+        elif turn - self._watched[1] > IDLE_TURNS_MAX:
+            raise TraceError(f"nothing has happened for {IDLE_TURNS_MAX:,} turns of the engine")
+
     def _next(self) -> Instant | None:
         """When the next thing happens; None: nothing will."""
         if self._moving:
             return self._now
         due_s = self._workload.next_submit_s()
-        at = NEVER_NS if due_s is None else self._instant(due_s)
+        at = NEVER_NS if due_s is None else int(due_s * SECOND) + self._shift_ns
         if self._ends and self._ends[0][0] < at:
             at = self._ends[0][0]
         deadline = self._engine.next_deadline()
@@ -253,23 +263,15 @@ class Simulator:
         if self._ends and self._ends[0][0] <= at:
             self._take_ends(events, before)
         due_s = self._workload.next_submit_s()
-        if due_s is not None and self._instant(due_s) <= at:
+        if due_s is not None and int(due_s * SECOND) + self._shift_ns <= at:
             # A time in seconds does not always survive the way to nanoseconds and back.
-            self._submit(self._workload.take(max(due_s, self._seconds(at))), events)
+            self._submit(self._workload.take(max(due_s, (at - self._shift_ns) / SECOND)), events)
         changes = self._workload.changes()
         if changes:
             events.append(ev.SetPriorities(0, [(TaskId(index + 1), priority) for index, priority in changes]))
         self._handle(events or [ev.Wakeup(0)])
         for worker, backlog in before:
             self._start_promoted(worker, backlog)
-
-    def _instant(self, seconds: float) -> Instant:
-        """An instant, of a time on the workload's clock."""
-        return BEGINNING_NS + int(seconds * SECOND) - int(self._origin_s * SECOND)
-
-    def _seconds(self, at: Instant) -> float:
-        """A time on the workload's clock, of an instant."""
-        return (at - BEGINNING_NS) / SECOND + self._origin_s
 
     def _submit(self, tasks: Sequence[TraceTask], events: list[ev.Event]) -> None:
         if len(tasks) == 1 and not tasks[0].after:
@@ -292,10 +294,10 @@ class Simulator:
 
     def _note_submitted(self, tasks: Sequence[TraceTask]) -> None:
         self._tasks.extend(tasks)
-        for _ in tasks:
-            self._run.start_s.append(-1.0)
-            self._run.finish_s.append(-1.0)
-            self._run.where.append(-1)
+        run, number = self._run, len(tasks)
+        run.start_s.extend(repeat(-1.0, number))
+        run.finish_s.extend(repeat(-1.0, number))
+        run.where.extend(repeat(-1, number))
 
     def _sort_of(self, task: TraceTask) -> _Sort:
         # By identity of the requirements, which the sort keeps alive: to compare them would cost more than the rest.
@@ -312,27 +314,27 @@ class Simulator:
 
     def _take_ends(self, events: list[ev.Event], before: list[tuple[WorkerInfo, list[Task]]]) -> None:
         """Let attempts end; and note the backlogs that may move up for it."""
-        ended: dict[WorkerId, list[AttemptFinished]] = {}
-        ends, now, run = self._ends, self._now, self._run
+        ended: dict[VirtualWorker, list[AttemptFinished]] = {}
+        ends, now, run, tasks, on_finished = self._ends, self._now, self._run, self._tasks, self._workload.on_finished
         while ends and ends[0][0] <= now:
             at, _, end = heappop(ends)
             if end.is_over:
                 continue
             task_id = end.task_id
+            index = task_id - 1
             del self._running[task_id]
-            self._gpus -= self._tasks[task_id - 1].requirements.min_gpus
+            self._gpus -= tasks[index].requirements.min_gpus
             finished = AttemptFinished(task_id, end.attempt, _OK, end.started_ns, at)
-            worker_id = end.worker.worker_id
-            if worker_id in ended:
-                ended[worker_id].append(finished)
+            if end.worker in ended:
+                ended[end.worker].append(finished)
             else:
-                ended[worker_id] = [finished]
-            run.finish_s[task_id - 1] = (at - BEGINNING_NS) / SECOND
+                ended[end.worker] = [finished]
+            run.finish_s[index] = (at - BEGINNING_NS) / SECOND
             self._finished += 1
-            self._workload.on_finished(task_id - 1, self._seconds(at), True)
-        for worker_id, attempts in ended.items():
-            self._note_backlog(worker_id, before)
-            events.append(ev.AttemptsFinished(worker_id, attempts))
+            on_finished(index, (at - self._shift_ns) / SECOND, True)
+        for worker, attempts in ended.items():
+            self._note_backlog(worker.worker_id, before)
+            events.append(ev.AttemptsFinished(worker.worker_id, attempts))
 
     def _note_backlog(self, worker_id: WorkerId, before: list[tuple[WorkerInfo, list[Task]]]) -> None:
         worker = self._engine.resources.workers[worker_id]
@@ -355,7 +357,7 @@ class Simulator:
         for task in effects.finished:
             if type(task.state) is not Succeeded:  # those were told before
                 self._finished += 1
-                self._workload.on_finished(task.id - 1, self._seconds(self._now), False)
+                self._workload.on_finished(task.id - 1, (self._now - self._shift_ns) / SECOND, False)
 
     # ------------------------------------------------------------------------------------------------------- attempts
 
