@@ -1,8 +1,8 @@
 """One run: a trace through the daemon's engine and one policy, in virtual time.
 
 The workers are the engine's own rows: a task that has its reservation runs, and one in a backlog starts by the rule
-that engine and real workers share. Messages take no time. So what is left out is what a network and a process cost,
-and nothing of what is decided.
+that engine and real workers share. Messages take no time, except to and from workers whose row says so. What is left
+out is what a process costs, and nothing of what is decided.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import random
 import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from heapq import heappop, heappush
 from itertools import count, repeat, takewhile
 
@@ -34,13 +35,17 @@ from schedd.core.model import (
     Task,
     TaskEntry,
     TaskId,
+    TaskRules,
     TaskSpec,
     WorkerId,
     WorkerInfo,
 )
+from schedd.core.policies.base import TaskScheduler
+from schedd.core.resources import need_of
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.trace import Trace, TraceTask
+from schedd.simulate.workers import Attempt, VirtualWorker, chance
 from schedd.simulate.workload import TraceWorkload, Workload
 
 #: Virtual time begins at any instant that is well above zero.
@@ -54,19 +59,33 @@ IDLE_TURNS_MAX = 1_000_000
 #: Progress is looked at after so many turns, or so many tasks.
 WATCHED_TURNS = 1024
 PROGRESS_TASKS = 1000
+#: No task fails because its workers left.
+RULES = TaskRules(lost_limit=1_000_000)
 
 Progress = Callable[[int, int], None]
 
-#: An enumeration looks its members up by name at each use; this one is used for each end.
-_OK = Cause.OK
+#: An enumeration looks its members up by name at each use; these are used for each end.
+_OK, _ERROR = Cause.OK, Cause.ERROR
 _PAYLOAD = Call(path="trace:task")
+
+
+class Span(Struct, frozen=True):
+    """An attempt of the task at `index`, on devices of the worker at `place`. Seconds since the first submit."""
+
+    index: int
+    place: int
+    devices: tuple[int, ...]
+    start_s: float
+    end_s: float
+    ok: bool
 
 
 class Run(Struct):
     """What became of each task, in the order of the trace: seconds since the first submit, -1 where it never was.
 
     start_s, finish_s: of its last attempt. where: the position of its worker in the cluster. wasted_s: time of attempts
-    that did not count. engine_s: real time that the engine took. placements: attempts that were given to a worker.
+    that did not count. engine_s: real time that the engine took. placements: attempts that were given to a worker,
+    attempts: those that started there. failed: tasks that ended without success.
     """
 
     trace: Trace
@@ -76,10 +95,16 @@ class Run(Struct):
     where: array[int]
     steals: int = 0
     placements: int = 0
+    attempts: int = 0
+    failed: int = 0
     wasted_s: float = 0.0
     engine_s: float = 0.0
     #: Shares of GPUs that were reserved at the same time, at the most.
     gpus_peak: float = 0.0
+    #: How long each task had its place, where preempted ones go on with what they have; they start when they first did.
+    held_s: array[float] | None = None
+    #: All attempts by their ends, where they were asked for.
+    spans: list[Span] | None = None
 
 
 class _Sort(Struct):
@@ -90,28 +115,6 @@ class _Sort(Struct):
     alone: ev.SubmitTasks
 
 
-class _End(Struct, gc=False):
-    """An attempt that runs, and when it will have ended."""
-
-    worker: VirtualWorker
-    task_id: TaskId
-    attempt: int
-    started_ns: Instant
-    #: It was stopped, and has ended already.
-    is_over: bool = False
-
-
-class VirtualWorker:
-    """A worker of the cluster: what the engine does not know of it."""
-
-    __slots__ = ("model", "place", "worker_id")
-
-    def __init__(self, worker_id: WorkerId, place: int, row: ClusterRow) -> None:
-        self.worker_id = worker_id
-        self.place = place
-        self.model = row.gpu_model
-
-
 def no_progress(finished: int, total: int) -> None:
     """Say nothing."""
 
@@ -120,8 +123,21 @@ class Simulator:
     """Drives one engine; `run` once."""
 
     def __init__(
-        self, trace: Trace | Workload, cluster: Sequence[ClusterRow], settings: Settings, seed: int = 0
+        self,
+        trace: Trace | Workload,
+        cluster: Sequence[ClusterRow],
+        settings: Settings,
+        seed: int = 0,
+        *,
+        policy: TaskScheduler | None = None,
+        one_by_one: bool = False,
+        keep_spans: bool = False,
     ) -> None:
+        """`policy`: in place of the one that the settings name.
+
+        one_by_one: no two events share a turn of the engine, as in many published simulators: of what happens at the
+        same instant, submits come before ends, each in its order.
+        """
         engine = structs.replace(
             engine_settings(settings),
             heartbeat_ns=NEVER_NS,
@@ -130,32 +146,36 @@ class Simulator:
             unfinished_max=1 << 60,
             finished_keep_count=1,
         )
-        self._engine = Engine(settings.policy.build(), engine, random.Random(seed))
-        if isinstance(trace, Trace):
-            self._workload: Workload = TraceWorkload(trace)
-            taken = Trace(trace.format, [])
-        else:
-            self._workload = trace
-            taken = Trace("workload", [])
+        self._engine = Engine(policy or settings.policy.build(), engine, random.Random(seed))
+        self._seed = seed
+        self._one_by_one = one_by_one
+        self._workload: Workload = TraceWorkload(trace) if isinstance(trace, Trace) else trace
         self._given = trace
+        taken = Trace(trace.format if isinstance(trace, Trace) else "workload", [])
         #: By index: what was submitted so far.
         self._tasks = taken.tasks
+        #: What is due and was not submitted yet.
+        self._due: list[TraceTask] = []
         self._cluster = cluster
         self._now: Instant = BEGINNING_NS
-        self._run = Run(taken, cluster, array("d"), array("d"), array("q"))
+        self._run = Run(taken, cluster, array("d"), array("d"), array("q"), spans=[] if keep_spans else None)
         self._finished = 0
         self._number = 0
         #: (when, number, what).
-        self._ends: list[tuple[Instant, int, _End]] = []
+        self._ends: list[tuple[Instant, int, Attempt]] = []
+        #: What else happens when: workers come and go, and messages arrive on slow links.
+        self._agenda: list[tuple[Instant, int, Callable[[], None]]] = []
         #: What runs, by task id.
-        self._running: dict[TaskId, _End] = {}
-        #: What workers will say with the next turn.
+        self._running: dict[TaskId, Attempt] = {}
+        #: What the engine will hear with the next turn.
         self._said: list[ev.Event] = []
         #: Workers that answer at once, and whose backlogs may move up for it.
         self._moving: list[WorkerId] = []
         self._workers: dict[WorkerId, VirtualWorker] = {}
+        #: How often tasks have failed by their own doing, by id.
+        self._failures: dict[TaskId, int] = {}
         self._gpus = 0.0
-        self._sorts: dict[tuple[int, str, float], _Sort] = {}
+        self._sorts: dict[tuple[int, str, float, int], _Sort] = {}
         #: What makes an instant of a time on the workload's clock.
         self._shift_ns = BEGINNING_NS
         #: How far the run was when it was last seen to come further, and in which turn.
@@ -164,9 +184,11 @@ class Simulator:
 
     def run(self, on_progress: Progress = no_progress) -> Run:
         """Go through the workload. Raises TraceError where there are tasks that no worker could ever run."""
-        self._join()
         if isinstance(self._given, Trace):
             self._must_fit(self._given.tasks)
+        self._plan_workers()
+        self._keep_appointments()
+        self._handle(self._take_said())
         self._shift_ns = BEGINNING_NS - int((self._workload.next_submit_s() or 0.0) * SECOND)
         for turn in count():
             at = self._next()
@@ -178,7 +200,7 @@ class Simulator:
         if self._finished < len(self._tasks):
             raise TraceError(
                 f"{len(self._tasks) - self._finished:,} tasks wait for ever under {self._engine.policy.name}",
-                "with `after`, a task waits for what it needs; else this is a bug of the policy",
+                "do all workers leave? Else a task waits for what it comes after, or this is a bug of the policy",
             )
         on_progress(self._finished, self._finished)
         self._run.steals = self._engine.counters.steals
@@ -187,23 +209,28 @@ class Simulator:
 
     # -------------------------------------------------------------------------------------------------------- the start
 
-    def _join(self) -> None:
-        events: list[ev.Event] = []
+    def _plan_workers(self) -> None:
+        """Put down when each worker comes and goes."""
+        named = {row.name for row in self._cluster}
+        place = 0
         for row in self._cluster:
-            resources = row.resources()
-            for _ in range(row.count):
-                worker_id = WorkerId(f"w{len(events)}")
-                self._workers[worker_id] = VirtualWorker(worker_id, len(events), row)
-                events.append(ev.WorkerJoined(worker_id, "1", resources, []))
-        self._handle(events)
+            for number in range(row.count):
+                name = f"{row.name}-{number}" if row.name and row.count > 1 else row.name or f"w{place}"
+                while not row.name and name in named:
+                    name += "+"
+                worker = VirtualWorker(WorkerId(name), place, row)
+                place += 1
+                self._at(BEGINNING_NS + int(row.joins_s * SECOND), partial(self._join, worker))
+                if row.leaves_s is not None:
+                    self._at(BEGINNING_NS + int(row.leaves_s * SECOND), partial(self._leave, worker))
 
     def _must_fit(self, tasks: Iterable[TraceTask]) -> None:
         """No task may ask for what no worker has. Raises TraceError."""
-        ledgers = [(row, Ledger(row.resources())) for row in self._cluster]
+        ledgers = [(row, Ledger(row.resources())) for row in dict.fromkeys(self._cluster)]
         same: set[int] = set()
         seen: set[bytes] = set()
         for position, task in enumerate(tasks, len(self._tasks)):
-            if id(task.requirements) in same:
+            if id(task.requirements) in same and not task.runtimes:
                 continue
             same.add(id(task.requirements))
             key = msgspec.msgpack.encode((structs.replace(task.requirements, estimated_time=None), *task.runtimes))
@@ -236,36 +263,47 @@ class Simulator:
 
     def _next(self) -> Instant | None:
         """When the next thing happens; None: nothing will."""
-        if self._moving:
+        if self._moving or self._due:
             return self._now
         due_s = self._workload.next_submit_s()
-        at = NEVER_NS if due_s is None else int(due_s * SECOND) + self._shift_ns
+        if due_s is not None:
+            at = int(due_s * SECOND) + self._shift_ns
+        elif self._finished == len(self._tasks):
+            return None  # whatever else there is to come
+        else:
+            at = NEVER_NS
         if self._ends and self._ends[0][0] < at:
             at = self._ends[0][0]
+        if self._agenda and self._agenda[0][0] < at:
+            at = self._agenda[0][0]
         deadline = self._engine.next_deadline()
         if deadline is not None and deadline < at:
-            if due_s is None and self._finished == len(self._tasks):
-                return None  # a timer of an engine that has nothing left to do
             at = deadline
         if at >= NEVER_NS:
             return None
         return at if at > self._now else self._now
 
     def _turn(self, at: Instant) -> None:
-        """Let happen what is due: ends, and then what is submitted, in one turn of the engine."""
+        """Let happen what is due in one turn of the engine: ends, then what follows from them, then submits."""
         self._now = at
-        events, self._said = self._said, []
         before: list[tuple[WorkerInfo, list[Task]]] = []
         if self._moving:
             for worker_id in dict.fromkeys(self._moving):
                 self._note_backlog(worker_id, before)
             self._moving.clear()
-        if self._ends and self._ends[0][0] <= at:
-            self._take_ends(events, before)
-        due_s = self._workload.next_submit_s()
-        if due_s is not None and int(due_s * SECOND) + self._shift_ns <= at:
-            # A time in seconds does not always survive the way to nanoseconds and back.
-            self._submit(self._workload.take(max(due_s, (at - self._shift_ns) / SECOND)), events)
+        if self._one_by_one:
+            submits = self._is_due()
+            if not submits:
+                self._take_ends(before)
+        else:
+            if self._ends and self._ends[0][0] <= at:
+                self._take_ends(before)
+            submits = self._is_due()
+        if self._agenda and self._agenda[0][0] <= at:
+            self._keep_appointments()
+        events = self._take_said()
+        if submits or (not self._one_by_one and self._is_due()):
+            self._submit(events)
         changes = self._workload.changes()
         if changes:
             events.append(ev.SetPriorities(0, [(TaskId(index + 1), priority) for index, priority in changes]))
@@ -273,7 +311,33 @@ class Simulator:
         for worker, backlog in before:
             self._start_promoted(worker, backlog)
 
-    def _submit(self, tasks: Sequence[TraceTask], events: list[ev.Event]) -> None:
+    def _take_said(self) -> list[ev.Event]:
+        said, self._said = self._said, []
+        return said
+
+    def _at(self, when: Instant, what: Callable[[], None]) -> None:
+        self._number += 1
+        heappush(self._agenda, (when, self._number, what))
+
+    def _keep_appointments(self) -> None:
+        while self._agenda and self._agenda[0][0] <= self._now:
+            heappop(self._agenda)[2]()
+
+    # --------------------------------------------------------------------------------------------------------- submits
+
+    def _is_due(self) -> bool:
+        due_s = self._workload.next_submit_s()
+        return bool(self._due) or (due_s is not None and int(due_s * SECOND) + self._shift_ns <= self._now)
+
+    def _submit(self, events: list[ev.Event]) -> None:
+        due_s = self._workload.next_submit_s()
+        if due_s is not None and int(due_s * SECOND) + self._shift_ns <= self._now:
+            # A time in seconds does not always survive the way to nanoseconds and back.
+            self._due.extend(self._workload.take(max(due_s, (self._now - self._shift_ns) / SECOND)))
+        if self._one_by_one:
+            tasks, self._due = self._due[:1], self._due[1:]
+        else:
+            tasks, self._due = self._due, []
         if len(tasks) == 1 and not tasks[0].after:
             events.append(self._sort_of(tasks[0]).alone)
             self._note_submitted(tasks)
@@ -301,45 +365,20 @@ class Simulator:
 
     def _sort_of(self, task: TraceTask) -> _Sort:
         # By identity of the requirements, which the sort keeps alive: to compare them would cost more than the rest.
-        key = (id(task.requirements), task.kind, task.priority)
+        retries = len(task.failures) if task.failures or task.fails else -1
+        key = (id(task.requirements), task.kind, task.priority, retries)
         sort = self._sorts.get(key)
         if sort is None:
             if len(self._sorts) >= SUBMIT_TASKS_MAX:
                 self._sorts.clear()  # requirements of its own for each task: they are not used again
             if not isinstance(self._given, Trace):
                 self._must_fit([task])
-            spec = TaskSpec(_PAYLOAD, kind=task.kind, priority=task.priority, requirements=task.requirements)
+            rules = RULES if retries < 0 else structs.replace(RULES, retries=retries)
+            spec = TaskSpec(_PAYLOAD, task.kind, "", task.priority, task.requirements, rules)
             sort = self._sorts[key] = _Sort(spec, ev.SubmitTasks(0, [spec], [TaskEntry(0)]))
         return sort
 
-    def _take_ends(self, events: list[ev.Event], before: list[tuple[WorkerInfo, list[Task]]]) -> None:
-        """Let attempts end; and note the backlogs that may move up for it."""
-        ended: dict[VirtualWorker, list[AttemptFinished]] = {}
-        ends, now, run, tasks, on_finished = self._ends, self._now, self._run, self._tasks, self._workload.on_finished
-        while ends and ends[0][0] <= now:
-            at, _, end = heappop(ends)
-            if end.is_over:
-                continue
-            task_id = end.task_id
-            index = task_id - 1
-            del self._running[task_id]
-            self._gpus -= tasks[index].requirements.min_gpus
-            finished = AttemptFinished(task_id, end.attempt, _OK, end.started_ns, at)
-            if end.worker in ended:
-                ended[end.worker].append(finished)
-            else:
-                ended[end.worker] = [finished]
-            run.finish_s[index] = (at - BEGINNING_NS) / SECOND
-            self._finished += 1
-            on_finished(index, (at - self._shift_ns) / SECOND, True)
-        for worker, attempts in ended.items():
-            self._note_backlog(worker.worker_id, before)
-            events.append(ev.AttemptsFinished(worker.worker_id, attempts))
-
-    def _note_backlog(self, worker_id: WorkerId, before: list[tuple[WorkerInfo, list[Task]]]) -> None:
-        worker = self._engine.resources.workers[worker_id]
-        if worker.task_queue:
-            before.append((worker, list(worker.task_queue)))
+    # ------------------------------------------------------------------------------------------- effects of the engine
 
     def _handle(self, events: list[ev.Event]) -> None:
         began = time.perf_counter()
@@ -347,74 +386,215 @@ class Simulator:
         self._run.engine_s += time.perf_counter() - began
         for action in effects.actions:
             if isinstance(action, fx.DispatchAttempts):
-                self._start_reserved(action.worker_id, action.tasks)
-            elif isinstance(action, fx.RevokeAttempts):
-                self._answer(action)
-            elif isinstance(action, fx.StopAttempts):
-                self._stop(action)
+                worker = self._workers[action.worker_id]
+                if worker.delay_ns:
+                    sent = [Attempt(worker, task.id, task.attempt, need_of(task)) for task in action.tasks]
+                    self._send(worker, partial(self._arrive, worker, sent))
+                else:
+                    self._start_reserved(worker, action.tasks)
+            elif isinstance(action, fx.RevokeAttempts | fx.StopAttempts | fx.DropAttempts):
+                worker = self._workers[action.worker_id]
+                if worker.delay_ns:
+                    self._send(worker, partial(self._obey, worker, action))
+                else:
+                    self._obey(worker, action)
             elif isinstance(action, fx.ReplyDeclined):
                 raise TraceError(f"the engine declines what is submitted: {action.message}", action.hint)
         for task in effects.finished:
             if type(task.state) is not Succeeded:  # those were told before
                 self._finished += 1
+                self._run.failed += 1
                 self._workload.on_finished(task.id - 1, (self._now - self._shift_ns) / SECOND, False)
 
-    # ------------------------------------------------------------------------------------------------------- attempts
+    def _obey(self, worker: VirtualWorker, action: fx.RevokeAttempts | fx.StopAttempts | fx.DropAttempts) -> None:
+        if isinstance(action, fx.RevokeAttempts):
+            answers = [(i, number, self._gives_back(worker, i, number)) for i, number in action.attempts]
+            self._say(worker, ev.RevokesAnswered(worker.worker_id, answers))
+        elif isinstance(action, fx.StopAttempts):
+            finished = [end for i, number in action.attempts if (end := self._stop(worker, i, number, action.cause))]
+            self._say(worker, ev.AttemptsFinished(worker.worker_id, finished))
+        else:
+            for task_id, number in action.attempts:
+                if worker.delay_ns and not worker.give_back(task_id, number):
+                    self._interrupt(worker, task_id, number)
+        if worker.delay_ns:
+            self._start_heads(worker)
+        else:
+            self._moving.append(worker.worker_id)
 
-    def _start_reserved(self, worker_id: WorkerId, tasks: Iterable[Task]) -> None:
+    def _gives_back(self, worker: VirtualWorker, task_id: TaskId, number: int) -> bool:
+        """Whether an attempt that is asked back had not started."""
+        if worker.delay_ns:
+            return worker.give_back(task_id, number) is not None
+        attempt = self._running.get(task_id)
+        return attempt is None or attempt.number != number
+
+    def _stop(self, worker: VirtualWorker, task_id: TaskId, number: int, cause: str) -> AttemptFinished | None:
+        """Let an attempt that is told to end do so at once; None: it has ended already."""
+        attempt = self._interrupt(worker, task_id, number)
+        if attempt is None and worker.delay_ns and worker.give_back(task_id, number) is None:
+            return None
+        started_ns = attempt.started_ns if attempt is not None else 0
+        return AttemptFinished(task_id, number, Cause(cause), started_ns, self._now)
+
+    def _say(self, worker: VirtualWorker, event: ev.Event) -> None:
+        """Let the engine hear of something: with the next turn, or after the delay of a link."""
+        if worker.delay_ns:
+            self._send(worker, lambda: self._said.append(event))
+        else:
+            self._said.append(event)
+
+    def _send(self, worker: VirtualWorker, what: Callable[[], None]) -> None:
+        """Let a message arrive, unless its worker is gone by then."""
+        self._at(self._now + worker.delay_ns, lambda: what() if worker.is_here else None)
+
+    # ---------------------------------------------------------------------------------------------------------- workers
+
+    def _join(self, worker: VirtualWorker) -> None:
+        other = self._workers.get(worker.worker_id)
+        if other is not None and other.is_here:
+            raise TraceError(f"two workers are called {worker.worker_id!r} at a time", "give each a name of its own")
+        worker.is_here = True
+        self._workers[worker.worker_id] = worker
+        self._said.append(ev.WorkerJoined(worker.worker_id, "1", worker.row.resources(), []))
+
+    def _leave(self, worker: VirtualWorker) -> None:
+        """What runs there is lost."""
+        worker.is_here = False
+        for attempt in [each for each in self._running.values() if each.worker is worker]:
+            self._interrupt(worker, attempt.task_id, attempt.number)
+        self._said.append(ev.WorkerLeft(worker.worker_id))
+
+    def _arrive(self, worker: VirtualWorker, attempts: list[Attempt]) -> None:
+        worker.take(attempts)
+        self._start_heads(worker)
+
+    def _start_heads(self, worker: VirtualWorker) -> None:
+        """Let a worker behind a link start what it can."""
+        started = [self._start(attempt) for attempt in worker.heads()] if worker.delay_ns else []
+        if started:
+            self._say(worker, ev.AttemptsStarted(worker.worker_id, started))
+
+    # ------------------------------------------------------------------------------------------------- attempts start
+
+    def _start_reserved(self, worker: VirtualWorker, tasks: Iterable[Task]) -> None:
         """Start those of these that have their reservation on this worker and do not run yet."""
-        worker = self._workers[worker_id]
+        worker_id, running = worker.worker_id, self._running
         started = [
-            self._start(worker, task)
+            self._start(Attempt(worker, task.id, task.attempt, devices=task.devices))
             for task in tasks
             if task.reserved
             and task.state.worker_id == worker_id  # type: ignore[attr-defined]
-            and (task.id not in self._running or self._running[task.id].attempt != task.attempt)
+            and (task.id not in running or running[task.id].number != task.attempt)
         ]
         if started:
             self._said.append(ev.AttemptsStarted(worker_id, started))
 
+    def _note_backlog(self, worker_id: WorkerId, before: list[tuple[WorkerInfo, list[Task]]]) -> None:
+        worker = self._engine.resources.workers.get(worker_id)
+        if worker is not None and worker.task_queue and not self._workers[worker_id].delay_ns:
+            before.append((worker, list(worker.task_queue)))
+
     def _start_promoted(self, worker: WorkerInfo, backlog: list[Task]) -> None:
         """Start what has moved up from a backlog, which was like this before the turn."""
         head = worker.task_queue[0] if worker.task_queue else None
-        self._start_reserved(worker.worker_id, takewhile(lambda task: task is not head, backlog))
+        self._start_reserved(self._workers[worker.worker_id], takewhile(lambda task: task is not head, backlog))
 
-    def _start(self, worker: VirtualWorker, task: Task) -> AttemptStarted:
-        task_id, now, run = task.id, self._now, self._run
-        row = self._tasks[task_id - 1]
-        runtime_s = row.runtimes[worker.model] if row.runtimes else row.runtime_s
-        end = self._running[task_id] = _End(worker, task_id, task.attempt, now)
+    def _start(self, attempt: Attempt) -> AttemptStarted:
+        task_id, worker, now, run = attempt.task_id, attempt.worker, self._now, self._run
+        index = task_id - 1
+        row = self._tasks[index]
+        work_s = row.runtimes[worker.model] if row.runtimes else row.runtime_s
+        if not worker.is_plain or row.failures or row.fails:
+            work_s = self._work_s(row, attempt, work_s)
+        attempt.started_ns = now
+        self._running[task_id] = attempt
         self._number += 1
-        heappush(self._ends, (now + int(runtime_s * SECOND), self._number, end))
-        run.start_s[task_id - 1] = (now - BEGINNING_NS) / SECOND
-        run.where[task_id - 1] = worker.place
+        heappush(self._ends, (now + int(work_s * SECOND), self._number, attempt))
+        run.attempts += 1
+        run.start_s[index] = (now - BEGINNING_NS) / SECOND
+        run.where[index] = worker.place
         gpus = row.requirements.min_gpus
         if gpus:
             self._gpus += gpus
             run.gpus_peak = max(run.gpus_peak, self._gpus)
-        return AttemptStarted(task_id, task.attempt, now, task.devices)
+        return AttemptStarted(task_id, attempt.number, now, attempt.devices)
 
-    def _answer(self, action: fx.RevokeAttempts) -> None:
-        """Give back what has not started."""
-        answers = [
-            (task_id, attempt, (end := self._running.get(task_id)) is None or end.attempt != attempt)
-            for task_id, attempt in action.attempts
-        ]
-        self._said.append(ev.RevokesAnswered(action.worker_id, answers))
-        self._moving.append(action.worker_id)
+    def _work_s(self, row: TraceTask, attempt: Attempt, work_s: float) -> float:
+        """How long an attempt will take where things go wrong; and whether it will end well."""
+        worker, failed = attempt.worker, self._failures.get(attempt.task_id, 0)
+        if failed < len(row.failures):
+            attempt.is_ok = False
+            work_s *= row.failures[failed]
+        elif row.fails:
+            attempt.is_ok = False
+        elif chance(self._seed, attempt.task_id, failed) < worker.row.fail_share:
+            attempt.is_ok = False
+            work_s *= worker.row.fail_after
+        return worker.span_s(work_s, (self._now - BEGINNING_NS) / SECOND)
 
-    def _stop(self, action: fx.StopAttempts) -> None:
-        """Attempts that are told to make room end at once."""
-        finished = []
-        for task_id, attempt in action.attempts:
-            end = self._running.get(task_id)
-            started_ns = 0
-            if end is not None and end.attempt == attempt:
-                end.is_over = True
-                del self._running[task_id]
-                started_ns = end.started_ns
-                self._run.wasted_s += (self._now - started_ns) / SECOND
-                self._gpus -= self._tasks[task_id - 1].requirements.min_gpus
-            finished.append(AttemptFinished(task_id, attempt, Cause(action.cause), started_ns, self._now))
-        self._said.append(ev.AttemptsFinished(action.worker_id, finished))
-        self._moving.append(action.worker_id)
+    # --------------------------------------------------------------------------------------------------- attempts end
+
+    def _take_ends(self, before: list[tuple[WorkerInfo, list[Task]]]) -> None:
+        """Let attempts end; and note the backlogs that may move up for it."""
+        ended: dict[VirtualWorker, list[AttemptFinished]] = {}
+        ends, now = self._ends, self._now
+        while ends and ends[0][0] <= now:
+            at, _, attempt = heappop(ends)
+            if attempt.is_over:
+                continue
+            worker = attempt.worker
+            self._forget_running(attempt, at)
+            cause = _OK if attempt.is_ok else _ERROR
+            finished = AttemptFinished(attempt.task_id, attempt.number, cause, attempt.started_ns, at)
+            if worker.delay_ns:
+                worker.end(attempt)
+                self._send(worker, partial(self._hear_end, worker, finished))
+                self._start_heads(worker)
+            else:
+                self._note_end(finished)
+                if worker in ended:
+                    ended[worker].append(finished)
+                else:
+                    ended[worker] = [finished]
+            if self._one_by_one:
+                break
+        for worker, attempts in ended.items():
+            self._note_backlog(worker.worker_id, before)
+            self._said.append(ev.AttemptsFinished(worker.worker_id, attempts))
+
+    def _hear_end(self, worker: VirtualWorker, finished: AttemptFinished) -> None:
+        self._note_end(finished)
+        self._said.append(ev.AttemptsFinished(worker.worker_id, [finished]))
+
+    def _note_end(self, finished: AttemptFinished) -> None:
+        """Note the end of an attempt that the engine hears of: of its task, where it went well."""
+        index, at = finished.task_id - 1, finished.finished_at_ns
+        self._run.finish_s[index] = (at - BEGINNING_NS) / SECOND
+        if finished.cause is _OK:
+            self._finished += 1
+            self._workload.on_finished(index, (at - self._shift_ns) / SECOND, True)
+        else:
+            self._run.wasted_s += (at - finished.started_at_ns) / SECOND
+            self._failures[finished.task_id] = self._failures.get(finished.task_id, 0) + 1
+
+    def _interrupt(self, worker: VirtualWorker, task_id: TaskId, number: int) -> Attempt | None:
+        """End a running attempt before its time: what it has done counts for nothing. None: it does not run."""
+        attempt = self._running.get(task_id)
+        if attempt is None or attempt.number != number or attempt.worker is not worker:
+            return None
+        attempt.is_over, attempt.is_ok = True, False
+        self._forget_running(attempt, self._now)
+        if worker.delay_ns:
+            worker.end(attempt)
+        self._run.wasted_s += (self._now - attempt.started_ns) / SECOND
+        return attempt
+
+    def _forget_running(self, attempt: Attempt, at: Instant) -> None:
+        task_id = attempt.task_id
+        del self._running[task_id]
+        self._gpus -= self._tasks[task_id - 1].requirements.min_gpus
+        if self._run.spans is not None:
+            start_s, end_s = ((each - BEGINNING_NS) / SECOND for each in (attempt.started_ns, at))
+            place, devices = attempt.worker.place, attempt.devices
+            self._run.spans.append(Span(task_id - 1, place, devices, start_s, end_s, attempt.is_ok))
