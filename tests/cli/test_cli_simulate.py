@@ -118,6 +118,15 @@ def test_what_fails_is_tried_again_unless_somebody_says_otherwise(run: Run) -> N
     assert (figures["failed"] > 10, figures["attempts"]) == (True, 100)
 
 
+def test_plots(run: Run, files: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    ran = run("simulate", *files, "--policy", "fifo,priority", "--plot", str(tmp_path / "charts"))
+    assert ran.code == Exit.OK
+    drawn = {"jct.png", "utilisation.png", "queue.png", "gantt-fifo.png", "gantt-priority.png"}
+    assert {path.name for path in (tmp_path / "charts").iterdir()} == drawn
+    assert all(name in ran.err for name in drawn)
+
+
 def test_something_to_run_is_needed(run: Run) -> None:
     ran = run("simulate", "--add-worker", "cpus=1")
     assert (ran.code, "there is nothing to run" in ran.err, "--generate" in ran.err) == (Exit.USAGE, True, True)

@@ -115,6 +115,15 @@ def test_all_arrivals_are_told() -> None:
     assert {parse_load(name).arrivals for name in ARRIVALS} == set(ARRIVALS)
 
 
+def test_one_queue_and_a_hundred_workers() -> None:
+    """M/M/100: 1.0217 at a load of 0.9 (Erlang, 1917); `benchmarks/policies/closed_forms.py` looks closer."""
+    cluster = [ClusterRow(count=100)]
+    trace = drawn("poisson:tasks=30000,load=0.9,mean_s=100", cluster, seed=1)
+    run = Simulator(trace, cluster, parse_settings('policy.name = "fifo"')).run()
+    assert figures_of(run).mean_flow_time_s / 100 == pytest.approx(1.0217, rel=0.03)
+    assert figures_of(run).utilisation == pytest.approx(0.9, rel=0.03)
+
+
 def test_one_worker_and_runtimes_that_do_not_vary() -> None:
     """M/D/1: 1 + load / (2 (1 - load)) (Pollaczek, 1930)."""
     trace = drawn("poisson:tasks=30000,load=0.7,runtime=fixed,mean_s=100", [ClusterRow()])

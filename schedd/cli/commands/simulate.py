@@ -85,6 +85,7 @@ def _parse_load(text: str) -> Load:
     "--set", "changes", multiple=True, metavar="KEY=VALUE", help="A setting, for instance policy.batch.batch_size=8."
 )
 @click.option("--seeds", type=click.IntRange(1, 10_000), default=1, show_default=True, help="Runs of each policy.")
+@click.option("--plot", metavar="FOLDER", help="Draw the first seed: PNG files. Needs schedd[plots].")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 @click.option("--csv", "as_csv", is_flag=True, help="Write CSV to stdout, a row for each policy and seed.")
 @click.option("--quiet", "-q", is_flag=True, help="No remarks and no progress on stderr.")
@@ -98,6 +99,7 @@ def simulate_command(
     config: str | None,
     changes: Sequence[str],
     seeds: int,
+    plot: str | None,
     as_json: bool,
     as_csv: bool,
     quiet: bool,
@@ -112,7 +114,8 @@ def simulate_command(
     from schedd.simulate.cluster import read_cluster, retries_for
     from schedd.simulate.generate import generate
     from schedd.simulate.metrics import Figures, figures_of, summary
-    from schedd.simulate.run import Simulator
+    from schedd.simulate.plots import check_plots, write_plots
+    from schedd.simulate.run import Run, Simulator
     from schedd.simulate.trace import read_trace
 
     out = Output(as_json=as_json, quiet=quiet)
@@ -128,16 +131,23 @@ def simulate_command(
     rows = generate(load, cluster) if load is not None else read_trace(trace or "", layout)
     bounds = [lower_bound_s(rows, cluster)]
     found: dict[str, list[Figures]] = {name: [] for name in names}
+    drawn: dict[str, Run] = {}
+    if plot is not None:
+        check_plots()
     with _progress(quiet=quiet) as progress:
         for seed in range(seeds):
             if load is not None and seed:
                 rows = generate(load, cluster, seed)
                 bounds.append(lower_bound_s(rows, cluster))
             for name in names:
-                run = Simulator(rows, cluster, settings[name], seed).run(progress(name))
+                is_drawn = plot is not None and not seed
+                run = Simulator(rows, cluster, settings[name], seed, keep_spans=is_drawn).run(progress(name))
                 found[name].append(figures_of(run))
+                if is_drawn:
+                    drawn[name] = run
     known = [bound for bound in bounds if bound is not None]
     bound = fmean(known) if len(known) == len(bounds) else None
+    plots = write_plots(drawn, plot) if plot is not None else []
     summaries = {name: summary(runs) for name, runs in found.items()}
     if as_json:
         out.json({"lower_bound_s": bound, "policies": summaries})
@@ -148,6 +158,8 @@ def simulate_command(
         workers = sum(row.count for row in cluster)
         said = f"{len(rows.tasks):,} tasks ({rows.format}) on {workers:,} workers"
         out.say(said if bound is None else f"{said}; no schedule ends before {bound:,.1f} s")
+    if plots:
+        out.say(f"drawn: {', '.join(map(str, plots))}")
     return Exit.OK
 
 
