@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from heapq import heappop, heappush
-from itertools import count, repeat, takewhile
+from itertools import count, takewhile
 
 import msgspec
 from msgspec import Struct, structs
@@ -154,8 +154,11 @@ class Simulator:
         taken = Trace(trace.format if isinstance(trace, Trace) else "workload", [])
         #: By index: what was submitted so far.
         self._tasks = taken.tasks
-        #: What is due and was not submitted yet.
+        #: What is due and was not submitted yet, where it is submitted one by one; and when the next of the rest is.
         self._due: list[TraceTask] = []
+        self._due_ns = NEVER_NS
+        #: Whether what is submitted when, and at which priority, may depend on what has ended.
+        self._reacts = type(self._workload) is not TraceWorkload
         self._cluster = cluster
         self._now: Instant = BEGINNING_NS
         self._run = Run(taken, cluster, array("d"), array("d"), array("q"), spans=[] if keep_spans else None)
@@ -190,6 +193,7 @@ class Simulator:
         self._keep_appointments()
         self._handle(self._take_said())
         self._shift_ns = BEGINNING_NS - int((self._workload.next_submit_s() or 0.0) * SECOND)
+        self._look_ahead()
         for turn in count():
             at = self._next()
             if at is None:
@@ -263,15 +267,13 @@ class Simulator:
 
     def _next(self) -> Instant | None:
         """When the next thing happens; None: nothing will."""
+        if self._reacts:
+            self._look_ahead()
         if self._moving or self._due:
             return self._now
-        due_s = self._workload.next_submit_s()
-        if due_s is not None:
-            at = int(due_s * SECOND) + self._shift_ns
-        elif self._finished == len(self._tasks):
+        at = self._due_ns
+        if at >= NEVER_NS and self._finished == len(self._tasks):
             return None  # whatever else there is to come
-        else:
-            at = NEVER_NS
         if self._ends and self._ends[0][0] < at:
             at = self._ends[0][0]
         if self._agenda and self._agenda[0][0] < at:
@@ -291,21 +293,18 @@ class Simulator:
             for worker_id in dict.fromkeys(self._moving):
                 self._note_backlog(worker_id, before)
             self._moving.clear()
-        if self._one_by_one:
-            submits = self._is_due()
-            if not submits:
-                self._take_ends(before)
-        else:
-            if self._ends and self._ends[0][0] <= at:
-                self._take_ends(before)
-            submits = self._is_due()
+        submits = self._due_ns <= at or self._due
+        if self._ends and self._ends[0][0] <= at and not (submits and self._one_by_one):
+            self._take_ends(before)
         if self._agenda and self._agenda[0][0] <= at:
             self._keep_appointments()
         events = self._take_said()
-        if submits or (not self._one_by_one and self._is_due()):
+        if self._reacts and not self._one_by_one:
+            self._look_ahead()
+            submits = self._due_ns <= at or self._due
+        if submits:
             self._submit(events)
-        changes = self._workload.changes()
-        if changes:
+        if self._reacts and (changes := self._workload.changes()):
             events.append(ev.SetPriorities(0, [(TaskId(index + 1), priority) for index, priority in changes]))
         self._handle(events or [ev.Wakeup(0)])
         for worker, backlog in before:
@@ -325,19 +324,21 @@ class Simulator:
 
     # --------------------------------------------------------------------------------------------------------- submits
 
-    def _is_due(self) -> bool:
+    def _look_ahead(self) -> None:
+        """Ask when the next submit is due."""
         due_s = self._workload.next_submit_s()
-        return bool(self._due) or (due_s is not None and int(due_s * SECOND) + self._shift_ns <= self._now)
+        self._due_ns = NEVER_NS if due_s is None else int(due_s * SECOND) + self._shift_ns
 
     def _submit(self, events: list[ev.Event]) -> None:
-        due_s = self._workload.next_submit_s()
-        if due_s is not None and int(due_s * SECOND) + self._shift_ns <= self._now:
+        tasks: Sequence[TraceTask] = ()
+        if self._due_ns <= self._now:
             # A time in seconds does not always survive the way to nanoseconds and back.
-            self._due.extend(self._workload.take(max(due_s, (self._now - self._shift_ns) / SECOND)))
+            due_s = self._workload.next_submit_s() or 0.0
+            tasks = self._workload.take(max(due_s, (self._now - self._shift_ns) / SECOND))
+            self._look_ahead()
         if self._one_by_one:
+            self._due.extend(tasks)
             tasks, self._due = self._due[:1], self._due[1:]
-        else:
-            tasks, self._due = self._due, []
         if len(tasks) == 1 and not tasks[0].after:
             events.append(self._sort_of(tasks[0]).alone)
             self._note_submitted(tasks)
@@ -358,10 +359,11 @@ class Simulator:
 
     def _note_submitted(self, tasks: Sequence[TraceTask]) -> None:
         self._tasks.extend(tasks)
-        run, number = self._run, len(tasks)
-        run.start_s.extend(repeat(-1.0, number))
-        run.finish_s.extend(repeat(-1.0, number))
-        run.where.extend(repeat(-1, number))
+        run = self._run
+        for _ in tasks:
+            run.start_s.append(-1.0)
+            run.finish_s.append(-1.0)
+            run.where.append(-1)
 
     def _sort_of(self, task: TraceTask) -> _Sort:
         # By identity of the requirements, which the sort keeps alive: to compare them would cost more than the rest.
@@ -385,6 +387,8 @@ class Simulator:
         effects = self._engine.handle(events, self._now)
         self._run.engine_s += time.perf_counter() - began
         for action in effects.actions:
+            if type(action) is fx.ReplySubmitted:
+                continue
             if isinstance(action, fx.DispatchAttempts):
                 worker = self._workers[action.worker_id]
                 if worker.delay_ns:
@@ -573,7 +577,8 @@ class Simulator:
         self._run.finish_s[index] = (at - BEGINNING_NS) / SECOND
         if finished.cause is _OK:
             self._finished += 1
-            self._workload.on_finished(index, (at - self._shift_ns) / SECOND, True)
+            if self._reacts:
+                self._workload.on_finished(index, (at - self._shift_ns) / SECOND, True)
         else:
             self._run.wasted_s += (at - finished.started_at_ns) / SECOND
             self._failures[finished.task_id] = self._failures.get(finished.task_id, 0) + 1
