@@ -54,7 +54,10 @@ def figures_of(run: Run) -> Figures:
     starts, finishes = [run.start_s[i] for i in ran], [run.finish_s[i] for i in ran]
     submits = [task.submit_s - first_s for task in tasks]
     flows = [finish - submit for finish, submit in zip(finishes, submits, strict=True)]
-    runtimes = [finish - start for finish, start in zip(finishes, starts, strict=True)]
+    if run.held_s is None:
+        held = runtimes = [finish - start for finish, start in zip(finishes, starts, strict=True)]
+    else:
+        held, runtimes = [run.held_s[i] for i in ran], [task.runtime_s for task in tasks]
     slowdowns = [max(1.0, flow / max(runtime, TAU_S)) for flow, runtime in zip(flows, runtimes, strict=True)]
     makespan = max(run.finish_s)
     uses_gpus = any(task.requirements.min_gpus for task in tasks)
@@ -66,7 +69,7 @@ def figures_of(run: Run) -> Figures:
     )
     busy = math.fsum(
         runtime * (task.requirements.min_gpus if uses_gpus else task.requirements.cpus)
-        for runtime, task in zip(runtimes, tasks, strict=True)
+        for runtime, task in zip(held, tasks, strict=True)
     )
     in_order = sorted(flows)
     return Figures(

@@ -26,7 +26,7 @@ class Workload(Protocol):
         """When the next task is due; None: not before another one has ended. Asked in each turn."""
 
     def take(self, now_s: float) -> Sequence[TraceTask]:
-        """The tasks that are due by now, each handed out once; their `submit_s` is not looked at."""
+        """The tasks that are due by now, each handed out once; the figures count from their `submit_s`."""
 
     def on_finished(self, index: int, now_s: float, ok: bool) -> None:
         """Hear of a task that has ended, well or (`ok` False) for good without success."""
