@@ -72,28 +72,25 @@ class Attempts:
                 self._stale(event.worker_id, started.task_id, started.attempt, drop=True)
                 continue
             task, worker = found
-            state = type(task.state)
-            if state is Running:
+            if isinstance(task.state, Running):
                 continue  # said twice, after a reconnection
-            if state is Revoking:
-                self._t.end_steal(task, worker)
-            if not task.reserved or task.devices != started.devices:
-                self._match_reservation(task, worker, started)
+            self._t.end_steal(task, worker)
+            self._match_reservation(task, worker, started)
             self._start(task, worker, started.started_at_ns)
 
     def _start(self, task: Task, worker: WorkerInfo, started_at_ns: Instant) -> None:
         # A worker's clock may be off: a start lies between the dispatch and now.
-        t = self._t
-        now = t.now
-        at_ns = getattr(task.state, "at_ns", now)
-        begun = started_at_ns if at_ns <= started_at_ns <= now else min(max(started_at_ns, at_ns), now)
-        t.tasks.set_state(task, Running(worker.worker_id, at_ns, begun))
-        t.facts.append(fx.AttemptBegan(task.id, task.attempt, begun))
-        if t.policy.preempt_interval_s:
-            t.policy.began(task, now)
+        at_ns = getattr(task.state, "at_ns", self._t.now)
+        begun = min(max(started_at_ns, at_ns), self._t.now)
+        self._t.tasks.set_state(task, Running(worker.worker_id, at_ns, begun))
+        self._t.facts.append(fx.AttemptBegan(task.id, task.attempt, begun))
+        if self._t.policy.preempt_interval_s:
+            self._t.policy.began(task, self._t.now)
 
     def _match_reservation(self, task: Task, worker: WorkerInfo, started: AttemptStarted) -> None:
         """The worker decides what starts, on which devices; our mirror follows it where they differ."""
+        if task.reserved and task.devices == started.devices:
+            return
         need = need_of(task)
         self._t.placement_wanted = True
         if worker.ledger is not None and worker.ledger.knows_devices(need, started.devices):

@@ -247,10 +247,7 @@ class Requests:
         task = make_task(spec, entry, task_id, request, now, ids)
         if task.after:
             t.tasks.depend(task, task.after)
-        if spec.hold:
-            task.state = Held(now)
-        else:
-            task.state = t.waiting_state(task) if task.after or task.not_before_ns else Queued(now)
+        task.state = Held(now) if spec.hold else t.waiting_state(task)
         t.tasks.admit(task, now)
         t.enter(task)
         return task_id

@@ -129,8 +129,6 @@ class Tables:
         self.drained: dict[WorkerId, str] = {}
         #: What was asked of attempts to make room, by task; one of an attempt that is not the current one says nothing.
         self.asked: dict[TaskId, fx.PreemptAsked] = {}
-        #: The timer of steals rests, since this instant, until the worker table has another version than this.
-        self._rest: tuple[Instant, int] | None = None
         self.facts: list[fx.Fact] = []
         self.actions: list[fx.Action] = []
         self._finished: list[Task] = []
@@ -163,8 +161,6 @@ class Tables:
 
     def take_effects(self) -> fx.Effects:
         """Hand over what the turn brought about. A worker is told to drop and stop before it gets anything new."""
-        if self._rest is not None:
-            self._end_rest()
         actions = self.actions
         if self._drops or self._stops or self._revokes:
             self._take_orders(actions)
@@ -292,21 +288,8 @@ class Tables:
                 self.resources.touch(worker)
 
     def arm_stealing(self) -> None:
-        """Let the policy look for steals after an interval; where it has just found none, once a worker has changed."""
-        if ("steal", 0) not in self.deadlines and self._rest is None:
-            self._rest = (self.now, -1 if self._revokes else self._version())
-        self._end_rest()
-
-    def _end_rest(self) -> None:
-        """Go on where the rhythm of the timer would be now if it had never rested."""
-        if self._rest is not None and self._rest[1] != self._version():
-            steps = (self.now - self._rest[0]) // self.settings.steal_interval_ns + 1
-            self.deadlines.set(("steal", 0), self._rest[0] + steps * self.settings.steal_interval_ns)
-            self._rest = None
-
-    def _version(self) -> int:
-        """Of the worker table: grows with each change that was committed."""
-        return self.resources.base + len(self.resources.changes)
+        if ("steal", 0) not in self.deadlines:
+            self.deadlines.set(("steal", 0), self.now + self.settings.steal_interval_ns)
 
     def release(self, task: Task, worker: WorkerInfo) -> None:
         """Take a dispatched task off its worker, a steal under way included."""

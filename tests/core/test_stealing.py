@@ -209,11 +209,7 @@ def test_thief_takes_only_what_it_could_run() -> None:
     world.join("w2", cpus=2)
     effects = world.wake_in(1)
     assert not revokes(effects)
-    assert world.engine.next_deadline() == world.now + 19 * SECOND  # a lease: nothing has changed that could help
-    world.wake_in(2.25)
-    world.join("w3", cpus=4)
-    assert world.engine.next_deadline() == world.now + SECOND * 3 // 4  # it looks again, in its rhythm
-    assert revokes(world.wake_in(0.75)) == {"w1": [(3, 1)]}
+    assert world.engine.next_deadline() == world.now + SECOND  # it will look again
 
 
 def test_timer_rests_without_backlogs() -> None:

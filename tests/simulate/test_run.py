@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from schedd.config import Settings, parse_settings
-from schedd.core import effects as fx
-from schedd.core import events as ev
 from schedd.core.model import TaskRequirements
 from schedd.core.policies import POLICIES
 from schedd.errors import TraceError
@@ -130,24 +128,6 @@ def test_work_moves_to_who_has_nothing() -> None:
     run = simulated(trace_of(*tasks), [ClusterRow(count=3)], "work_stealing", text)
     assert run.steals > 0
     assert max(run.finish_s) < 220
-
-
-def test_backlogs_of_long_tasks_cost_no_turns() -> None:
-    """The timer that looks for steals does so only where something has changed."""
-    simulator = Simulator(
-        trace_of(*[cpu_task(0, 1e5) for _ in range(20)]), [ClusterRow()], settings_for("work_stealing")
-    )
-    turns = 0
-    handle = simulator._engine.handle
-
-    def counted(events: Sequence[ev.Event], now: int) -> fx.Effects:
-        nonlocal turns
-        turns += 1
-        return handle(events, now)
-
-    simulator._engine.handle = counted  # type: ignore[method-assign]
-    assert max(simulator.run().finish_s) == 20e5
-    assert turns < 100
 
 
 def test_task_that_fits_nowhere_is_said_before_the_run() -> None:
