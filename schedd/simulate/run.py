@@ -553,7 +553,7 @@ class Simulator:
             finished = AttemptFinished(attempt.task_id, attempt.number, cause, attempt.started_ns, at)
             if worker.delay_ns:
                 worker.end(attempt)
-                self._send(worker, partial(self._hear_end, worker, finished))
+                self._at(now + worker.delay_ns, partial(self._hear_end, worker, finished))
                 self._start_heads(worker)
             else:
                 self._note_end(finished)
@@ -568,6 +568,9 @@ class Simulator:
             self._said.append(ev.AttemptsFinished(worker.worker_id, attempts))
 
     def _hear_end(self, worker: VirtualWorker, finished: AttemptFinished) -> None:
+        if not worker.is_here:  # and what it has said last is lost with it
+            self._run.wasted_s += (finished.finished_at_ns - finished.started_at_ns) / SECOND
+            return
         self._note_end(finished)
         self._said.append(ev.AttemptsFinished(worker.worker_id, [finished]))
 

@@ -126,6 +126,13 @@ def test_message_takes_time_both_ways() -> None:
     assert list(run.finish_s) == [10.5, 21.5, 32.5]
 
 
+def test_end_that_is_on_its_way_from_a_worker_that_leaves_is_lost() -> None:
+    cluster = [ClusterRow(latency_s=1, leaves_s=11.5), ClusterRow(joins_s=20)]
+    run = simulated(bag(1, 10), cluster)
+    assert (list(run.start_s), list(run.finish_s)) == ([20], [30])
+    assert (run.attempts, run.wasted_s) == (2, 10)
+
+
 def test_backlog_hides_the_delay() -> None:
     run = simulated(bag(40, 10), [ClusterRow(latency_s=0.5)], "load_balancing", "")
     assert list(run.start_s)[:3] == [0.5, 10.5, 20.5]
