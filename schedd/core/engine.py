@@ -112,13 +112,15 @@ class Engine:
         now: engine nanoseconds, never before the last call. O(events + tasks placed * log n).
         Raises InvalidTransition where the engine itself is wrong; nothing that a peer sends leads there.
         """
-        t = self._t
+        t, handlers, workers = self._t, self._handlers, self._t.resources.workers
         self._before_ns, t.now = t.now, now
         self._requests.go_on()
         for event in events:
-            handler, is_life = self._handlers[type(event)]
-            if is_life:
-                self._note_life(event.worker_id)  # type: ignore[attr-defined]
+            handler, is_life = handlers[type(event)]
+            if is_life and (worker := workers.get(event.worker_id)) is not None:  # type: ignore[attr-defined]
+                worker.last_seen_ns = now
+                if worker.status is _UNREACHABLE:
+                    self._fleet.on_return(worker)
             handler(event)
         due = t.deadlines.next()
         if due is not None and due <= now:
@@ -170,13 +172,6 @@ class Engine:
     def next_deadline(self) -> Instant | None:
         """When the engine must be called with a `Wakeup` at the latest; None: not before the next event."""
         return self._t.deadlines.next()
-
-    def _note_life(self, worker_id: WorkerId) -> None:
-        worker = self._t.resources.workers.get(worker_id)
-        if worker is not None:
-            worker.last_seen_ns = self._t.now
-            if worker.status is _UNREACHABLE:
-                self._fleet.on_return(worker)
 
     def _on_wakeup(self, event: ev.Wakeup) -> None:
         if event.lag_ns >= LATE_NS:

@@ -111,8 +111,10 @@ class Placer:
         """One pass, of at most `PLACED_PER_PASS_MAX` tasks; True where it was cut short."""
         self._now = now
         self._left = PLACED_PER_PASS_MAX
-        self._depths.clear()
-        self._refused.clear()
+        if self._depths:
+            self._depths.clear()
+        if self._refused:
+            self._refused.clear()
         if len(self._roomy) > len(self._resources):
             self._roomy.intersection_update(self._resources.by_seq)
         self._policy.plan(self, now)
@@ -125,7 +127,7 @@ class Placer:
     # ------------------------------------------------------------------------------------------------- the draft
 
     def head(self) -> Task | None:
-        if self._left <= 0:
+        if self._left <= 0 or not self._queue.size:
             return None
         self._absorb()
         if self._saturated():

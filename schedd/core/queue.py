@@ -30,6 +30,9 @@ Rank = tuple[float, int]
 NO_RANK: Rank = (math.inf, 0)
 
 
+#: Keys of requirements that were asked for are remembered for so many objects.
+KEYS_KEPT_MAX = 64
+
 #: Equal labels make equal keys, in whatever order they came.
 _ENCODER = msgspec.msgpack.Encoder(order="sorted")
 
@@ -37,7 +40,7 @@ _ENCODER = msgspec.msgpack.Encoder(order="sorted")
 class RequestClass:
     """Tasks that any worker serves equally well: equal requirements and, where the policy asks for it, equal kind."""
 
-    __slots__ = ("__weakref__", "cpus_min", "key", "kind", "needs", "number", "requirements")
+    __slots__ = ("__weakref__", "cpus_min", "fits_version", "key", "kind", "needs", "number", "requirements")
 
     def __init__(self, number: int, key: bytes, requirements: TaskRequirements, kind: str) -> None:
         self.number = number
@@ -48,6 +51,8 @@ class RequestClass:
         self.cpus_min = min(need.cpus for need in self.needs)
         #: Kind of the task that made the class; that of every task where the policy groups by kind.
         self.kind = kind
+        #: The version of the membership of the cluster at which a worker was seen that could run such tasks.
+        self.fits_version = -1
 
 
 class RequestClasses:
@@ -56,11 +61,20 @@ class RequestClasses:
     def __init__(self) -> None:
         self._classes: WeakValueDictionary[bytes, RequestClass] = WeakValueDictionary()
         self._numbers = count(1)
+        #: (requirements, key) by identity of the former, and kind: who submits one by one sends the same object again.
+        self._keys: dict[tuple[int, str | None], tuple[TaskRequirements, bytes]] = {}
 
     def intern(self, requirements: TaskRequirements, kind: str, by_kind: bool) -> RequestClass:
         """Return the one class of these; the estimate of the runtime does not make a class of its own."""
+        grouped = kind if by_kind else None
+        known = self._keys.get((id(requirements), grouped))
+        if known is not None and (found := self._classes.get(known[1])) is not None:
+            return found
         plain = msgspec.structs.replace(requirements, estimated_time=None)
-        key = _ENCODER.encode((plain, kind if by_kind else None))
+        key = _ENCODER.encode((plain, grouped))
+        if len(self._keys) >= KEYS_KEPT_MAX:
+            self._keys.clear()
+        self._keys[id(requirements), grouped] = (requirements, key)
         found = self._classes.get(key)
         if found is None:
             found = self._classes[key] = RequestClass(next(self._numbers), key, plain, kind)

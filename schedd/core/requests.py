@@ -123,13 +123,15 @@ class Requests:
         if warnings and event.strict:
             raise Declined("no_worker_fits", warnings[0], "leave out --strict to let the task wait for a worker")
         ids: list[TaskId] = []
-        fresh: list[TaskEntry] = []
+        fresh = event.tasks if fresh_count == len(known) else []
         for entry, existing in zip(event.tasks, known, strict=True):
             if existing is not None:
                 ids.append(existing)
                 continue
             ids.append(self._enter(event.specs[entry.spec], entry, classes[entry.spec], ids))
-            if entry.after and fresh_count < len(known):  # the fact has no entries for such references to count
+            if fresh is event.tasks:
+                continue
+            if entry.after:  # the fact has no entries for such references to count
                 entry = structs.replace(entry, after=[r if r >= 0 else ids[-1 - r] for r in entry.after])
             fresh.append(entry)
         for spec in event.specs:
@@ -139,7 +141,9 @@ class Requests:
         if fresh:
             self._record(event, fresh, ids, known)
         at_ns = [t.now] if len(fresh) == len(ids) else [t.tasks.rows[i].submitted_ns for i in ids]
-        return fx.ReplySubmitted(event.origin, ids, warnings + self._guard.warnings(event.specs), at_ns)
+        if t.health.holds:
+            warnings = warnings + self._guard.warnings(event.specs)
+        return fx.ReplySubmitted(event.origin, ids, warnings, at_ns)
 
     def _admitted_before(self, event: ev.SubmitTasks) -> fx.ReplySubmitted | None:
         """Answer a submit that came before, and whose answer was lost, as it was answered then."""
@@ -251,8 +255,13 @@ class Requests:
     def _warnings(self, classes: list[RequestClass]) -> list[str]:
         """Say which requirements no worker could ever meet, with the numbers. Each class once."""
         warnings = []
-        for request in dict.fromkeys(classes):
-            if not any(self._t.placer.possible(request, worker) for worker in self._t.resources):
+        version = self._t.resources.members_version
+        for request in classes if len(classes) == 1 else dict.fromkeys(classes):
+            if request.fits_version == version:
+                continue
+            if any(self._t.placer.possible(request, worker) for worker in self._t.resources):
+                request.fits_version = version
+            else:
                 warnings.append(self._no_fit(request))
         return warnings
 
@@ -474,11 +483,12 @@ def _what(payload: Payload | None) -> str:
 def _check_spec(spec: TaskSpec) -> None:
     if not math.isfinite(spec.priority):
         raise Declined("bad_request", f"{spec.priority} is no priority")
-    for word, name in (("kind", spec.kind), ("job", spec.job)):
-        _check_name(word, name)
+    if len(spec.kind) > NAME_LENGTH_MAX or len(spec.job) > NAME_LENGTH_MAX:
+        _check_name("kind", spec.kind)
+        _check_name("job", spec.job)
     if not 0 <= spec.delay_s <= DELAY_S_MAX:
         raise Declined("bad_request", f"a delay of {spec.delay_s} s makes no sense")
-    if any(ref < 0 for ref in spec.after):
+    if spec.after and min(spec.after) < 0:
         raise Declined("bad_request", "what all tasks of a spec wait for must be ids")
 
 

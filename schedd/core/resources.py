@@ -114,6 +114,7 @@ class ResourceManager:
         for task in known.running.values():
             ledger.reserve_exactly(need_of(task), task.devices)
         known.resources, known.ledger, known.num_gpus = resources, ledger, len(ledger.devices)
+        self.members_version += 1
         self.touch(known)
         return known
 
@@ -253,24 +254,26 @@ class ResourceManager:
         touched = self._touched
         if not touched:
             return
-        changes = self.changes
-        for worker in touched.values():
-            ledger, seq, status = worker.ledger, worker.seq, worker.status
-            takes_work = status is _IDLE or status is _BUSY
-            if takes_work:
+        changes, opened = self.changes, self.open
+        version = self.base + len(changes)
+        changes.extend(touched)
+        for seq, worker in touched.items():
+            version += 1
+            worker.version = version
+            status = worker.status
+            if status is _IDLE or status is _BUSY:
                 worker.status = _IDLE if self._has_free(worker) else _BUSY
-            if takes_work and ledger is not None and ledger.free_cpus > 0:
-                self.open.add(seq)
-            else:
-                self.open.discard(seq)
-            changes.append(seq)
-            worker.version = self.base + len(changes)
+                ledger = worker.ledger
+                if ledger is not None and ledger.free_cpus > 0:
+                    opened.add(seq)
+                    continue
+            opened.discard(seq)
         if self._fresh:
             self._fresh.update(touched)
         else:
             self._fresh = touched
         self._touched = {}
-        if len(changes) > 4096 + 4 * len(self.workers):
+        if len(changes) > 4096 and len(changes) > 4096 + 4 * len(self.workers):
             # Whoever is behind builds anew, which is cheaper than to follow that many changes.
             self.base += len(changes)
             changes.clear()

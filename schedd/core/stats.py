@@ -54,7 +54,7 @@ class PerformanceStats:
         a = self._alpha
         self._duration += a * (duration - self._duration)
         self._square += a * (duration * duration - self._square)
-        self._success += a * ((1.0 if success else 0.0) - self._success)
+        self._success += a * (success - self._success)
         self._weight += a * (1.0 - self._weight)
         self.total_tasks += 1
 

@@ -297,7 +297,8 @@ class Tables:
         """Take a dispatched task off its worker, a steal under way included."""
         if self._dispatches:
             self.unsend(task, worker)
-        self.end_steal(task, worker)
+        if type(task.state) is Revoking:
+            self.end_steal(task, worker)
         self.resources.detach(task, worker)
         self.placement_wanted = True
 
@@ -410,10 +411,10 @@ class Tables:
 
     def learn(self, task: Task, worker: WorkerInfo, record: AttemptRecord) -> None:
         """Let estimates and policy learn from an attempt that ran to its own end."""
-        if not record.started_at_ns or record.cause not in _OWN_ENDS:
+        success = record.cause is _OK
+        if not record.started_at_ns or not (success or record.cause in _OWN_ENDS):
             return
         runtime_s = max(0, record.finished_at_ns - record.started_at_ns) / SECOND
-        success = record.cause is _OK
         self.runtimes.observe(task.kind, runtime_s, success)
         if not self._policy_learns:
             return

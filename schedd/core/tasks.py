@@ -190,7 +190,7 @@ class TaskTable:
             job.finished_ns = max(job.finished_ns, state.at_ns)
         self.missing.pop(task.id, None)
         self._note_end(task)
-        waiting = self.dependents.pop(task.id, [])
+        waiting = self.dependents.pop(task.id, []) if self.dependents else []
         self._trim()
         return waiting
 
@@ -256,8 +256,9 @@ class TaskTable:
         (self._finished if task.key is None else self._finished_keyed).append(task.id)
 
     def _forget(self, task_id: TaskId) -> None:
-        task = self.rows[task_id]
-        self.rows.pop(task_id)
+        task = self.rows.pop(task_id)
+        if task is None:
+            raise KeyError(task_id)
         self.counts[type(task.state)] -= 1
         if task.result:
             self.results_bytes -= len(task.result)
@@ -269,7 +270,7 @@ class TaskTable:
             job.counts[type(task.state)] -= 1
             if not job.members:
                 del self.jobs[task.job]
-        while self._first_id < self.next_id and TaskId(self._first_id) not in self.rows:
+        while self._first_id < self.next_id and self.rows.get(self._first_id) is None:
             self._first_id += 1
         # Ids whose rows are gone must not pile up in here while their results stay within the bound.
         while self._with_result and self._with_result[0] not in self.rows:

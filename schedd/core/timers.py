@@ -41,10 +41,13 @@ class Deadlines(Generic[K]):
 
     def next(self) -> Instant | None:
         """The earliest deadline, None where there is none."""
-        heap = self._heap
-        while heap and self._live.get(heap[0][2]) != heap[0][1]:
+        heap, live = self._heap, self._live
+        while heap:
+            when, number, key = heap[0]
+            if live.get(key) == number:
+                return when
             heappop(heap)
-        return heap[0][0] if heap else None
+        return None
 
     def expire(self, now: Instant) -> list[K]:
         """Remove and return the keys that are due, earliest first; often empty. O(k log n)."""

@@ -25,11 +25,19 @@ MIB_PER_GB = 1024.0
 RAM_ENOUGH_GB = 1e6
 GPU_MEMORY_ENOUGH_GB = 1e4
 WORKERS_MAX = 100_000
-HINT = "a row has: count, num_gpus, gpu_model, gpu_memory_gb, cpus, ram_gb"
+RETRIES_ENOUGH = 1_000_000
+HINT = (
+    "a row has: count, num_gpus, gpu_model, gpu_memory_gb, cpus, ram_gb, name, joins_s, leaves_s, "
+    "fail_share, fail_after, slow_factor, slow_from_s, slow_until_s, latency_s"
+)
 
 
 class ClusterRow(Struct, frozen=True, forbid_unknown_fields=True):
-    """Some equal workers."""
+    """Some equal workers. `joins_s`, `leaves_s`: when, in seconds after the first submit; None: never.
+
+    fail_share: of the attempts, so many fail there; fail_after: having done so much of the work. slow_factor: how fast
+    it is from `slow_from_s` to `slow_until_s`, of its full speed. latency_s: of a message, one way.
+    """
 
     count: Annotated[int, Meta(ge=1, le=WORKERS_MAX)] = 1
     num_gpus: Annotated[int, Meta(ge=0, le=1024)] = 0
@@ -37,6 +45,15 @@ class ClusterRow(Struct, frozen=True, forbid_unknown_fields=True):
     gpu_memory_gb: Annotated[float, Meta(ge=0, le=1e6)] | None = None
     cpus: Annotated[float, Meta(gt=0, le=1e5)] | None = None
     ram_gb: Annotated[float, Meta(ge=0, le=1e7)] | None = None
+    name: str = ""
+    joins_s: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    leaves_s: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+    fail_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    fail_after: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    slow_factor: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    slow_from_s: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    slow_until_s: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+    latency_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
 
     def resources(self) -> WorkerResources:
         """What each of them declares."""
@@ -61,8 +78,13 @@ def read_cluster(path: str | Path) -> list[ClusterRow]:
     return rows
 
 
+def retries_for(cluster: Iterable[ClusterRow]) -> dict[str, int]:
+    """What `[retries]` is to say where nobody says it: what workers fail is tried again until it succeeds."""
+    return {"error": RETRIES_ENOUGH} if any(row.fail_share for row in cluster) else {}
+
+
 def parse_row(text: str) -> ClusterRow:
-    """Read `gpus=2,model=A100,memory=80,cpus=16,ram=128,count=1`, or the long names. Raises ValueError."""
+    """Read `gpus=2,model=A100,memory=80,cpus=16,ram=128,count=1`, or any names of a row. Raises ValueError."""
     short = {"gpus": "num_gpus", "model": "gpu_model", "memory": "gpu_memory_gb", "ram": "ram_gb"}
     values = {}
     for part in text.split(","):

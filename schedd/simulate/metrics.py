@@ -3,7 +3,8 @@
 flow time (JCT): submit to finish. Queueing delay: submit to start. Bounded slowdown: max(1, flow time / max(runtime,
 tau)) with tau = 10 s (Feitelson and Rudolph, 1998). Makespan: first submit to last finish. Utilisation: busy slot-time
 over available slot-time in the makespan; slots are GPUs where any task needs one, else CPUs. Fairness: Jain's index of
-the bounded slowdowns, (sum x)^2 / (n sum x^2), 1 where all are equal (Jain, Chiu, Hawe, 1984).
+the bounded slowdowns, (sum x)^2 / (n sum x^2), 1 where all are equal (Jain, Chiu, Hawe, 1984). Of a task that was tried
+several times the last attempt counts, the others are wasted; what never ran counts only as failed.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Figures(Struct, frozen=True):
     fairness: float
     steals: int
     wasted_s: float
+    attempts: int
+    failed: int
     tasks: int
     #: Real microseconds of the engine for each placement.
     decision_us: float
@@ -45,18 +48,28 @@ class Figures(Struct, frozen=True):
 
 def figures_of(run: Run) -> Figures:
     """Work out the figures of a run in which all tasks have finished. O(tasks log tasks)."""
-    tasks = run.trace.tasks
-    first_s = tasks[0].submit_s
+    first_s = run.trace.tasks[0].submit_s
+    ran = [i for i, start_s in enumerate(run.start_s) if start_s >= 0]
+    tasks = [run.trace.tasks[i] for i in ran]
+    starts, finishes = [run.start_s[i] for i in ran], [run.finish_s[i] for i in ran]
     submits = [task.submit_s - first_s for task in tasks]
-    flows = [finish - submit for finish, submit in zip(run.finish_s, submits, strict=True)]
-    runtimes = [finish - start for finish, start in zip(run.finish_s, run.start_s, strict=True)]
+    flows = [finish - submit for finish, submit in zip(finishes, submits, strict=True)]
+    if run.held_s is None:
+        held = runtimes = [finish - start for finish, start in zip(finishes, starts, strict=True)]
+    else:
+        held, runtimes = [run.held_s[i] for i in ran], [task.runtime_s for task in tasks]
     slowdowns = [max(1.0, flow / max(runtime, TAU_S)) for flow, runtime in zip(flows, runtimes, strict=True)]
     makespan = max(run.finish_s)
     uses_gpus = any(task.requirements.min_gpus for task in tasks)
     slots = slots_of(run.resources, gpus=uses_gpus)
+    available = math.fsum(
+        slots_of([row], gpus=uses_gpus) * max(0.0, min(makespan, ends_s) - row.joins_s)
+        for row in run.resources
+        for ends_s in (makespan if row.leaves_s is None else row.leaves_s,)
+    )
     busy = math.fsum(
         runtime * (task.requirements.min_gpus if uses_gpus else task.requirements.cpus)
-        for runtime, task in zip(runtimes, tasks, strict=True)
+        for runtime, task in zip(held, tasks, strict=True)
     )
     in_order = sorted(flows)
     return Figures(
@@ -64,14 +77,16 @@ def figures_of(run: Run) -> Figures:
         mean_flow_time_s=fmean(flows),
         p50_flow_time_s=quantile(in_order, 0.5),
         p99_flow_time_s=quantile(in_order, 0.99),
-        mean_queueing_delay_s=fmean(start - submit for start, submit in zip(run.start_s, submits, strict=True)),
+        mean_queueing_delay_s=fmean(start - submit for start, submit in zip(starts, submits, strict=True)),
         mean_bounded_slowdown=fmean(slowdowns),
-        utilisation=busy / (slots * makespan) if makespan else 0.0,
+        utilisation=busy / available if available else 0.0,
         gpu_allocation_ratio=run.gpus_peak / slots if uses_gpus else None,
         fairness=math.fsum(slowdowns) ** 2 / (len(slowdowns) * math.fsum(x * x for x in slowdowns)),
         steals=run.steals,
         wasted_s=run.wasted_s,
-        tasks=len(tasks),
+        attempts=run.attempts,
+        failed=run.failed,
+        tasks=len(run.trace.tasks),
         decision_us=run.engine_s * 1e6 / max(1, run.placements),
     )
 

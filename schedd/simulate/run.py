@@ -1,8 +1,8 @@
 """One run: a trace through the daemon's engine and one policy, in virtual time.
 
 The workers are the engine's own rows: a task that has its reservation runs, and one in a backlog starts by the rule
-that engine and real workers share. Messages take no time. So what is left out is what a network and a process cost,
-and nothing of what is decided.
+that engine and real workers share. Messages take no time, except to and from workers whose row says so. What is left
+out is what a process costs, and nothing of what is decided.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import random
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from heapq import heappop, heappush
-from itertools import repeat
+from itertools import count, takewhile
 
 import msgspec
 from msgspec import Struct, structs
@@ -30,16 +31,22 @@ from schedd.core.model import (
     Call,
     Cause,
     Instant,
+    Succeeded,
     Task,
     TaskEntry,
     TaskId,
+    TaskRules,
     TaskSpec,
     WorkerId,
     WorkerInfo,
 )
+from schedd.core.policies.base import TaskScheduler
+from schedd.core.resources import need_of
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.trace import Trace, TraceTask
+from schedd.simulate.workers import Attempt, VirtualWorker, chance
+from schedd.simulate.workload import TraceWorkload, Workload
 
 #: Virtual time begins at any instant that is well above zero.
 BEGINNING_NS: Instant = 1_700_000_000 * SECOND
@@ -49,15 +56,36 @@ NEVER_NS: Instant = 1 << 61
 SUBMIT_TASKS_MAX = 1000
 #: A run without an end, or a task that nobody can run: the engine may go on for so many turns without anything ending.
 IDLE_TURNS_MAX = 1_000_000
+#: Progress is looked at after so many turns, or so many tasks.
+WATCHED_TURNS = 1024
+PROGRESS_TASKS = 1000
+#: No task fails because its workers left.
+RULES = TaskRules(lost_limit=1_000_000)
 
 Progress = Callable[[int, int], None]
+
+#: An enumeration looks its members up by name at each use; these are used for each end.
+_OK, _ERROR = Cause.OK, Cause.ERROR
+_PAYLOAD = Call(path="trace:task")
+
+
+class Span(Struct, frozen=True):
+    """An attempt of the task at `index`, on devices of the worker at `place`. Seconds since the first submit."""
+
+    index: int
+    place: int
+    devices: tuple[int, ...]
+    start_s: float
+    end_s: float
+    ok: bool
 
 
 class Run(Struct):
     """What became of each task, in the order of the trace: seconds since the first submit, -1 where it never was.
 
     start_s, finish_s: of its last attempt. where: the position of its worker in the cluster. wasted_s: time of attempts
-    that did not count. engine_s: real time that the engine took. placements: attempts that were given to a worker.
+    that did not count. engine_s: real time that the engine took. placements: attempts that were given to a worker,
+    attempts: those that started there. failed: tasks that ended without success.
     """
 
     trace: Trace
@@ -67,10 +95,24 @@ class Run(Struct):
     where: array[int]
     steals: int = 0
     placements: int = 0
+    attempts: int = 0
+    failed: int = 0
     wasted_s: float = 0.0
     engine_s: float = 0.0
     #: Shares of GPUs that were reserved at the same time, at the most.
     gpus_peak: float = 0.0
+    #: How long each task had its place, where preempted ones go on with what they have; they start when they first did.
+    held_s: array[float] | None = None
+    #: All attempts by their ends, where they were asked for.
+    spans: list[Span] | None = None
+
+
+class _Sort(Struct):
+    """Tasks of a kind, a priority and requirements: what they are submitted by."""
+
+    spec: TaskSpec
+    #: The submit of a single one; the same for all of them.
+    alone: ev.SubmitTasks
 
 
 def no_progress(finished: int, total: int) -> None:
@@ -80,7 +122,22 @@ def no_progress(finished: int, total: int) -> None:
 class Simulator:
     """Drives one engine; `run` once."""
 
-    def __init__(self, trace: Trace, cluster: Sequence[ClusterRow], settings: Settings, seed: int = 0) -> None:
+    def __init__(
+        self,
+        trace: Trace | Workload,
+        cluster: Sequence[ClusterRow],
+        settings: Settings,
+        seed: int = 0,
+        *,
+        policy: TaskScheduler | None = None,
+        one_by_one: bool = False,
+        keep_spans: bool = False,
+    ) -> None:
+        """`policy`: in place of the one that the settings name.
+
+        one_by_one: no two events share a turn of the engine, as in many published simulators: of what happens at the
+        same instant, submits come before ends, each in its order.
+        """
         engine = structs.replace(
             engine_settings(settings),
             heartbeat_ns=NEVER_NS,
@@ -89,73 +146,98 @@ class Simulator:
             unfinished_max=1 << 60,
             finished_keep_count=1,
         )
-        self._engine = Engine(settings.policy.build(), engine, random.Random(seed))
-        self._trace = trace
-        self._tasks = trace.tasks
+        self._engine = Engine(policy or settings.policy.build(), engine, random.Random(seed))
+        self._seed = seed
+        self._one_by_one = one_by_one
+        self._workload: Workload = TraceWorkload(trace) if isinstance(trace, Trace) else trace
+        self._given = trace
+        taken = Trace(trace.format if isinstance(trace, Trace) else "workload", [])
+        #: By index: what was submitted so far.
+        self._tasks = taken.tasks
+        #: What is due and was not submitted yet, where it is submitted one by one; and when the next of the rest is.
+        self._due: list[TraceTask] = []
+        self._due_ns = NEVER_NS
+        #: Whether what is submitted when, and at which priority, may depend on what has ended.
+        self._reacts = type(self._workload) is not TraceWorkload
         self._cluster = cluster
         self._now: Instant = BEGINNING_NS
-        count = len(trace.tasks)
-        start_s, finish_s = array("d", repeat(-1.0, count)), array("d", repeat(-1.0, count))
-        self._run = Run(trace, cluster, start_s, finish_s, array("q", repeat(-1, count)))
-        self._submitted = 0
+        self._run = Run(taken, cluster, array("d"), array("d"), array("q"), spans=[] if keep_spans else None)
         self._finished = 0
         self._number = 0
-        #: (when, number, worker, task id, attempt) of attempts that run.
-        self._ends: list[tuple[Instant, int, WorkerId, TaskId, int]] = []
-        #: The attempt that runs, by task id.
-        self._running: dict[TaskId, int] = {}
-        #: What workers will say with the next turn.
-        self._said: dict[WorkerId, list[AttemptStarted]] = {}
-        self._answers: list[ev.RevokesAnswered] = []
-        self._stopped: list[tuple[WorkerId, AttemptFinished]] = []
-        self._models: dict[WorkerId, str] = {}
-        self._places: dict[WorkerId, int] = {}
+        #: (when, number, what).
+        self._ends: list[tuple[Instant, int, Attempt]] = []
+        #: What else happens when: workers come and go, and messages arrive on slow links.
+        self._agenda: list[tuple[Instant, int, Callable[[], None]]] = []
+        #: What runs, by task id.
+        self._running: dict[TaskId, Attempt] = {}
+        #: What the engine will hear with the next turn.
+        self._said: list[ev.Event] = []
+        #: Workers that answer at once, and whose backlogs may move up for it.
+        self._moving: list[WorkerId] = []
+        self._workers: dict[WorkerId, VirtualWorker] = {}
+        #: How often tasks have failed by their own doing, by id.
+        self._failures: dict[TaskId, int] = {}
         self._gpus = 0.0
-        self._specs: dict[bytes, TaskSpec] = {}
-        self._first_ns = int(trace.tasks[0].submit_s * SECOND)
+        self._sorts: dict[tuple[int, str, float, int], _Sort] = {}
+        #: What makes an instant of a time on the workload's clock.
+        self._shift_ns = BEGINNING_NS
+        #: How far the run was when it was last seen to come further, and in which turn.
+        self._watched = (0, 0)
+        self._told = 0
 
     def run(self, on_progress: Progress = no_progress) -> Run:
-        """Go through the trace. Raises TraceError where there are tasks that no worker could ever run."""
-        self._join()
-        self._must_fit()
-        total, shown, idle = len(self._tasks), 0, 0
-        while self._finished < total:
-            before = self._finished + self._submitted
-            if not self._turn():
-                raise TraceError(
-                    f"{total - self._finished:,} tasks wait for ever under {self._engine.policy.name}",
-                    "with `after`, a task waits for what it needs; else this is a bug of the policy",
-                )
-            idle = 0 if self._finished + self._submitted > before else idle + 1
-            if idle > IDLE_TURNS_MAX:
-                raise TraceError(f"nothing has happened for {idle:,} turns of the engine")
-            if self._finished - shown >= 1000:
-                shown = self._finished
-                on_progress(shown, total)
-        on_progress(total, total)
+        """Go through the workload. Raises TraceError where there are tasks that no worker could ever run."""
+        if isinstance(self._given, Trace):
+            self._must_fit(self._given.tasks)
+        self._plan_workers()
+        self._keep_appointments()
+        self._handle(self._take_said())
+        self._shift_ns = BEGINNING_NS - int((self._workload.next_submit_s() or 0.0) * SECOND)
+        self._look_ahead()
+        for turn in count():
+            at = self._next()
+            if at is None:
+                break
+            self._turn(at)
+            if turn % WATCHED_TURNS == 0 or self._finished >= self._told + PROGRESS_TASKS:
+                self._watch(turn, on_progress)
+        if self._finished < len(self._tasks):
+            raise TraceError(
+                f"{len(self._tasks) - self._finished:,} tasks wait for ever under {self._engine.policy.name}",
+                "do all workers leave? Else a task waits for what it comes after, or this is a bug of the policy",
+            )
+        on_progress(self._finished, self._finished)
         self._run.steals = self._engine.counters.steals
         self._run.placements = self._engine.counters.placements
         return self._run
 
     # -------------------------------------------------------------------------------------------------------- the start
 
-    def _join(self) -> None:
-        events: list[ev.Event] = []
+    def _plan_workers(self) -> None:
+        """Put down when each worker comes and goes."""
+        named = {row.name for row in self._cluster}
+        place = 0
         for row in self._cluster:
-            resources = row.resources()
-            for _ in range(row.count):
-                worker_id = WorkerId(f"w{len(events)}")
-                self._places[worker_id] = len(events)
-                self._models[worker_id] = row.gpu_model
-                events.append(ev.WorkerJoined(worker_id, "1", resources, []))
-        self._handle(events)
+            for number in range(row.count):
+                name = f"{row.name}-{number}" if row.name and row.count > 1 else row.name or f"w{place}"
+                while not row.name and name in named:
+                    name += "+"
+                worker = VirtualWorker(WorkerId(name), place, row)
+                place += 1
+                self._at(BEGINNING_NS + int(row.joins_s * SECOND), partial(self._join, worker))
+                if row.leaves_s is not None:
+                    self._at(BEGINNING_NS + int(row.leaves_s * SECOND), partial(self._leave, worker))
 
-    def _must_fit(self) -> None:
+    def _must_fit(self, tasks: Iterable[TraceTask]) -> None:
         """No task may ask for what no worker has. Raises TraceError."""
-        ledgers = [(row, Ledger(row.resources())) for row in self._cluster]
+        ledgers = [(row, Ledger(row.resources())) for row in dict.fromkeys(self._cluster)]
+        same: set[int] = set()
         seen: set[bytes] = set()
-        for position, task in enumerate(self._tasks):
-            key = msgspec.msgpack.encode(structs.replace(task.requirements, estimated_time=None))
+        for position, task in enumerate(tasks, len(self._tasks)):
+            if id(task.requirements) in same and not task.runtimes:
+                continue
+            same.add(id(task.requirements))
+            key = msgspec.msgpack.encode((structs.replace(task.requirements, estimated_time=None), *task.runtimes))
             if key in seen:
                 continue
             seen.add(key)
@@ -174,135 +256,353 @@ class Simulator:
 
     # ---------------------------------------------------------------------------------------------------------- a turn
 
-    def _turn(self) -> bool:
-        """Let the next thing happen; False where there is none."""
-        at = self._next()
-        if at is None:
-            return False
-        self._now = at
-        events: list[ev.Event] = [*self._answers]
-        self._answers = []
-        said, self._said = self._said, {}
-        events += [ev.AttemptsStarted(worker_id, started) for worker_id, started in said.items()]
-        ended = self._take_ends()
-        before = [(worker, list(worker.task_queue)) for worker in map(self._worker, ended) if worker.task_queue]
-        events += [ev.AttemptsFinished(worker_id, finished) for worker_id, finished in ended.items()]
-        submit = self._take_submits()
-        if submit is not None:
-            events.append(submit)
-        self._handle(events or [ev.Wakeup(0)])
-        for worker, backlog in before:
-            self._start_reserved(worker, backlog)
-        return True
+    def _watch(self, turn: int, on_progress: Progress) -> None:
+        """Tell how far the run is. Raises TraceError where it has come no further for long."""
+        done = self._finished + len(self._tasks)
+        if done > self._watched[0]:
+            self._watched, self._told = (done, turn), self._finished
+            on_progress(self._finished, max(self._finished, self._workload.total() or len(self._tasks)))
+        elif turn - self._watched[1] > IDLE_TURNS_MAX:
+            raise TraceError(f"nothing has happened for {IDLE_TURNS_MAX:,} turns of the engine")
 
     def _next(self) -> Instant | None:
-        if self._answers or self._stopped:
+        """When the next thing happens; None: nothing will."""
+        if self._reacts:
+            self._look_ahead()
+        if self._moving or self._due:
             return self._now
-        times = [] if self._submitted == len(self._tasks) else [self._at(self._tasks[self._submitted])]
-        if self._ends:
-            times.append(self._ends[0][0])
+        at = self._due_ns
+        if at >= NEVER_NS and self._finished == len(self._tasks):
+            return None  # whatever else there is to come
+        if self._ends and self._ends[0][0] < at:
+            at = self._ends[0][0]
+        if self._agenda and self._agenda[0][0] < at:
+            at = self._agenda[0][0]
         deadline = self._engine.next_deadline()
-        if deadline is not None and deadline < NEVER_NS:
-            times.append(deadline)
-        return max(self._now, min(times)) if times else None
+        if deadline is not None and deadline < at:
+            at = deadline
+        if at >= NEVER_NS:
+            return None
+        return at if at > self._now else self._now
 
-    def _at(self, task: TraceTask) -> Instant:
-        return BEGINNING_NS + int(task.submit_s * SECOND) - self._first_ns
+    def _turn(self, at: Instant) -> None:
+        """Let happen what is due in one turn of the engine: ends, then what follows from them, then submits."""
+        self._now = at
+        before: list[tuple[WorkerInfo, list[Task]]] = []
+        if self._moving:
+            for worker_id in dict.fromkeys(self._moving):
+                self._note_backlog(worker_id, before)
+            self._moving.clear()
+        submits = self._due_ns <= at or self._due
+        if self._ends and self._ends[0][0] <= at and not (submits and self._one_by_one):
+            self._take_ends(before)
+        if self._agenda and self._agenda[0][0] <= at:
+            self._keep_appointments()
+        events = self._take_said()
+        if self._reacts and not self._one_by_one:
+            self._look_ahead()
+            submits = self._due_ns <= at or self._due
+        if submits:
+            self._submit(events)
+        if self._reacts and (changes := self._workload.changes()):
+            events.append(ev.SetPriorities(0, [(TaskId(index + 1), priority) for index, priority in changes]))
+        self._handle(events or [ev.Wakeup(0)])
+        for worker, backlog in before:
+            self._start_promoted(worker, backlog)
 
-    def _worker(self, worker_id: WorkerId) -> WorkerInfo:
-        return self._engine.resources.workers[worker_id]
+    def _take_said(self) -> list[ev.Event]:
+        said, self._said = self._said, []
+        return said
 
-    def _take_submits(self) -> ev.SubmitTasks | None:
-        specs: list[TaskSpec] = []
-        numbers: dict[int, int] = {}
-        entries: list[TaskEntry] = []
-        first = self._submitted
-        while self._submitted < len(self._tasks) and len(entries) < SUBMIT_TASKS_MAX:
-            task = self._tasks[self._submitted]
-            if self._at(task) > self._now:
-                break
-            spec = self._spec_of(task)
-            number = numbers.get(id(spec))
-            if number is None:
-                number = numbers[id(spec)] = len(specs)
-                specs.append(spec)
-            # The id of what was there before, or -1-n for the n-th of this very submit.
-            after = [first - other - 1 if other >= first else other + 1 for other in task.after]
-            entries.append(TaskEntry(number, after=after))
-            self._submitted += 1
-        return ev.SubmitTasks(0, specs, entries) if entries else None
+    def _at(self, when: Instant, what: Callable[[], None]) -> None:
+        self._number += 1
+        heappush(self._agenda, (when, self._number, what))
 
-    def _spec_of(self, task: TraceTask) -> TaskSpec:
-        key = msgspec.msgpack.encode((task.kind, task.priority, task.requirements))
-        spec = self._specs.get(key)
-        if spec is None:
-            if len(self._specs) >= SUBMIT_TASKS_MAX:
-                self._specs.clear()  # a length of its own for each task: they are not used again
-            spec = TaskSpec(_PAYLOAD, kind=task.kind, priority=task.priority, requirements=task.requirements)
-            self._specs[key] = spec
-        return spec
+    def _keep_appointments(self) -> None:
+        while self._agenda and self._agenda[0][0] <= self._now:
+            heappop(self._agenda)[2]()
 
-    def _take_ends(self) -> dict[WorkerId, list[AttemptFinished]]:
-        ended: dict[WorkerId, list[AttemptFinished]] = {}
-        for worker_id, finished in self._stopped:
-            ended.setdefault(worker_id, []).append(finished)
-        self._stopped = []
-        while self._ends and self._ends[0][0] <= self._now:
-            at, _, worker_id, task_id, attempt = heappop(self._ends)
-            if self._running.get(task_id) != attempt:
-                continue
-            del self._running[task_id]
-            self._gpus -= self._tasks[task_id - 1].requirements.min_gpus
-            started_ns = BEGINNING_NS + int(self._run.start_s[task_id - 1] * SECOND)
-            ended.setdefault(worker_id, []).append(AttemptFinished(task_id, attempt, Cause.OK, started_ns, at))
-            self._run.finish_s[task_id - 1] = (at - BEGINNING_NS) / SECOND
-            self._finished += 1
-        return ended
+    # --------------------------------------------------------------------------------------------------------- submits
+
+    def _look_ahead(self) -> None:
+        """Ask when the next submit is due."""
+        due_s = self._workload.next_submit_s()
+        self._due_ns = NEVER_NS if due_s is None else int(due_s * SECOND) + self._shift_ns
+
+    def _submit(self, events: list[ev.Event]) -> None:
+        tasks: Sequence[TraceTask] = ()
+        if self._due_ns <= self._now:
+            # A time in seconds does not always survive the way to nanoseconds and back.
+            due_s = self._workload.next_submit_s() or 0.0
+            tasks = self._workload.take(max(due_s, (self._now - self._shift_ns) / SECOND))
+            self._look_ahead()
+        if self._one_by_one:
+            self._due.extend(tasks)
+            tasks, self._due = self._due[:1], self._due[1:]
+        if len(tasks) == 1 and not tasks[0].after:
+            events.append(self._sort_of(tasks[0]).alone)
+            self._note_submitted(tasks)
+            return
+        for position in range(0, len(tasks), SUBMIT_TASKS_MAX):
+            some = tasks[position : position + SUBMIT_TASKS_MAX]
+            first = len(self._tasks)
+            specs: dict[int, tuple[int, TaskSpec]] = {}
+            entries: list[TaskEntry] = []
+            for task in some:
+                spec = self._sort_of(task).spec
+                number, _ = specs.setdefault(id(spec), (len(specs), spec))
+                # The id of what was there before, or -1-n for the n-th of this very submit.
+                after = [first - other - 1 if other >= first else other + 1 for other in task.after]
+                entries.append(TaskEntry(number, after=after))
+            events.append(ev.SubmitTasks(0, [spec for _, spec in specs.values()], entries))
+            self._note_submitted(some)
+
+    def _note_submitted(self, tasks: Sequence[TraceTask]) -> None:
+        self._tasks.extend(tasks)
+        run = self._run
+        for _ in tasks:
+            run.start_s.append(-1.0)
+            run.finish_s.append(-1.0)
+            run.where.append(-1)
+
+    def _sort_of(self, task: TraceTask) -> _Sort:
+        # By identity of the requirements, which the sort keeps alive: to compare them would cost more than the rest.
+        retries = len(task.failures) if task.failures or task.fails else -1
+        key = (id(task.requirements), task.kind, task.priority, retries)
+        sort = self._sorts.get(key)
+        if sort is None:
+            if len(self._sorts) >= SUBMIT_TASKS_MAX:
+                self._sorts.clear()  # requirements of its own for each task: they are not used again
+            if not isinstance(self._given, Trace):
+                self._must_fit([task])
+            rules = RULES if retries < 0 else structs.replace(RULES, retries=retries)
+            spec = TaskSpec(_PAYLOAD, task.kind, "", task.priority, task.requirements, rules)
+            sort = self._sorts[key] = _Sort(spec, ev.SubmitTasks(0, [spec], [TaskEntry(0)]))
+        return sort
+
+    # ------------------------------------------------------------------------------------------- effects of the engine
 
     def _handle(self, events: list[ev.Event]) -> None:
         began = time.perf_counter()
         effects = self._engine.handle(events, self._now)
         self._run.engine_s += time.perf_counter() - began
         for action in effects.actions:
-            if isinstance(action, fx.DispatchAttempts):
-                self._start_reserved(self._worker(action.worker_id), action.tasks)
-            elif isinstance(action, fx.RevokeAttempts):
-                answers = [(i, attempt, self._running.get(i) != attempt) for i, attempt in action.attempts]
-                self._answers.append(ev.RevokesAnswered(action.worker_id, answers))
-            elif isinstance(action, fx.StopAttempts):
-                self._stop(action)
-
-    # ------------------------------------------------------------------------------------------------------- attempts
-
-    def _start_reserved(self, worker: WorkerInfo, tasks: Sequence[Task]) -> None:
-        """Start those of these that have their reservation on this worker and do not run yet."""
-        for task in tasks:
-            if not task.reserved or task.id not in worker.running or self._running.get(task.id) == task.attempt:
+            if type(action) is fx.ReplySubmitted:
                 continue
-            row = self._tasks[task.id - 1]
-            self._running[task.id] = task.attempt
-            self._number += 1
-            runtime_ns = int(row.runtime_on(self._models[worker.worker_id]) * SECOND)
-            heappush(self._ends, (self._now + runtime_ns, self._number, worker.worker_id, task.id, task.attempt))
-            self._run.start_s[task.id - 1] = (self._now - BEGINNING_NS) / SECOND
-            self._run.where[task.id - 1] = self._places[worker.worker_id]
-            self._gpus += row.requirements.min_gpus
-            self._run.gpus_peak = max(self._run.gpus_peak, self._gpus)
-            started = AttemptStarted(task.id, task.attempt, self._now, task.devices)
-            self._said.setdefault(worker.worker_id, []).append(started)
+            if isinstance(action, fx.DispatchAttempts):
+                worker = self._workers[action.worker_id]
+                if worker.delay_ns:
+                    sent = [Attempt(worker, task.id, task.attempt, need_of(task)) for task in action.tasks]
+                    self._send(worker, partial(self._arrive, worker, sent))
+                else:
+                    self._start_reserved(worker, action.tasks)
+            elif isinstance(action, fx.RevokeAttempts | fx.StopAttempts | fx.DropAttempts):
+                worker = self._workers[action.worker_id]
+                if worker.delay_ns:
+                    self._send(worker, partial(self._obey, worker, action))
+                else:
+                    self._obey(worker, action)
+            elif isinstance(action, fx.ReplyDeclined):
+                raise TraceError(f"the engine declines what is submitted: {action.message}", action.hint)
+        for task in effects.finished:
+            if type(task.state) is not Succeeded:  # those were told before
+                self._finished += 1
+                self._run.failed += 1
+                self._workload.on_finished(task.id - 1, (self._now - self._shift_ns) / SECOND, False)
 
-    def _stop(self, action: fx.StopAttempts) -> None:
-        """Attempts that are told to make room end at once."""
-        for task_id, attempt in action.attempts:
-            started_ns = 0
-            if self._running.get(task_id) == attempt:
-                del self._running[task_id]
-                start_s = self._run.start_s[task_id - 1]
-                started_ns = BEGINNING_NS + int(start_s * SECOND)
-                self._run.wasted_s += (self._now - started_ns) / SECOND
-                self._gpus -= self._tasks[task_id - 1].requirements.min_gpus
-            end = AttemptFinished(task_id, attempt, Cause(action.cause), started_ns, self._now)
-            self._stopped.append((action.worker_id, end))
+    def _obey(self, worker: VirtualWorker, action: fx.RevokeAttempts | fx.StopAttempts | fx.DropAttempts) -> None:
+        if isinstance(action, fx.RevokeAttempts):
+            answers = [(i, number, self._gives_back(worker, i, number)) for i, number in action.attempts]
+            self._say(worker, ev.RevokesAnswered(worker.worker_id, answers))
+        elif isinstance(action, fx.StopAttempts):
+            finished = [end for i, number in action.attempts if (end := self._stop(worker, i, number, action.cause))]
+            self._say(worker, ev.AttemptsFinished(worker.worker_id, finished))
+        else:
+            for task_id, number in action.attempts:
+                if worker.delay_ns and not worker.give_back(task_id, number):
+                    self._interrupt(worker, task_id, number)
+        if worker.delay_ns:
+            self._start_heads(worker)
+        else:
+            self._moving.append(worker.worker_id)
 
+    def _gives_back(self, worker: VirtualWorker, task_id: TaskId, number: int) -> bool:
+        """Whether an attempt that is asked back had not started."""
+        if worker.delay_ns:
+            return worker.give_back(task_id, number) is not None
+        attempt = self._running.get(task_id)
+        return attempt is None or attempt.number != number
 
-_PAYLOAD = Call(path="trace:task")
+    def _stop(self, worker: VirtualWorker, task_id: TaskId, number: int, cause: str) -> AttemptFinished | None:
+        """Let an attempt that is told to end do so at once; None: it has ended already."""
+        attempt = self._interrupt(worker, task_id, number)
+        if attempt is None and worker.delay_ns and worker.give_back(task_id, number) is None:
+            return None
+        started_ns = attempt.started_ns if attempt is not None else 0
+        return AttemptFinished(task_id, number, Cause(cause), started_ns, self._now)
+
+    def _say(self, worker: VirtualWorker, event: ev.Event) -> None:
+        """Let the engine hear of something: with the next turn, or after the delay of a link."""
+        if worker.delay_ns:
+            self._send(worker, lambda: self._said.append(event))
+        else:
+            self._said.append(event)
+
+    def _send(self, worker: VirtualWorker, what: Callable[[], None]) -> None:
+        """Let a message arrive, unless its worker is gone by then."""
+        self._at(self._now + worker.delay_ns, lambda: what() if worker.is_here else None)
+
+    # ---------------------------------------------------------------------------------------------------------- workers
+
+    def _join(self, worker: VirtualWorker) -> None:
+        other = self._workers.get(worker.worker_id)
+        if other is not None and other.is_here:
+            raise TraceError(f"two workers are called {worker.worker_id!r} at a time", "give each a name of its own")
+        worker.is_here = True
+        self._workers[worker.worker_id] = worker
+        self._said.append(ev.WorkerJoined(worker.worker_id, "1", worker.row.resources(), []))
+
+    def _leave(self, worker: VirtualWorker) -> None:
+        """What runs there is lost."""
+        worker.is_here = False
+        for attempt in [each for each in self._running.values() if each.worker is worker]:
+            self._interrupt(worker, attempt.task_id, attempt.number)
+        self._said.append(ev.WorkerLeft(worker.worker_id))
+
+    def _arrive(self, worker: VirtualWorker, attempts: list[Attempt]) -> None:
+        worker.take(attempts)
+        self._start_heads(worker)
+
+    def _start_heads(self, worker: VirtualWorker) -> None:
+        """Let a worker behind a link start what it can."""
+        started = [self._start(attempt) for attempt in worker.heads()] if worker.delay_ns else []
+        if started:
+            self._say(worker, ev.AttemptsStarted(worker.worker_id, started))
+
+    # ------------------------------------------------------------------------------------------------- attempts start
+
+    def _start_reserved(self, worker: VirtualWorker, tasks: Iterable[Task]) -> None:
+        """Start those of these that have their reservation on this worker and do not run yet."""
+        worker_id, running = worker.worker_id, self._running
+        started = [
+            self._start(Attempt(worker, task.id, task.attempt, devices=task.devices))
+            for task in tasks
+            if task.reserved
+            and task.state.worker_id == worker_id  # type: ignore[attr-defined]
+            and (task.id not in running or running[task.id].number != task.attempt)
+        ]
+        if started:
+            self._said.append(ev.AttemptsStarted(worker_id, started))
+
+    def _note_backlog(self, worker_id: WorkerId, before: list[tuple[WorkerInfo, list[Task]]]) -> None:
+        worker = self._engine.resources.workers.get(worker_id)
+        if worker is not None and worker.task_queue and not self._workers[worker_id].delay_ns:
+            before.append((worker, list(worker.task_queue)))
+
+    def _start_promoted(self, worker: WorkerInfo, backlog: list[Task]) -> None:
+        """Start what has moved up from a backlog, which was like this before the turn."""
+        head = worker.task_queue[0] if worker.task_queue else None
+        self._start_reserved(self._workers[worker.worker_id], takewhile(lambda task: task is not head, backlog))
+
+    def _start(self, attempt: Attempt) -> AttemptStarted:
+        task_id, worker, now, run = attempt.task_id, attempt.worker, self._now, self._run
+        index = task_id - 1
+        row = self._tasks[index]
+        work_s = row.runtimes[worker.model] if row.runtimes else row.runtime_s
+        if not worker.is_plain or row.failures or row.fails:
+            work_s = self._work_s(row, attempt, work_s)
+        attempt.started_ns = now
+        self._running[task_id] = attempt
+        self._number += 1
+        heappush(self._ends, (now + int(work_s * SECOND), self._number, attempt))
+        run.attempts += 1
+        run.start_s[index] = (now - BEGINNING_NS) / SECOND
+        run.where[index] = worker.place
+        gpus = row.requirements.min_gpus
+        if gpus:
+            self._gpus += gpus
+            run.gpus_peak = max(run.gpus_peak, self._gpus)
+        return AttemptStarted(task_id, attempt.number, now, attempt.devices)
+
+    def _work_s(self, row: TraceTask, attempt: Attempt, work_s: float) -> float:
+        """How long an attempt will take where things go wrong; and whether it will end well."""
+        worker, failed = attempt.worker, self._failures.get(attempt.task_id, 0)
+        if failed < len(row.failures):
+            attempt.is_ok = False
+            work_s *= row.failures[failed]
+        elif row.fails:
+            attempt.is_ok = False
+        elif chance(self._seed, attempt.task_id, failed) < worker.row.fail_share:
+            attempt.is_ok = False
+            work_s *= worker.row.fail_after
+        return worker.span_s(work_s, (self._now - BEGINNING_NS) / SECOND)
+
+    # --------------------------------------------------------------------------------------------------- attempts end
+
+    def _take_ends(self, before: list[tuple[WorkerInfo, list[Task]]]) -> None:
+        """Let attempts end; and note the backlogs that may move up for it."""
+        ended: dict[VirtualWorker, list[AttemptFinished]] = {}
+        ends, now = self._ends, self._now
+        while ends and ends[0][0] <= now:
+            at, _, attempt = heappop(ends)
+            if attempt.is_over:
+                continue
+            worker = attempt.worker
+            self._forget_running(attempt, at)
+            cause = _OK if attempt.is_ok else _ERROR
+            finished = AttemptFinished(attempt.task_id, attempt.number, cause, attempt.started_ns, at)
+            if worker.delay_ns:
+                worker.end(attempt)
+                self._at(now + worker.delay_ns, partial(self._hear_end, worker, finished))
+                self._start_heads(worker)
+            else:
+                self._note_end(finished)
+                if worker in ended:
+                    ended[worker].append(finished)
+                else:
+                    ended[worker] = [finished]
+            if self._one_by_one:
+                break
+        for worker, attempts in ended.items():
+            self._note_backlog(worker.worker_id, before)
+            self._said.append(ev.AttemptsFinished(worker.worker_id, attempts))
+
+    def _hear_end(self, worker: VirtualWorker, finished: AttemptFinished) -> None:
+        if not worker.is_here:  # and what it has said last is lost with it
+            self._run.wasted_s += (finished.finished_at_ns - finished.started_at_ns) / SECOND
+            return
+        self._note_end(finished)
+        self._said.append(ev.AttemptsFinished(worker.worker_id, [finished]))
+
+    def _note_end(self, finished: AttemptFinished) -> None:
+        """Note the end of an attempt that the engine hears of: of its task, where it went well."""
+        index, at = finished.task_id - 1, finished.finished_at_ns
+        self._run.finish_s[index] = (at - BEGINNING_NS) / SECOND
+        if finished.cause is _OK:
+            self._finished += 1
+            if self._reacts:
+                self._workload.on_finished(index, (at - self._shift_ns) / SECOND, True)
+        else:
+            self._run.wasted_s += (at - finished.started_at_ns) / SECOND
+            self._failures[finished.task_id] = self._failures.get(finished.task_id, 0) + 1
+
+    def _interrupt(self, worker: VirtualWorker, task_id: TaskId, number: int) -> Attempt | None:
+        """End a running attempt before its time: what it has done counts for nothing. None: it does not run."""
+        attempt = self._running.get(task_id)
+        if attempt is None or attempt.number != number or attempt.worker is not worker:
+            return None
+        attempt.is_over, attempt.is_ok = True, False
+        self._forget_running(attempt, self._now)
+        if worker.delay_ns:
+            worker.end(attempt)
+        self._run.wasted_s += (self._now - attempt.started_ns) / SECOND
+        return attempt
+
+    def _forget_running(self, attempt: Attempt, at: Instant) -> None:
+        task_id = attempt.task_id
+        del self._running[task_id]
+        self._gpus -= self._tasks[task_id - 1].requirements.min_gpus
+        if self._run.spans is not None:
+            start_s, end_s = ((each - BEGINNING_NS) / SECOND for each in (attempt.started_ns, at))
+            place, devices = attempt.worker.place, attempt.devices
+            self._run.spans.append(Span(task_id - 1, place, devices, start_s, end_s, attempt.is_ok))

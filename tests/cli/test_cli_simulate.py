@@ -16,8 +16,8 @@ from .conftest import Run
 TRACE = "submit_s,kind,runtime_s,priority\n0,a,10,0\n0,b,20,5\n1,a,30,0\n"
 FIGURES = {
     "makespan_s", "mean_flow_time_s", "p50_flow_time_s", "p99_flow_time_s", "mean_queueing_delay_s",
-    "mean_bounded_slowdown", "utilisation", "gpu_allocation_ratio", "fairness", "steals", "wasted_s", "tasks",
-    "decision_us",
+    "mean_bounded_slowdown", "utilisation", "gpu_allocation_ratio", "fairness", "steals", "wasted_s", "attempts",
+    "failed", "tasks", "decision_us",
 }  # fmt: skip
 
 
@@ -84,6 +84,9 @@ def test_settings(run: Run, files: list[str], tmp_path: Path) -> None:
         (["--format", "nope"], "no such format 'nope'", "one of auto, swf"),
         (["--cluster", "nowhere.toml"], "nowhere.toml cannot be read", ""),
         (["--trace", "nowhere.csv"], "nowhere.csv cannot be read", ""),
+        (["--generate", "bag"], "a trace and a load cannot be run at once", "give --trace or --generate"),
+        (["--generate", "bags"], "not 'bags' (did you mean bag?)", ""),
+        (["--add-worker", "fail_share=2"], "Expected `float` <= 1.0 - at `$.fail_share`", ""),
     ],
 )
 def test_what_is_wrong_is_said_with_a_hint(
@@ -94,6 +97,39 @@ def test_what_is_wrong_is_said_with_a_hint(
     assert error in ran.err
     assert hint in ran.err
     assert not ran.out
+
+
+def test_drawn_load(run: Run) -> None:
+    load = ["--generate", "poisson:tasks=200,mean_s=10", "--add-worker", "cpus=4"]
+    ran = run("simulate", *load, "--policy", "fifo,priority", "--seeds", "3", "--json")
+    told = json.loads(ran.out)["policies"]
+    makespans = [seed["makespan_s"] for seed in told["fifo"]["per_seed"]]
+    assert len(set(makespans)) == 3  # drawn anew for each seed, and the same for each policy
+    assert makespans == [seed["makespan_s"] for seed in told["priority"]["per_seed"]]
+    ran = run("simulate", *load)
+    assert "200 tasks (generated, poisson) on 1 workers" in ran.err
+
+
+def test_what_fails_is_tried_again_unless_somebody_says_otherwise(run: Run) -> None:
+    command = ["simulate", "--generate", "bag:tasks=100", "--add-worker", "count=4,fail_share=0.3", "--json"]
+    figures = json.loads(run(*command).out)["policies"]["fifo"]
+    assert (figures["failed"], figures["attempts"] > 120, figures["wasted_s"] > 0) == (0, True, True)
+    figures = json.loads(run(*command, "--set", "retries.error=0").out)["policies"]["fifo"]
+    assert (figures["failed"] > 10, figures["attempts"]) == (True, 100)
+
+
+def test_plots(run: Run, files: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    ran = run("simulate", *files, "--policy", "fifo,priority", "--plot", str(tmp_path / "charts"))
+    assert ran.code == Exit.OK
+    drawn = {"jct.png", "utilisation.png", "queue.png", "gantt-fifo.png", "gantt-priority.png"}
+    assert {path.name for path in (tmp_path / "charts").iterdir()} == drawn
+    assert all(name in ran.err for name in drawn)
+
+
+def test_something_to_run_is_needed(run: Run) -> None:
+    ran = run("simulate", "--add-worker", "cpus=1")
+    assert (ran.code, "there is nothing to run" in ran.err, "--generate" in ran.err) == (Exit.USAGE, True, True)
 
 
 def test_cluster_is_needed(run: Run, files: list[str]) -> None:

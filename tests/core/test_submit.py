@@ -280,6 +280,24 @@ def test_warning_when_no_worker_fits() -> None:
     assert world.states(1) == ["queued"]
 
 
+def test_fit_is_looked_for_anew_when_workers_come_or_go() -> None:
+    """Who submits the same again is told what is true now, though what was found is remembered."""
+    world = World()
+    wants = spec(cpus=4)
+
+    def warned() -> list[str]:
+        reply: fx.ReplySubmitted = of(submit(world, TaskEntry(0), specs=[wants]).actions, fx.ReplySubmitted)[0]
+        return reply.warnings
+
+    world.join("w1", cpus=2)
+    world.join("w2", cpus=4)
+    assert [warned(), warned()] == [[], []]
+    world.handle(ev.WorkerLeft("w2"))
+    assert warned() == ["no worker fits: needs 4 CPUs, has 2 (1 worker)"]
+    world.join("w3", cpus=8)
+    assert warned() == []
+
+
 def test_strict_when_no_worker_fits() -> None:
     world = World()
     assert declined(submit(world, TaskEntry(0), strict=True))[0] == "no_worker_fits"

@@ -6,6 +6,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +20,7 @@ from schedd.cli.values import nearest
 if TYPE_CHECKING:
     from schedd.config import Settings
     from schedd.simulate.cluster import ClusterRow
+    from schedd.simulate.generate import Load
     from schedd.simulate.run import Progress
 
 EXAMPLES = """
@@ -26,6 +28,7 @@ schedd simulate --trace jobs.csv --cluster cluster.toml --policy fifo,priority,a
 schedd simulate --trace log.swf.gz --cluster cluster.toml --policy fifo --json
 schedd simulate --trace jobs.csv --cluster cluster.toml --policy priority --set policy.priority.ageing_per_hour=2
 schedd simulate --trace jobs.csv --cluster cluster.toml --policy fifo --add-worker gpus=8,model=A100
+schedd simulate --generate poisson:tasks=10000,load=0.9,runtime=lognormal --cluster cluster.toml --policy fifo,adaptive
 """
 COLUMNS = (
     Column("policy"),
@@ -40,6 +43,8 @@ COLUMNS = (
     Column("fairness", right=True),
     Column("steals", right=True),
     Column("wasted s", right=True),
+    Column("attempts", right=True),
+    Column("failed", right=True),
     Column("us/placement", right=True),
 )
 
@@ -50,8 +55,21 @@ def _parse_row(text: str) -> ClusterRow:
     return parse_row(text)
 
 
+def _parse_load(text: str) -> Load:
+    from schedd.simulate.generate import parse_load
+
+    return parse_load(text)
+
+
 @command("simulate", examples=EXAMPLES)
-@click.option("--trace", required=True, metavar="FILE", help="What was submitted when, and how long it ran.")
+@click.option("--trace", metavar="FILE", help="What was submitted when, and how long it ran.")
+@click.option(
+    "--generate",
+    "load",
+    type=Parsed("load", _parse_load),
+    metavar="ARRIVALS:NAME=VALUE,…",
+    help="In place of a trace: tasks that are drawn, anew for each seed; for instance poisson:tasks=10000,load=0.9.",
+)
 @click.option(
     "--format", "layout", default="auto", metavar="NAME", help="Layout of the trace.  [default: by its columns]"
 )
@@ -67,11 +85,13 @@ def _parse_row(text: str) -> ClusterRow:
     "--set", "changes", multiple=True, metavar="KEY=VALUE", help="A setting, for instance policy.batch.batch_size=8."
 )
 @click.option("--seeds", type=click.IntRange(1, 10_000), default=1, show_default=True, help="Runs of each policy.")
+@click.option("--plot", metavar="FOLDER", help="Draw the first seed: PNG files. Needs schedd[plots].")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 @click.option("--csv", "as_csv", is_flag=True, help="Write CSV to stdout, a row for each policy and seed.")
 @click.option("--quiet", "-q", is_flag=True, help="No remarks and no progress on stderr.")
 def simulate_command(
-    trace: str,
+    trace: str | None,
+    load: Load | None,
     layout: str,
     cluster_file: str | None,
     add_worker: Sequence[ClusterRow],
@@ -79,34 +99,55 @@ def simulate_command(
     config: str | None,
     changes: Sequence[str],
     seeds: int,
+    plot: str | None,
     as_json: bool,
     as_csv: bool,
     quiet: bool,
 ) -> Exit:
     """Run a trace under one policy or several, with the daemon's own engine and a virtual clock.
 
-    Messages take no time and nothing fails: what is compared is what the policies decide. Times count from the first
-    submit; ": bound" is the makespan over one that no schedule can beat, where that can be computed.
+    Messages take no time and nothing fails, unless the cluster file says so: what is compared is what the policies
+    decide. Times count from the first submit; ": bound" is the makespan over one that no schedule can beat, where that
+    can be computed.
     """
     from schedd.simulate.bound import lower_bound_s
-    from schedd.simulate.cluster import read_cluster
+    from schedd.simulate.cluster import read_cluster, retries_for
+    from schedd.simulate.generate import generate
     from schedd.simulate.metrics import Figures, figures_of, summary
-    from schedd.simulate.run import Simulator
+    from schedd.simulate.plots import check_plots, write_plots
+    from schedd.simulate.run import Run, Simulator
     from schedd.simulate.trace import read_trace
 
     out = Output(as_json=as_json, quiet=quiet)
     names = _policies(policies)
-    settings = {name: _settings(config, changes, name) for name in names}
+    if trace is not None and load is not None:
+        raise BadInput("a trace and a load cannot be run at once", "give --trace or --generate")
+    if trace is None and load is None:
+        raise BadInput("there is nothing to run", "give --trace FILE, or --generate poisson")
     cluster = [*(read_cluster(cluster_file) if cluster_file else []), *add_worker]
     if not cluster:
         raise BadInput("there is no cluster to run on", "give --cluster FILE, or --add-worker")
-    rows = read_trace(trace, layout)
-    bound = lower_bound_s(rows, cluster)
-    found: dict[str, list[Figures]] = {}
+    settings = {name: _settings(config, changes, name, retries_for(cluster)) for name in names}
+    rows = generate(load, cluster) if load is not None else read_trace(trace or "", layout)
+    bounds = [lower_bound_s(rows, cluster)]
+    found: dict[str, list[Figures]] = {name: [] for name in names}
+    drawn: dict[str, Run] = {}
+    if plot is not None:
+        check_plots()
     with _progress(quiet=quiet) as progress:
-        for name in names:
-            runs = (Simulator(rows, cluster, settings[name], seed).run(progress(name)) for seed in range(seeds))
-            found[name] = [figures_of(run) for run in runs]
+        for seed in range(seeds):
+            if load is not None and seed:
+                rows = generate(load, cluster, seed)
+                bounds.append(lower_bound_s(rows, cluster))
+            for name in names:
+                is_drawn = plot is not None and not seed
+                run = Simulator(rows, cluster, settings[name], seed, keep_spans=is_drawn).run(progress(name))
+                found[name].append(figures_of(run))
+                if is_drawn:
+                    drawn[name] = run
+    known = [bound for bound in bounds if bound is not None]
+    bound = fmean(known) if len(known) == len(bounds) else None
+    plots = write_plots(drawn, plot) if plot is not None else []
     summaries = {name: summary(runs) for name, runs in found.items()}
     if as_json:
         out.json({"lower_bound_s": bound, "policies": summaries})
@@ -117,6 +158,8 @@ def simulate_command(
         workers = sum(row.count for row in cluster)
         said = f"{len(rows.tasks):,} tasks ({rows.format}) on {workers:,} workers"
         out.say(said if bound is None else f"{said}; no schedule ends before {bound:,.1f} s")
+    if plots:
+        out.say(f"drawn: {', '.join(map(str, plots))}")
     return Exit.OK
 
 
@@ -132,8 +175,8 @@ def _policies(text: str) -> list[str]:
     return names
 
 
-def _settings(config: str | None, changes: Sequence[str], policy: str) -> Settings:
-    """The settings of a file, changed as asked for. Raises ConfigError."""
+def _settings(config: str | None, changes: Sequence[str], policy: str, retries: dict[str, int]) -> Settings:
+    """The settings of a file, changed as asked for; `retries` where neither says so. Raises ConfigError."""
     from schedd.config import load_settings, settings_of
 
     table: dict[str, Any] = {}
@@ -153,6 +196,8 @@ def _settings(config: str | None, changes: Sequence[str], policy: str) -> Settin
                 raise BadInput(f"--set {change!r}: {name} is no table")
         into[last] = _value(value.strip())
     table.setdefault("policy", {})["name"] = policy
+    if isinstance(given := table.setdefault("retries", {}), dict):
+        table["retries"] = retries | given
     return settings_of(table, "--set" if config is None else config)
 
 
@@ -185,6 +230,8 @@ def _cells(name: str, values: dict[str, Any], bound: float | None) -> list[str]:
         cell("fairness", 3),
         cell("steals", 0),
         cell("wasted_s", 1),
+        cell("attempts", 0),
+        cell("failed", 0),
         f"{values['decision_us']:,.0f}",
     ]
 
@@ -217,9 +264,12 @@ def _progress(*, quiet: bool) -> Iterator[Any]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=make_console(sys.stderr), transient=True) as bar:
+        lines: dict[str, Any] = {}
 
         def line_for(name: str) -> Progress:
-            line = bar.add_task(name, total=None)
+            if name not in lines:
+                lines[name] = bar.add_task(name, total=None)
+            line = lines[name]
             return lambda finished, total: bar.update(line, completed=finished, total=total)
 
         yield line_for
