@@ -37,6 +37,7 @@ from schedd.core.model import (
     WorkerId,
     WorkerInfo,
 )
+from schedd.core.policies.base import TaskScheduler
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.trace import Trace, TraceTask
@@ -80,7 +81,21 @@ def no_progress(finished: int, total: int) -> None:
 class Simulator:
     """Drives one engine; `run` once."""
 
-    def __init__(self, trace: Trace, cluster: Sequence[ClusterRow], settings: Settings, seed: int = 0) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        cluster: Sequence[ClusterRow],
+        settings: Settings,
+        seed: int = 0,
+        *,
+        policy: TaskScheduler | None = None,
+        one_by_one: bool = False,
+    ) -> None:
+        """`policy`: in place of the one that the settings name.
+
+        one_by_one: no two events share a turn of the engine, as in many published simulators: of what happens at the
+        same instant, submits come before ends, each in its order.
+        """
         engine = structs.replace(
             engine_settings(settings),
             heartbeat_ns=NEVER_NS,
@@ -89,10 +104,11 @@ class Simulator:
             unfinished_max=1 << 60,
             finished_keep_count=1,
         )
-        self._engine = Engine(settings.policy.build(), engine, random.Random(seed))
+        self._engine = Engine(policy or settings.policy.build(), engine, random.Random(seed))
         self._trace = trace
         self._tasks = trace.tasks
         self._cluster = cluster
+        self._one_by_one = one_by_one
         self._now: Instant = BEGINNING_NS
         count = len(trace.tasks)
         start_s, finish_s = array("d", repeat(-1.0, count)), array("d", repeat(-1.0, count))
@@ -184,7 +200,8 @@ class Simulator:
         self._answers = []
         said, self._said = self._said, {}
         events += [ev.AttemptsStarted(worker_id, started) for worker_id, started in said.items()]
-        ended = self._take_ends()
+        arrives = self._submitted < len(self._tasks) and self._at(self._tasks[self._submitted]) <= at
+        ended = {} if self._one_by_one and arrives else self._take_ends()
         before = [(worker, list(worker.task_queue)) for worker in map(self._worker, ended) if worker.task_queue]
         events += [ev.AttemptsFinished(worker_id, finished) for worker_id, finished in ended.items()]
         submit = self._take_submits()
@@ -217,7 +234,8 @@ class Simulator:
         numbers: dict[int, int] = {}
         entries: list[TaskEntry] = []
         first = self._submitted
-        while self._submitted < len(self._tasks) and len(entries) < SUBMIT_TASKS_MAX:
+        most = 1 if self._one_by_one else SUBMIT_TASKS_MAX
+        while self._submitted < len(self._tasks) and len(entries) < most:
             task = self._tasks[self._submitted]
             if self._at(task) > self._now:
                 break
@@ -257,6 +275,8 @@ class Simulator:
             ended.setdefault(worker_id, []).append(AttemptFinished(task_id, attempt, Cause.OK, started_ns, at))
             self._run.finish_s[task_id - 1] = (at - BEGINNING_NS) / SECOND
             self._finished += 1
+            if self._one_by_one:
+                break
         return ended
 
     def _handle(self, events: list[ev.Event]) -> None:

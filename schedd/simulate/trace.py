@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from schedd.core.model import TaskRequirements
 from schedd.errors import TraceError
@@ -80,6 +80,20 @@ def read_trace(path: str | Path, format: str = "auto") -> Trace:  # noqa: A002 -
         except (ValueError, TypeError, AttributeError) as error:
             raise TraceError(f"{path}, line {reader.line_num}: {error}") from None
     return _in_order(name, tasks)
+
+
+def part_of(trace: Trace, rows: slice) -> Trace:
+    """Some tasks of a trace, in its order; those they came `after` that are left out are done. Raises TraceError."""
+    places = {row: place for place, row in enumerate(range(len(trace.tasks))[rows])}
+    if not places:
+        raise TraceError(f"no row is left of {len(trace.tasks):,}")
+    return Trace(
+        trace.format,
+        [
+            structs.replace(task, after=tuple(places[other] for other in task.after if other in places))
+            for task in trace.tasks[rows]
+        ],
+    )
 
 
 def _in_order(name: str, tasks: list[TraceTask]) -> Trace:

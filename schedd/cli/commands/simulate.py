@@ -26,6 +26,7 @@ schedd simulate --trace jobs.csv --cluster cluster.toml --policy fifo,priority,a
 schedd simulate --trace log.swf.gz --cluster cluster.toml --policy fifo --json
 schedd simulate --trace jobs.csv --cluster cluster.toml --policy priority --set policy.priority.ageing_per_hour=2
 schedd simulate --trace jobs.csv --cluster cluster.toml --policy fifo --add-worker gpus=8,model=A100
+schedd simulate --trace log.swf.gz --rows 1981:3005 --cluster cluster.toml --policy fifo,sjf,f1 --backfill
 """
 COLUMNS = (
     Column("policy"),
@@ -50,10 +51,21 @@ def _parse_row(text: str) -> ClusterRow:
     return parse_row(text)
 
 
+def parse_rows(text: str) -> slice:
+    """Read `FIRST:END`, of which either may be left out. Raises ValueError."""
+    first, colon, end = text.partition(":")
+    if not colon:
+        raise ValueError(f"{text!r} is not of the form FIRST:END")
+    return slice(int(first or 0), int(end) if end else None)
+
+
 @command("simulate", examples=EXAMPLES)
 @click.option("--trace", required=True, metavar="FILE", help="What was submitted when, and how long it ran.")
 @click.option(
     "--format", "layout", default="auto", metavar="NAME", help="Layout of the trace.  [default: by its columns]"
+)
+@click.option(
+    "--rows", type=Parsed("rows", parse_rows), metavar="FIRST:END", help="Of the trace, in its order, from 0."
 )
 @click.option(
     "--cluster", "cluster_file", metavar="FILE", help="TOML or CSV: rows of count, num_gpus, gpu_model, cpus, …"
@@ -67,18 +79,23 @@ def _parse_row(text: str) -> ClusterRow:
     "--set", "changes", multiple=True, metavar="KEY=VALUE", help="A setting, for instance policy.batch.batch_size=8."
 )
 @click.option("--seeds", type=click.IntRange(1, 10_000), default=1, show_default=True, help="Runs of each policy.")
+@click.option("--backfill", is_flag=True, help="Let orders of the literature backfill behind their committed head.")
+@click.option("--one-by-one", is_flag=True, help="No two events share an instant; submits come before ends.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 @click.option("--csv", "as_csv", is_flag=True, help="Write CSV to stdout, a row for each policy and seed.")
 @click.option("--quiet", "-q", is_flag=True, help="No remarks and no progress on stderr.")
 def simulate_command(
     trace: str,
     layout: str,
+    rows: slice | None,
     cluster_file: str | None,
     add_worker: Sequence[ClusterRow],
     policies: str,
     config: str | None,
     changes: Sequence[str],
     seeds: int,
+    backfill: bool,
+    one_by_one: bool,
     as_json: bool,
     as_csv: bool,
     quiet: bool,
@@ -90,9 +107,9 @@ def simulate_command(
     """
     from schedd.simulate.bound import lower_bound_s
     from schedd.simulate.cluster import read_cluster
+    from schedd.simulate.contest import Rules, run_under
     from schedd.simulate.metrics import Figures, figures_of, summary
-    from schedd.simulate.run import Simulator
-    from schedd.simulate.trace import read_trace
+    from schedd.simulate.trace import part_of, read_trace
 
     out = Output(as_json=as_json, quiet=quiet)
     names = _policies(policies)
@@ -100,12 +117,14 @@ def simulate_command(
     cluster = [*(read_cluster(cluster_file) if cluster_file else []), *add_worker]
     if not cluster:
         raise BadInput("there is no cluster to run on", "give --cluster FILE, or --add-worker")
-    rows = read_trace(trace, layout)
-    bound = lower_bound_s(rows, cluster)
+    read = read_trace(trace, layout)
+    tasks = read if rows is None else part_of(read, rows)
+    bound = lower_bound_s(tasks, cluster)
+    rules = Rules(backfill, one_by_one)
     found: dict[str, list[Figures]] = {}
     with _progress(quiet=quiet) as progress:
         for name in names:
-            runs = (Simulator(rows, cluster, settings[name], seed).run(progress(name)) for seed in range(seeds))
+            runs = (run_under(name, tasks, cluster, settings[name], s, rules, progress(name)) for s in range(seeds))
             found[name] = [figures_of(run) for run in runs]
     summaries = {name: summary(runs) for name, runs in found.items()}
     if as_json:
@@ -115,26 +134,27 @@ def simulate_command(
     else:
         out.table(COLUMNS, [_cells(name, values, bound) for name, values in summaries.items()])
         workers = sum(row.count for row in cluster)
-        said = f"{len(rows.tasks):,} tasks ({rows.format}) on {workers:,} workers"
+        said = f"{len(tasks.tasks):,} tasks ({tasks.format}) on {workers:,} workers"
         out.say(said if bound is None else f"{said}; no schedule ends before {bound:,.1f} s")
     return Exit.OK
 
 
 def _policies(text: str) -> list[str]:
-    from schedd.core.policies import POLICIES
+    from schedd.simulate.contest import NAMES
 
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
-        if name not in POLICIES:
-            raise BadInput(f"there is no policy {name!r}", nearest(name, list(POLICIES)))
+        if name not in NAMES:
+            raise BadInput(f"there is no policy {name!r}", nearest(name, list(NAMES)))
     if not names:
-        raise BadInput("no policy is named", f"policies: {', '.join(POLICIES)}")
+        raise BadInput("no policy is named", f"policies: {', '.join(NAMES)}")
     return names
 
 
 def _settings(config: str | None, changes: Sequence[str], policy: str) -> Settings:
     """The settings of a file, changed as asked for. Raises ConfigError."""
     from schedd.config import load_settings, settings_of
+    from schedd.simulate.contest import settings_name
 
     table: dict[str, Any] = {}
     if config is not None:
@@ -152,7 +172,7 @@ def _settings(config: str | None, changes: Sequence[str], policy: str) -> Settin
             if not isinstance(into, dict):
                 raise BadInput(f"--set {change!r}: {name} is no table")
         into[last] = _value(value.strip())
-    table.setdefault("policy", {})["name"] = policy
+    table.setdefault("policy", {})["name"] = settings_name(policy)
     return settings_of(table, "--set" if config is None else config)
 
 
