@@ -10,21 +10,24 @@ from schedd.config import Settings
 from schedd.core.policies import POLICIES
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.literature import LITERATURE
+from schedd.simulate.preemptive import PREEMPTIVE, RestartCosts, run_preemptive
 from schedd.simulate.run import Progress, Run, Simulator, no_progress
 from schedd.simulate.trace import Trace
 
 #: All names, the daemon's first.
-NAMES = (*POLICIES, *LITERATURE)
+NAMES = (*POLICIES, *LITERATURE, *PREEMPTIVE)
 
 
 class Rules(Struct, frozen=True):
     """How the runs go, beside what the settings say.
 
     backfill: under policies of the literature, tasks may overtake the one that waits. one_by_one: as in `Simulator`.
+    restart_costs: of tasks under preemptive policies.
     """
 
     backfill: bool = False
     one_by_one: bool = False
+    restart_costs: RestartCosts = {}
 
 
 def run_under(
@@ -37,6 +40,8 @@ def run_under(
     on_progress: Progress = no_progress,
 ) -> Run:
     """Run a trace under one of `NAMES`; of the daemon's, the settings must name it. Raises TraceError."""
+    if name in PREEMPTIVE:
+        return run_preemptive(name, trace, cluster, rules.restart_costs, on_progress)
     policy = LITERATURE[name](trace, rules.backfill) if name in LITERATURE else None
     simulator = Simulator(trace, cluster, settings, seed, policy=policy, one_by_one=rules.one_by_one)
     return simulator.run(on_progress)

@@ -49,14 +49,15 @@ def figures_of(run: Run) -> Figures:
     first_s = tasks[0].submit_s
     submits = [task.submit_s - first_s for task in tasks]
     flows = [finish - submit for finish, submit in zip(run.finish_s, submits, strict=True)]
-    runtimes = [finish - start for finish, start in zip(run.finish_s, run.start_s, strict=True)]
+    held = run.held_s or [finish - start for finish, start in zip(run.finish_s, run.start_s, strict=True)]
+    runtimes = held if run.held_s is None else [task.runtime_s for task in tasks]
     slowdowns = [max(1.0, flow / max(runtime, TAU_S)) for flow, runtime in zip(flows, runtimes, strict=True)]
     makespan = max(run.finish_s)
     uses_gpus = any(task.requirements.min_gpus for task in tasks)
     slots = slots_of(run.resources, gpus=uses_gpus)
     busy = math.fsum(
         runtime * (task.requirements.min_gpus if uses_gpus else task.requirements.cpus)
-        for runtime, task in zip(runtimes, tasks, strict=True)
+        for runtime, task in zip(held, tasks, strict=True)
     )
     in_order = sorted(flows)
     return Figures(

@@ -72,6 +72,8 @@ class Run(Struct):
     engine_s: float = 0.0
     #: Shares of GPUs that were reserved at the same time, at the most.
     gpus_peak: float = 0.0
+    #: How long each task had its place, where preempted ones go on with what they have; they start when they first did.
+    held_s: array[float] | None = None
 
 
 def no_progress(finished: int, total: int) -> None:

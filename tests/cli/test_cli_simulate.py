@@ -99,3 +99,19 @@ def test_what_is_wrong_is_said_with_a_hint(
 def test_cluster_is_needed(run: Run, files: list[str]) -> None:
     ran = run("simulate", *files[:2])
     assert (ran.code, "there is no cluster to run on" in ran.err) == (Exit.USAGE, True)
+
+
+def test_policies_of_the_literature(run: Run, files: list[str], tmp_path: Path) -> None:
+    ran = run("simulate", *files, "--policy", "sjf,srtf", "--backfill", "--one-by-one", "--rows", "1:", "--json")
+    told = json.loads(ran.out)["policies"]
+    assert told.keys() == {"sjf", "srtf"}
+    assert all(figures.keys() == FIGURES | {"ci95", "per_seed"} for figures in told.values())
+    assert (told["sjf"]["makespan_s"], told["sjf"]["tasks"]) == (50, 2)
+
+
+def test_part_that_is_none(run: Run, files: list[str]) -> None:
+    ran = run("simulate", *files, "--rows", "7:")
+    assert (ran.code, ran.err) == (Exit.USAGE, "error: no row is left of 3\n")
+    ran = run("simulate", *files, "--rows", "7")
+    assert ran.code == Exit.USAGE
+    assert "'7' is not of the form FIRST:END" in ran.err

@@ -81,6 +81,7 @@ def parse_rows(text: str) -> slice:
 @click.option("--seeds", type=click.IntRange(1, 10_000), default=1, show_default=True, help="Runs of each policy.")
 @click.option("--backfill", is_flag=True, help="Let orders of the literature backfill behind their committed head.")
 @click.option("--one-by-one", is_flag=True, help="No two events share an instant; submits come before ends.")
+@click.option("--restart-costs", metavar="FILE", help="JSON: seconds by devices and kind, for srtf and srsf.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 @click.option("--csv", "as_csv", is_flag=True, help="Write CSV to stdout, a row for each policy and seed.")
 @click.option("--quiet", "-q", is_flag=True, help="No remarks and no progress on stderr.")
@@ -96,6 +97,7 @@ def simulate_command(
     seeds: int,
     backfill: bool,
     one_by_one: bool,
+    restart_costs: str | None,
     as_json: bool,
     as_csv: bool,
     quiet: bool,
@@ -109,6 +111,7 @@ def simulate_command(
     from schedd.simulate.cluster import read_cluster
     from schedd.simulate.contest import Rules, run_under
     from schedd.simulate.metrics import Figures, figures_of, summary
+    from schedd.simulate.preemptive import read_restart_costs
     from schedd.simulate.trace import part_of, read_trace
 
     out = Output(as_json=as_json, quiet=quiet)
@@ -120,7 +123,7 @@ def simulate_command(
     read = read_trace(trace, layout)
     tasks = read if rows is None else part_of(read, rows)
     bound = lower_bound_s(tasks, cluster)
-    rules = Rules(backfill, one_by_one)
+    rules = Rules(backfill, one_by_one, read_restart_costs(restart_costs) if restart_costs else {})
     found: dict[str, list[Figures]] = {}
     with _progress(quiet=quiet) as progress:
         for name in names:
