@@ -20,6 +20,7 @@ CORE_ORDER = [
 POLICY_ORDER = [
     "base",
     "preemption",
+    "packing",
     "fifo",
     "priority",
     "load_balancing",
@@ -28,7 +29,9 @@ POLICY_ORDER = [
     "batch",
     "__init__",
 ]
-POLICY_MAY = {"core.model", "core.capacity", "core.stats", "core.policies.base", "core.policies.preemption"}
+POLICY_MAY = {"core.model", "core.capacity", "core.stats", "core.policies.base", "core.policies.preemption"} | {
+    "core.policies.packing"
+}
 
 #: What a room may import of schedd, beside itself; a longer name counts before a shorter one.
 ROOMS: dict[str, set[str]] = {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +19,10 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 class Cell(Struct, frozen=True):
-    """A value of ours against a published one. within: how far it may be off, or below for `at_least`."""
+    """A value of ours against a published one.
+
+    within: how far it may be off, or below for `at_least`; inf: for information only.
+    """
 
     what: str
     ours: float
@@ -56,11 +60,11 @@ def finish(options: argparse.Namespace, name: str, cells: Sequence[Cell], digits
         table.add_column(column, justify="left" if column in ("what", "") else "right", no_wrap=True)
     for cell in cells:
         values = [f"{value:,.{digits}f}" for value in (cell.ours, cell.published, cell.ours - cell.published)]
-        bound = f"{'below, ' * cell.at_least}{cell.within:,.{digits}f}"
-        table.add_row(cell.what, *values, bound, "agrees" if cell.agrees else "DIFFERS")
+        bound, verdict = f"{'below, ' * cell.at_least}{cell.within:,.{digits}f}", "agrees" if cell.agrees else "DIFFERS"
+        table.add_row(cell.what, *values, *(("-", "") if cell.within == math.inf else (bound, verdict)))
     console.print(table)
     if options.json:
-        told = [{**{f: getattr(cell, f) for f in Cell.__struct_fields__}, "agrees": cell.agrees} for cell in cells]
+        told = [{**structs.asdict(cell), "agrees": cell.agrees} for cell in cells if cell.within < math.inf]
         text = json.dumps({"benchmark": name, "cells": told}, indent=2) + "\n"
         if options.json == "-":
             sys.stdout.write(text)

@@ -280,6 +280,9 @@ class Placer:
         self._claims.note_aside(queue)
         self._refused[request.number] = self._resources.base + len(self._resources.changes)
 
+    def rescore(self) -> None:
+        self._indexes = {}
+
     def first(self) -> Task | None:
         if self._left <= 0:
             return None

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 from msgspec import Struct
 
 from schedd.config import Settings
 from schedd.core.policies import POLICIES
+from schedd.core.policies.base import TaskScheduler
+from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
+from schedd.simulate.fill import Filler, Filling
 from schedd.simulate.literature import LITERATURE
+from schedd.simulate.placements import PLACEMENTS, ledgers_of
 from schedd.simulate.preemptive import PREEMPTIVE, RestartCosts, run_preemptive
 from schedd.simulate.run import Progress, Run, Simulator, no_progress
 from schedd.simulate.trace import Trace
 
 #: All names, the daemon's first.
-NAMES = (*POLICIES, *LITERATURE, *PREEMPTIVE)
+NAMES = (*POLICIES, *LITERATURE, *PLACEMENTS, *PREEMPTIVE)
 
 
 class Rules(Struct, frozen=True):
     """How the runs go, beside what the settings say.
 
-    backfill: under policies of the literature, tasks may overtake the one that waits. one_by_one: as in `Simulator`.
+    backfill: under orders of the literature, tasks may overtake the one that waits. one_by_one: as in `Simulator`.
     restart_costs: of tasks under preemptive policies.
     """
 
@@ -42,9 +47,31 @@ def run_under(
     """Run a trace under one of `NAMES`; of the daemon's, the settings must name it. Raises TraceError."""
     if name in PREEMPTIVE:
         return run_preemptive(name, trace, cluster, rules.restart_costs, on_progress)
-    policy = LITERATURE[name](trace, rules.backfill) if name in LITERATURE else None
-    simulator = Simulator(trace, cluster, settings, seed, policy=policy, one_by_one=rules.one_by_one)
+    rng = random.Random(seed)
+    policy: TaskScheduler | None = LITERATURE[name](trace, rules.backfill) if name in LITERATURE else None
+    if name in PLACEMENTS:
+        policy = PLACEMENTS[name](cluster, rng)
+    ledgers = ledgers_of(name, rng)
+    simulator = Simulator(trace, cluster, settings, seed, policy=policy, one_by_one=rules.one_by_one, ledgers=ledgers)
     return simulator.run(on_progress)
+
+
+def fill_under(
+    name: str,
+    trace: Trace,
+    cluster: Sequence[ClusterRow],
+    settings: Settings,
+    percent: float,
+    seed: int = 0,
+    on_progress: Progress = no_progress,
+) -> Filling:
+    """Fill a cluster under a policy of the daemon or one of `PLACEMENTS`. Raises TraceError."""
+    if name not in POLICIES and name not in PLACEMENTS:
+        raise TraceError(f"{name} says when tasks start, not where", f"to fill: {', '.join((*POLICIES, *PLACEMENTS))}")
+    rng = random.Random(seed)
+    policy = PLACEMENTS[name](cluster, rng) if name in PLACEMENTS else None
+    filler = Filler(trace, cluster, settings, seed, policy=policy, ledgers=ledgers_of(name, rng))
+    return filler.fill(percent, rng, on_progress)
 
 
 def settings_name(name: str) -> str:

@@ -36,6 +36,7 @@ from schedd.core.model import (
     TaskSpec,
     WorkerId,
     WorkerInfo,
+    WorkerResources,
 )
 from schedd.core.policies.base import TaskScheduler
 from schedd.errors import TraceError
@@ -92,8 +93,9 @@ class Simulator:
         *,
         policy: TaskScheduler | None = None,
         one_by_one: bool = False,
+        ledgers: Callable[[WorkerResources], Ledger] = Ledger,
     ) -> None:
-        """`policy`: in place of the one that the settings name.
+        """`policy`: in place of the one that the settings name. ledgers: of the workers, which choose the devices.
 
         one_by_one: no two events share a turn of the engine, as in many published simulators: of what happens at the
         same instant, submits come before ends, each in its order.
@@ -111,6 +113,7 @@ class Simulator:
         self._tasks = trace.tasks
         self._cluster = cluster
         self._one_by_one = one_by_one
+        self._ledgers = ledgers
         self._now: Instant = BEGINNING_NS
         count = len(trace.tasks)
         start_s, finish_s = array("d", repeat(-1.0, count)), array("d", repeat(-1.0, count))
@@ -167,6 +170,9 @@ class Simulator:
                 self._models[worker_id] = row.gpu_model
                 events.append(ev.WorkerJoined(worker_id, "1", resources, []))
         self._handle(events)
+        if self._ledgers is not Ledger:
+            for worker in self._engine.resources:
+                worker.ledger = self._ledgers(worker.resources or WorkerResources())
 
     def _must_fit(self) -> None:
         """No task may ask for what no worker has. Raises TraceError."""
@@ -281,11 +287,14 @@ class Simulator:
                 break
         return ended
 
-    def _handle(self, events: list[ev.Event]) -> None:
+    def _tell(self, events: Sequence[ev.Event]) -> fx.Effects:
         began = time.perf_counter()
         effects = self._engine.handle(events, self._now)
         self._run.engine_s += time.perf_counter() - began
-        for action in effects.actions:
+        return effects
+
+    def _handle(self, events: list[ev.Event]) -> None:
+        for action in self._tell(events).actions:
             if isinstance(action, fx.DispatchAttempts):
                 self._start_reserved(self._worker(action.worker_id), action.tasks)
             elif isinstance(action, fx.RevokeAttempts):

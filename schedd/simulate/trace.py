@@ -213,12 +213,17 @@ def _philly(row: Row, columns: Sequence[str]) -> TraceTask:
 
 def _openb(row: Row, columns: Sequence[str]) -> TraceTask:
     gpus, share = _number(row, "num_gpu"), _number(row, "gpu_milli") / 1000
-    requirements = TaskRequirements(
-        min_gpus=share if gpus == 1 and 0 < share < 1 else gpus,
-        cpus=_number(row, "cpu_milli") / 1000,
-        ram=_number(row, "memory_mib") / MIB_PER_GB,
-        gpu_model=(row.get("gpu_spec") or "").split("|")[0],
+    # Models of which any will do.
+    first, *others = (
+        TaskRequirements(
+            min_gpus=share if gpus == 1 and 0 < share < 1 else gpus,
+            cpus=_number(row, "cpu_milli") / 1000,
+            ram=_number(row, "memory_mib") / MIB_PER_GB,
+            gpu_model=model,
+        )
+        for model in (row.get("gpu_spec") or "").split("|")
     )
+    requirements = structs.replace(first, variants=tuple(others))
     created = _number(row, "creation_time", 0.0)
     runtime = max(0.0, _number(row, "deletion_time", 0.0) - created)
     return TraceTask(created, row.get("qos") or "pod", runtime, requirements)

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from schedd.config import Settings
     from schedd.simulate.cluster import ClusterRow
     from schedd.simulate.run import Progress
+    from schedd.simulate.trace import Trace
 
 EXAMPLES = """
 schedd simulate --trace jobs.csv --cluster cluster.toml --policy fifo,priority,adaptive
 schedd simulate --trace log.swf.gz --cluster cluster.toml --policy fifo --json
 schedd simulate --trace jobs.csv --cluster cluster.toml --policy priority --set policy.priority.ageing_per_hour=2
 schedd simulate --trace jobs.csv --cluster cluster.toml --policy fifo --add-worker gpus=8,model=A100
+schedd simulate --trace pods.csv --cluster nodes.csv --policy best_fit,random,packing --fill 130 --seeds 5
 schedd simulate --trace log.swf.gz --rows 1981:3005 --cluster cluster.toml --policy fifo,sjf,f1 --backfill
 """
 COLUMNS = (
@@ -82,6 +84,9 @@ def parse_rows(text: str) -> slice:
 @click.option("--backfill", is_flag=True, help="Let orders of the literature backfill behind their committed head.")
 @click.option("--one-by-one", is_flag=True, help="No two events share an instant; submits come before ends.")
 @click.option("--restart-costs", metavar="FILE", help="JSON: seconds by devices and kind, for srtf and srsf.")
+@click.option(
+    "--fill", type=click.FloatRange(0, 10_000, min_open=True), metavar="PERCENT", help="Fill the GPUs; see below."
+)
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 @click.option("--csv", "as_csv", is_flag=True, help="Write CSV to stdout, a row for each policy and seed.")
 @click.option("--quiet", "-q", is_flag=True, help="No remarks and no progress on stderr.")
@@ -98,6 +103,7 @@ def simulate_command(
     backfill: bool,
     one_by_one: bool,
     restart_costs: str | None,
+    fill: float | None,
     as_json: bool,
     as_csv: bool,
     quiet: bool,
@@ -106,6 +112,9 @@ def simulate_command(
 
     Messages take no time and nothing fails: what is compared is what the policies decide. Times count from the first
     submit; ": bound" is the makespan over one that no schedule can beat, where that can be computed.
+
+    With --fill the tasks come one by one in random order, again and again, until so many percent of the GPUs were asked
+    for. None ends, one that fits nowhere is dropped, and what is compared is how many GPUs were given.
     """
     from schedd.simulate.bound import lower_bound_s
     from schedd.simulate.cluster import read_cluster
@@ -122,6 +131,11 @@ def simulate_command(
         raise BadInput("there is no cluster to run on", "give --cluster FILE, or --add-worker")
     read = read_trace(trace, layout)
     tasks = read if rows is None else part_of(read, rows)
+    if fill is not None:
+        if as_csv:
+            raise BadInput("--fill has no rows to write as CSV", "use --json")
+        _fill(out, names, tasks, cluster, settings, fill, seeds)
+        return Exit.OK
     bound = lower_bound_s(tasks, cluster)
     rules = Rules(backfill, one_by_one, read_restart_costs(restart_costs) if restart_costs else {})
     found: dict[str, list[Figures]] = {}
@@ -140,6 +154,41 @@ def simulate_command(
         said = f"{len(tasks.tasks):,} tasks ({tasks.format}) on {workers:,} workers"
         out.say(said if bound is None else f"{said}; no schedule ends before {bound:,.1f} s")
     return Exit.OK
+
+
+def _fill(
+    out: Output,
+    names: Sequence[str],
+    tasks: Trace,
+    cluster: Sequence[ClusterRow],
+    settings: dict[str, Settings],
+    percent: float,
+    seeds: int,
+) -> None:
+    from schedd.simulate.contest import fill_under
+    from schedd.simulate.fill import MARKS, fill_summary
+
+    found: dict[str, dict[str, Any]] = {}
+    with _progress(quiet=out.quiet) as progress:
+        for name in names:
+            shown = progress(name)
+            found[name] = fill_summary(
+                [fill_under(name, tasks, cluster, settings[name], percent, seed, shown) for seed in range(seeds)]
+            )
+    if out.as_json:
+        out.json({"lower_bound_s": None, "policies": found})
+        return
+    marks = [mark for mark in MARKS if mark < percent]
+    keys = [*(f"gpu_allocation_ratio_at_{mark}" for mark in marks), "gpu_allocation_ratio"]
+    columns = [Column("policy"), *(Column(f"at {mark:g} %", right=True) for mark in (*marks, percent))]
+    columns += [Column("dropped", right=True), Column("us/placement", right=True)]
+    rows = []
+    for name, values in found.items():
+        spread = values["ci95"] or {}
+        cells = [f"{100 * values[k]:.2f}" + (f" ± {100 * spread[k]:.2f}" if spread else "") for k in keys]
+        rows.append([name, *cells, f"{values['dropped']:,.0f}", f"{values['decision_us']:,.0f}"])
+    out.table(tuple(columns), rows)
+    out.say(f"percent of the GPUs given when so many were asked for; {len(tasks.tasks):,} tasks ({tasks.format})")
 
 
 def _policies(text: str) -> list[str]:

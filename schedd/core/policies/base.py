@@ -95,6 +95,9 @@ class Draft(Protocol):
     def offer(self, task: Task, worker: WorkerInfo, depth: int) -> bool:
         """Place the task from `head_of` on this very worker if it starts now or the backlog is below `depth`."""
 
+    def rescore(self) -> None:
+        """Ask for all scores anew, as what they are made of has changed. O(workers) for each class looked at."""
+
     # For policies with a rule of their own for who may overtake whom. Nothing that these start asks for claims, so
     # such a policy sets no class aside; what looks at all that waits or at all workers costs as much.
 
