@@ -101,6 +101,17 @@ def test_score_is_what_the_others_lose() -> None:
     assert packing.score(world.task(half), worker) == pytest.approx(-(0.5 * 500 + 0.1 * 0.5 * 500) + 1 + 0.007)
 
 
+def test_score_sees_cpus_run_out_before_they_have() -> None:
+    packing, world = Packing(), World(PriorityScheduler())
+    [four] = world.submit(1, requirements=TaskRequirements(min_gpus=1, cpus=4))
+    [two] = world.submit(1, requirements=TaskRequirements(cpus=2))
+    packing._note(world.task(four))
+    resources = WorkerResources(num_gpus=2, cpus=8)
+    worker = WorkerInfo("w", ledger=Ledger(resources), num_gpus=2, resources=resources)  # type: ignore[arg-type]
+    # One of two devices would be left without its four CPUs.
+    assert packing.score(world.task(two), worker) == pytest.approx(0.1 * 1000 + 2 + 0.006)
+
+
 def test_plain_rows_go_by_size() -> None:
     rows = [WorkerInfo("big", num_gpus=8), WorkerInfo("small", num_gpus=1)]  # type: ignore[arg-type]
     world = World(FIFOScheduler())

@@ -42,6 +42,12 @@ def test_whole_cluster_is_given_where_nothing_is_in_the_way() -> None:
     assert filling.given[-1] == 1
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_was_dropped_keeps_nobody_away(seed: int) -> None:
+    cluster = [ClusterRow(num_gpus=4)]
+    assert fill_under("fifo", Trace("made", [pod(4), pod(1)]), cluster, Settings(), 900, seed).given[-1] == 1
+
+
 def test_packing_leaves_room_where_spreading_does_not() -> None:
     trace = Trace("made", [pod(8), *[pod(1)] * 8])
     cluster = [ClusterRow(count=20, num_gpus=8, cpus=16)]
