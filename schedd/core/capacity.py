@@ -177,7 +177,7 @@ class Ledger:
             self.free_custom[name] = self.free_custom.get(name, 0) + sign * amount
 
     def pick(self, need: Need) -> tuple[int, ...] | None:
-        """The devices that `reserve` would take; None: it needs more than are free. O(devices)."""
+        """The devices that `reserve` would take, where it needs any; None: more than are free. O(devices)."""
         fitting = [
             (device.free_share, index)
             for index, device in enumerate(self.devices)

@@ -112,6 +112,15 @@ def test_score_sees_cpus_run_out_before_they_have() -> None:
     assert packing.score(world.task(two), worker) == pytest.approx(0.1 * 1000 + 2 + 0.006)
 
 
+def test_tasks_without_devices_on_workers_without_any(world: World) -> None:
+    world.join("half", cpus=4)
+    world.join("whole", num_gpus=1, cpus=8)
+    tasks = world.submit(4, requirements=TaskRequirements(cpus=2))
+    # Where the fewest CPUs stay free, while no device is.
+    assert world.where(*tasks[:2]) == ["half", "half"]
+    assert world.where(*tasks[2:]) == ["whole", "whole"]
+
+
 def test_plain_rows_go_by_size() -> None:
     rows = [WorkerInfo("big", num_gpus=8), WorkerInfo("small", num_gpus=1)]  # type: ignore[arg-type]
     world = World(FIFOScheduler())

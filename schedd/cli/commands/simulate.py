@@ -85,7 +85,7 @@ def parse_rows(text: str) -> slice:
 @click.option("--one-by-one", is_flag=True, help="No two events share an instant; submits come before ends.")
 @click.option("--restart-costs", metavar="FILE", help="JSON: seconds by devices and kind, for srtf and srsf.")
 @click.option(
-    "--fill", type=click.FloatRange(0, 10_000, min_open=True), metavar="PERCENT", help="Fill the GPUs; see below."
+    "--fill", type=click.FloatRange(0, 10_000, min_open=True), metavar="PERCENT", help="Fill the GPUs; see above."
 )
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 @click.option("--csv", "as_csv", is_flag=True, help="Write CSV to stdout, a row for each policy and seed.")

@@ -65,8 +65,8 @@ class Packing:
         if ledger is None or request is None:
             return float(worker.num_gpus)
         for need in request.needs:
-            picked = ledger.pick(need) if not ledger.blocker(need) else None
-            if picked is not None:
+            picked = ledger.pick(need) if need.gpus else ()
+            if picked is not None and not ledger.blocker(need):
                 before = _state(ledger, None, ())
                 after = _state(ledger, need, picked)
                 free = sum(share for share, _, _ in after[2])
@@ -104,7 +104,7 @@ class Packing:
         sorts: dict[tuple[int, int, int, str], Sort] = {}
         for key, (count, _, needs) in frequent:
             now, ahead = weights[key] / len(needs), AHEAD * count / counts / len(needs)
-            for need in needs:
+            for need in (need for need in needs if need.gpus):
                 sort = sorts.setdefault((need.gpus, need.share, need.gpu_mb, need.gpu_model), (need, []))
                 sort[1].append((now, ahead, need.cpus, need.ram_mb))
         self._weights, self._sorts = weights, list(sorts.values())
