@@ -22,6 +22,7 @@ POLICY_ORDER = [
     "preemption",
     "beliefs",
     "prices",
+    "packing",
     "fifo",
     "priority",
     "load_balancing",
@@ -31,7 +32,7 @@ POLICY_ORDER = [
     "__init__",
 ]
 POLICY_MAY = {"core.model", "core.capacity", "core.stats"} | {
-    f"core.policies.{helper}" for helper in ("base", "preemption", "beliefs", "prices")
+    f"core.policies.{helper}" for helper in ("base", "preemption", "beliefs", "prices", "packing")
 }
 
 #: What a room may import of schedd, beside itself; a longer name counts before a shorter one.

@@ -117,7 +117,7 @@ class Ledger:
             return f"{self.free_cpus / WHOLE:g} of {self.cpus / WHOLE:g} CPUs free"
         if need.ram_mb > self.free_ram_mb:
             return f"{self.free_ram_mb / MB_PER_GB:.1f} of {self.ram_mb / MB_PER_GB:.1f} GB of RAM free"
-        if need.gpus and self._pick(need) is None:
+        if need.gpus and self.pick(need) is None:
             free = sum(1 for d in self.devices if d.free_share >= need.share)
             return f"{free} of {len(self.devices)} GPUs free for it"
         for name, amount in need.custom:
@@ -129,7 +129,7 @@ class Ledger:
         """Tell whether `need` could be reserved now, labels supposed to match. O(devices)."""
         if need.cpus > self.free_cpus or need.ram_mb > self.free_ram_mb:
             return False
-        if need.gpus and self._pick(need) is None:
+        if need.gpus and self.pick(need) is None:
             return False
         return not need.custom or all(self.free_custom.get(n, 0) >= a for n, a in need.custom)
 
@@ -145,7 +145,7 @@ class Ledger:
             return None
         picked: tuple[int, ...] = ()
         if need.gpus:
-            found = self._pick(need)
+            found = self.pick(need)
             if found is None:
                 return None
             picked = found
@@ -176,7 +176,8 @@ class Ledger:
         for name, amount in need.custom:
             self.free_custom[name] = self.free_custom.get(name, 0) + sign * amount
 
-    def _pick(self, need: Need) -> tuple[int, ...] | None:
+    def pick(self, need: Need) -> tuple[int, ...] | None:
+        """The devices that `reserve` would take, where it needs any; None: more than are free. O(devices)."""
         fitting = [
             (device.free_share, index)
             for index, device in enumerate(self.devices)

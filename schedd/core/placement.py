@@ -11,7 +11,7 @@ classes that may have a place. Meanwhile it may claim a worker (`core.claims`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 
 from msgspec import Struct
@@ -290,6 +290,31 @@ class Placer:
         self._queue.set_aside(queue)
         queue.is_declined = True
         self._refused[request.number] = self._resources.base + len(self._resources.changes)
+
+    def rescore(self) -> None:
+        self._indexes = {}
+
+    def first(self) -> Task | None:
+        if self._left <= 0:
+            return None
+        self._absorb()
+        queue = self._queue.best()
+        return self._queue.head(queue) if queue is not None else None
+
+    def waiting(self) -> list[Task]:
+        return sorted(self._queue, key=lambda task: task.id)
+
+    def workers(self) -> Iterable[WorkerInfo]:
+        return self._resources
+
+    def start(self, task: Task, worker: WorkerInfo) -> bool:
+        fitting = self.fit(task, worker, 0) if task.place and self._left > 0 else None
+        if fitting is None:
+            return False
+        self._left -= 1
+        self._queue.remove(task)
+        self._dispatch(task, worker, fitting[1])
+        return True
 
     # --------------------------------------------------------------------------------------------- what fits where
 

@@ -39,6 +39,7 @@ from schedd.core.model import (
     TaskSpec,
     WorkerId,
     WorkerInfo,
+    WorkerResources,
 )
 from schedd.core.policies.base import TaskScheduler
 from schedd.core.resources import need_of
@@ -132,8 +133,9 @@ class Simulator:
         policy: TaskScheduler | None = None,
         one_by_one: bool = False,
         keep_spans: bool = False,
+        ledgers: Callable[[WorkerResources], Ledger] = Ledger,
     ) -> None:
-        """`policy`: in place of the one that the settings name.
+        """`policy`: in place of the one that the settings name. ledgers: of the workers, which choose the devices.
 
         one_by_one: no two events share a turn of the engine, as in many published simulators: of what happens at the
         same instant, submits come before ends, each in its order.
@@ -149,6 +151,7 @@ class Simulator:
         self._engine = Engine(policy or settings.policy.build(), engine, random.Random(seed))
         self._seed = seed
         self._one_by_one = one_by_one
+        self._ledgers = ledgers
         self._workload: Workload = TraceWorkload(trace) if isinstance(trace, Trace) else trace
         self._given = trace
         taken = Trace(trace.format if isinstance(trace, Trace) else "workload", [])
@@ -189,9 +192,7 @@ class Simulator:
         """Go through the workload. Raises TraceError where there are tasks that no worker could ever run."""
         if isinstance(self._given, Trace):
             self._must_fit(self._given.tasks)
-        self._plan_workers()
-        self._keep_appointments()
-        self._handle(self._take_said())
+        self._begin()
         self._shift_ns = BEGINNING_NS - int((self._workload.next_submit_s() or 0.0) * SECOND)
         self._look_ahead()
         for turn in count():
@@ -212,6 +213,15 @@ class Simulator:
         return self._run
 
     # -------------------------------------------------------------------------------------------------------- the start
+
+    def _begin(self) -> None:
+        """Let the workers come that are there from the beginning."""
+        self._plan_workers()
+        self._keep_appointments()
+        self._handle(self._take_said())
+        if self._ledgers is not Ledger:
+            for worker in self._engine.resources:
+                worker.ledger = self._ledgers(worker.resources or WorkerResources())
 
     def _plan_workers(self) -> None:
         """Put down when each worker comes and goes."""
@@ -382,10 +392,14 @@ class Simulator:
 
     # ------------------------------------------------------------------------------------------- effects of the engine
 
-    def _handle(self, events: list[ev.Event]) -> None:
+    def _tell(self, events: Sequence[ev.Event]) -> fx.Effects:
         began = time.perf_counter()
         effects = self._engine.handle(events, self._now)
         self._run.engine_s += time.perf_counter() - began
+        return effects
+
+    def _handle(self, events: list[ev.Event]) -> None:
+        effects = self._tell(events)
         for action in effects.actions:
             if type(action) is fx.ReplySubmitted:
                 continue

@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from schedd.core.model import TaskRequirements
 from schedd.errors import TraceError
@@ -85,6 +85,20 @@ def read_trace(path: str | Path, format: str = "auto") -> Trace:  # noqa: A002 -
         except (ValueError, TypeError, AttributeError) as error:
             raise TraceError(f"{path}, line {reader.line_num}: {error}") from None
     return _in_order(name, tasks)
+
+
+def part_of(trace: Trace, rows: slice) -> Trace:
+    """Some tasks of a trace, in its order; those they came `after` that are left out are done. Raises TraceError."""
+    places = {row: place for place, row in enumerate(range(len(trace.tasks))[rows])}
+    if not places:
+        raise TraceError(f"no row is left of {len(trace.tasks):,}")
+    return Trace(
+        trace.format,
+        [
+            structs.replace(task, after=tuple(places[other] for other in task.after if other in places))
+            for task in trace.tasks[rows]
+        ],
+    )
 
 
 def _in_order(name: str, tasks: list[TraceTask]) -> Trace:
@@ -204,12 +218,17 @@ def _philly(row: Row, columns: Sequence[str]) -> TraceTask:
 
 def _openb(row: Row, columns: Sequence[str]) -> TraceTask:
     gpus, share = _number(row, "num_gpu"), _number(row, "gpu_milli") / 1000
-    requirements = TaskRequirements(
-        min_gpus=share if gpus == 1 and 0 < share < 1 else gpus,
-        cpus=_number(row, "cpu_milli") / 1000,
-        ram=_number(row, "memory_mib") / MIB_PER_GB,
-        gpu_model=(row.get("gpu_spec") or "").split("|")[0],
+    # Models of which any will do.
+    first, *others = (
+        TaskRequirements(
+            min_gpus=share if gpus == 1 and 0 < share < 1 else gpus,
+            cpus=_number(row, "cpu_milli") / 1000,
+            ram=_number(row, "memory_mib") / MIB_PER_GB,
+            gpu_model=model,
+        )
+        for model in (row.get("gpu_spec") or "").split("|")
     )
+    requirements = structs.replace(first, variants=tuple(others))
     created = _number(row, "creation_time", 0.0)
     runtime = max(0.0, _number(row, "deletion_time", 0.0) - created)
     return TraceTask(created, row.get("qos") or "pod", runtime, requirements)

@@ -135,3 +135,37 @@ def test_something_to_run_is_needed(run: Run) -> None:
 def test_cluster_is_needed(run: Run, files: list[str]) -> None:
     ran = run("simulate", *files[:2])
     assert (ran.code, "there is no cluster to run on" in ran.err) == (Exit.USAGE, True)
+
+
+def test_policies_of_the_literature(run: Run, files: list[str], tmp_path: Path) -> None:
+    ran = run("simulate", *files, "--policy", "sjf,srtf", "--backfill", "--one-by-one", "--rows", "1:", "--json")
+    told = json.loads(ran.out)["policies"]
+    assert told.keys() == {"sjf", "srtf"}
+    assert all(figures.keys() == FIGURES | {"ci95", "per_seed"} for figures in told.values())
+    assert (told["sjf"]["makespan_s"], told["sjf"]["tasks"]) == (50, 2)
+
+
+def test_part_that_is_none(run: Run, files: list[str]) -> None:
+    ran = run("simulate", *files, "--rows", "7:")
+    assert (ran.code, ran.err) == (Exit.USAGE, "error: no row is left of 3\n")
+    ran = run("simulate", *files, "--rows", "7")
+    assert ran.code == Exit.USAGE
+    assert "'7' is not of the form FIRST:END" in ran.err
+
+
+def test_filling(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "pods.csv").write_text("runtime_s,num_gpus,gpu_fraction\n1,1,\n1,1,0.5\n1,4,\n")
+    (tmp_path / "cluster.toml").write_text("[[worker]]\ncount = 4\nnum_gpus = 4\n")
+    files = ["--trace", str(tmp_path / "pods.csv"), "--cluster", str(tmp_path / "cluster.toml")]
+    ran = run("simulate", *files, "--policy", "packing,random", "--fill", "100", "--seeds", "2")
+    assert ran.code == Exit.OK
+    head, packing, random = ran.out.splitlines()
+    assert head.split()[:7] == ["policy", "at", "80", "%", "at", "90", "%"]
+    assert (packing.split()[0], random.split()[0]) == ("packing", "random")
+    assert "percent of the GPUs given" in ran.err
+    told = json.loads(run("simulate", *files, "--policy", "packing", "--fill", "100", "--json").out)
+    assert told["policies"]["packing"]["gpu_allocation_ratio"] > 0.5
+    ran = run("simulate", *files, "--policy", "srtf", "--fill", "100")
+    assert ran.code == Exit.USAGE
+    assert "srtf says when tasks start, not where" in ran.err
+    assert run("simulate", *files, "--fill", "100", "--csv").code == Exit.USAGE

@@ -32,7 +32,8 @@ from schedd.core.model import (
 )
 from schedd.core.placement import PrefetchRule
 from schedd.core.policies import POLICIES
-from schedd.core.policies.base import TaskScheduler
+from schedd.core.policies.base import Draft, TaskScheduler
+from schedd.core.policies.fifo import FIFOScheduler
 from schedd.core.policies.priority import PriorityScheduler
 from schedd.core.tables import EngineSettings
 
@@ -76,8 +77,20 @@ BROKEN_CAUSES = [Cause.OK, *[Cause.ERROR] * 4, Cause.TIMEOUT, Cause.OOM_GPU, Cau
 CAUSES = [*[Cause.OK] * 4, *(cause for cause in Cause if cause is not Cause.CANCELLED)]
 
 
+class Overtaking(FIFOScheduler):
+    """Starts whatever can start, last come first: a rule of its own for who goes before whom."""
+
+    def plan(self, draft: Draft, now: int) -> None:
+        for task in reversed(draft.waiting() if draft.first() is not None else []):
+            any(draft.start(task, worker) for worker in draft.workers())
+
+
 def build(name: str) -> TaskScheduler:
-    """The policy of that name, and "preempting": `priority` that stops whatever it may."""
+    """The policy of that name; "preempting": `priority` that stops whatever it may; "packing"; "overtaking"."""
+    if name == "packing":
+        return PriorityScheduler(packing=True)
+    if name == "overtaking":
+        return Overtaking()
     if name == "preempting":
         return PriorityScheduler(preempt=True, preempt_after_s=0, preempt_run_min_s=0, preempt_margin=0.5)
     policy: TaskScheduler = POLICIES[name].from_params(POLICIES[name].Params())
@@ -416,14 +429,14 @@ def run(policy: str, seed: int, steps: int, *, lies: bool) -> None:
     chaos.replay()
 
 
-@pytest.mark.parametrize("policy", [*POLICIES, "preempting"])
+@pytest.mark.parametrize("policy", [*POLICIES, "preempting", "packing", "overtaking"])
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 32))
 def test_chaos_then_calm(policy: str, seed: int) -> None:
     run(policy, seed, 120, lies=False)
 
 
-@pytest.mark.parametrize("policy", [*POLICIES, "preempting"])
+@pytest.mark.parametrize("policy", [*POLICIES, "preempting", "packing", "overtaking"])
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 32))
 def test_lying_workers(policy: str, seed: int) -> None:

@@ -101,6 +101,27 @@ class Draft(Protocol):
     def offer(self, task: Task, worker: WorkerInfo, depth: int) -> bool:
         """Place the task from `head_of` on this very worker if it starts now or the backlog is below `depth`."""
 
+    def rescore(self) -> None:
+        """Ask for all scores anew, as what they are made of has changed. O(workers) for each class looked at."""
+
+    # For policies with a rule of their own for who may overtake whom. Nothing that these start asks for claims, so
+    # such a policy sets no class aside; what looks at all that waits or at all workers costs as much.
+
+    def first(self) -> Task | None:
+        """The best-ranked waiting task, whether or not anything is free; None: nothing waits, or the pass is full."""
+
+    def waiting(self) -> list[Task]:
+        """All waiting tasks in the order of submission. O(queue log queue)."""
+
+    def workers(self) -> Iterable[WorkerInfo]:
+        """All workers in the order of joining."""
+
+    def has_room(self, task: Task, worker: WorkerInfo) -> bool:
+        """Whether the task could start there now."""
+
+    def start(self, task: Task, worker: WorkerInfo) -> bool:
+        """Place any waiting task on a worker where it starts now, whatever stands before it; False: it does not."""
+
 
 class WaitingClass(Struct, frozen=True):
     """A request class of which `size` tasks are queued, and the task of it that goes first."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from schedd.core.model import Task, WorkerInfo
-from schedd.core.policies.base import TaskScheduler
+from schedd.core.model import Instant, Task, WorkerInfo
+from schedd.core.policies.base import Draft, TaskScheduler
+from schedd.core.policies.packing import Packing
 
 
 class FIFOParams(Struct, frozen=True, forbid_unknown_fields=True):
-    """Table [policy.fifo]: nothing to set."""
+    """Table [policy.fifo]. packing: not the first worker that fits, but the one on which others still fit best."""
+
+    packing: bool = False
 
 
 class FIFOScheduler(TaskScheduler):
@@ -19,8 +22,17 @@ class FIFOScheduler(TaskScheduler):
     Params = FIFOParams
     summary = "submit order; the first idle worker that fits"
 
+    def __init__(self, packing: bool = False) -> None:
+        self._packing = Packing() if packing else None
+
     def level(self, task: Task) -> float:
         return 0.0
 
     def score(self, task: Task, worker: WorkerInfo) -> float:
-        return 0.0
+        return 0.0 if self._packing is None else self._packing.score(task, worker)
+
+    def plan(self, draft: Draft, now: Instant) -> None:
+        if self._packing is None:
+            super().plan(draft, now)
+        else:
+            self._packing.plan(draft)

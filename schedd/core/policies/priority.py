@@ -8,7 +8,8 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from schedd.core.model import SECOND, Instant, Task, WorkerInfo
-from schedd.core.policies.base import Preemption, PreemptView, TaskScheduler
+from schedd.core.policies.base import Draft, Preemption, PreemptView, TaskScheduler
+from schedd.core.policies.packing import Packing
 from schedd.core.policies.preemption import Preempting, PreemptRule
 
 #: How often waiting tasks look for somebody to preempt: a second is little to who has waited for `preempt_after_s`.
@@ -18,7 +19,8 @@ PREEMPT_INTERVAL_S = 1.0
 class PriorityParams(Struct, frozen=True, forbid_unknown_fields=True):
     """Table [policy.priority].
 
-    ageing_per_hour: priority that a task gains for each hour of waiting. preempt: stop running tasks for waiting ones
+    ageing_per_hour: priority that a task gains for each hour of waiting. packing: of the workers that fit, not the one
+    with the fewest tasks, but the one on which others still fit best. preempt: stop running tasks for waiting ones
     that outrank them by preempt_margin and have waited for preempt_after_s; not before they have run for
     preempt_run_min_s, not more than preempt_times_max times each, with preempt_grace_s at least to end by themselves.
     """
@@ -30,6 +32,7 @@ class PriorityParams(Struct, frozen=True, forbid_unknown_fields=True):
     preempt_run_min_s: Annotated[float, Meta(ge=0, le=1e9)] = 60.0
     preempt_times_max: Annotated[int, Meta(ge=1, le=10)] = 3
     preempt_grace_s: Annotated[float, Meta(ge=0, le=86400)] = 0.0
+    packing: bool = False
 
 
 class PriorityScheduler(TaskScheduler):
@@ -52,7 +55,9 @@ class PriorityScheduler(TaskScheduler):
         preempt_run_min_s: float = 60.0,
         preempt_times_max: int = 3,
         preempt_grace_s: float = 0.0,
+        packing: bool = False,
     ) -> None:
+        self._packing = Packing() if packing else None
         self.ageing_rate = ageing_per_hour / 3600
         self.preempt_interval_s = PREEMPT_INTERVAL_S if preempt else 0.0
         rule = PreemptRule(preempt_margin, preempt_after_s, preempt_run_min_s, preempt_times_max, preempt_grace_s)
@@ -61,7 +66,13 @@ class PriorityScheduler(TaskScheduler):
         self._number = 0
 
     def score(self, task: Task, worker: WorkerInfo) -> float:
-        return float(worker.task_count)
+        return float(worker.task_count) if self._packing is None else self._packing.score(task, worker)
+
+    def plan(self, draft: Draft, now: Instant) -> None:
+        if self._packing is None:
+            super().plan(draft, now)
+        else:
+            self._packing.plan(draft)
 
     def began(self, task: Task, now: Instant) -> None:
         self._preempting.began(task, now)

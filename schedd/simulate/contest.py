@@ -1,0 +1,93 @@
+"""Who may take part in a comparison: the daemon's policies, and those of the literature that only the simulator has."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from schedd.config import Settings
+from schedd.core.policies import POLICIES
+from schedd.core.policies.base import TaskScheduler
+from schedd.errors import TraceError
+from schedd.simulate.cluster import ClusterRow
+from schedd.simulate.fill import Filler, Filling
+from schedd.simulate.literature import LITERATURE
+from schedd.simulate.placements import PLACEMENTS, ledgers_of
+from schedd.simulate.preemptive import PREEMPTIVE, RestartCosts, run_preemptive
+from schedd.simulate.run import Progress, Run, Simulator, no_progress
+from schedd.simulate.trace import Trace
+from schedd.simulate.workload import Workload
+
+#: All names, the daemon's first.
+NAMES = (*POLICIES, *LITERATURE, *PLACEMENTS, *PREEMPTIVE)
+
+
+class Rules(Struct, frozen=True):
+    """How the runs go, beside what the settings say.
+
+    backfill: under orders of the literature, tasks may overtake the one that waits. one_by_one: as in `Simulator`.
+    restart_costs: of tasks under preemptive policies.
+    """
+
+    backfill: bool = False
+    one_by_one: bool = False
+    restart_costs: RestartCosts = {}
+
+
+def run_under(
+    name: str,
+    trace: Trace | Workload,
+    cluster: Sequence[ClusterRow],
+    settings: Settings,
+    seed: int = 0,
+    rules: Rules = Rules(),  # noqa: B008 - it is frozen
+    on_progress: Progress = no_progress,
+    *,
+    keep_spans: bool = False,
+) -> Run:
+    """Run a trace under one of `NAMES`; of the daemon's, the settings must name it. Raises TraceError."""
+    if name in (*PREEMPTIVE, *LITERATURE) and not isinstance(trace, Trace):
+        raise TraceError(f"{name} needs to know all tasks", f"of the daemon: {', '.join(POLICIES)}")
+    if name in PREEMPTIVE and isinstance(trace, Trace):
+        return run_preemptive(name, trace, cluster, rules.restart_costs, on_progress)
+    rng = random.Random(seed)
+    policy: TaskScheduler | None = None
+    if name in LITERATURE and isinstance(trace, Trace):
+        policy = LITERATURE[name](trace, rules.backfill)
+    if name in PLACEMENTS:
+        policy = PLACEMENTS[name](cluster, rng)
+    return Simulator(
+        trace,
+        cluster,
+        settings,
+        seed,
+        policy=policy,
+        one_by_one=rules.one_by_one,
+        keep_spans=keep_spans,
+        ledgers=ledgers_of(name, rng),
+    ).run(on_progress)
+
+
+def fill_under(
+    name: str,
+    trace: Trace,
+    cluster: Sequence[ClusterRow],
+    settings: Settings,
+    percent: float,
+    seed: int = 0,
+    on_progress: Progress = no_progress,
+) -> Filling:
+    """Fill a cluster under a policy of the daemon or one of `PLACEMENTS`. Raises TraceError."""
+    if name not in POLICIES and name not in PLACEMENTS:
+        raise TraceError(f"{name} says when tasks start, not where", f"to fill: {', '.join((*POLICIES, *PLACEMENTS))}")
+    rng = random.Random(seed)
+    policy = PLACEMENTS[name](cluster, rng) if name in PLACEMENTS else None
+    filler = Filler(trace, cluster, settings, seed, policy=policy, ledgers=ledgers_of(name, rng))
+    return filler.fill(percent, rng, on_progress)
+
+
+def settings_name(name: str) -> str:
+    """The policy that the settings of a run under `name` name: it must be one that a daemon could run."""
+    return "fifo" if name in (*LITERATURE, *PLACEMENTS, *PREEMPTIVE) else name
