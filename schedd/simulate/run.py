@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from itertools import repeat
+from typing import Protocol
 
 import msgspec
 from msgspec import Struct, structs
@@ -77,10 +78,23 @@ def no_progress(finished: int, total: int) -> None:
     """Say nothing."""
 
 
+class Workload(Protocol):
+    """What is submitted by result. `trace` grows, by tasks that are submitted at once."""
+
+    trace: Trace
+
+    def on_finished(self, number: int, now_s: float) -> None:
+        """Take note of the end of a task, by its place in the trace."""
+
+
 class Simulator:
     """Drives one engine; `run` once."""
 
-    def __init__(self, trace: Trace, cluster: Sequence[ClusterRow], settings: Settings, seed: int = 0) -> None:
+    def __init__(
+        self, given: Trace | Workload, cluster: Sequence[ClusterRow], settings: Settings, seed: int = 0
+    ) -> None:
+        self._workload = given if not isinstance(given, Trace) else None
+        trace = given if isinstance(given, Trace) else given.trace
         engine = structs.replace(
             engine_settings(settings),
             heartbeat_ns=NEVER_NS,
@@ -118,8 +132,8 @@ class Simulator:
         """Go through the trace. Raises TraceError where there are tasks that no worker could ever run."""
         self._join()
         self._must_fit()
-        total, shown, idle = len(self._tasks), 0, 0
-        while self._finished < total:
+        shown, idle = 0, 0
+        while self._finished < (total := len(self._tasks)):
             before = self._finished + self._submitted
             if not self._turn():
                 raise TraceError(
@@ -255,9 +269,19 @@ class Simulator:
             self._gpus -= self._tasks[task_id - 1].requirements.min_gpus
             started_ns = BEGINNING_NS + int(self._run.start_s[task_id - 1] * SECOND)
             ended.setdefault(worker_id, []).append(AttemptFinished(task_id, attempt, Cause.OK, started_ns, at))
-            self._run.finish_s[task_id - 1] = (at - BEGINNING_NS) / SECOND
+            self._run.finish_s[task_id - 1] = finish_s = (at - BEGINNING_NS) / SECOND
             self._finished += 1
+            if self._workload is not None:
+                self._workload.on_finished(task_id - 1, finish_s)
+                self._grow()
         return ended
+
+    def _grow(self) -> None:
+        """Make room for what the workload has submitted."""
+        fresh = len(self._tasks) - len(self._run.start_s)
+        self._run.start_s.extend(repeat(-1.0, fresh))
+        self._run.finish_s.extend(repeat(-1.0, fresh))
+        self._run.where.extend(repeat(-1, fresh))
 
     def _handle(self, events: list[ev.Event]) -> None:
         began = time.perf_counter()

@@ -99,3 +99,25 @@ def test_what_is_wrong_is_said_with_a_hint(
 def test_cluster_is_needed(run: Run, files: list[str]) -> None:
     ran = run("simulate", *files[:2])
     assert (ran.code, "there is no cluster to run on" in ran.err) == (Exit.USAGE, True)
+
+
+def test_searches(run: Run, tmp_path: Path) -> None:
+    rows = ["config,epoch,cum_time_s,val_acc"]
+    rows += [f"{config},{epoch},{100 * epoch},{config}" for config in range(9) for epoch in range(1, 10)]
+    (tmp_path / "c.csv").write_text("\n".join(rows))
+    options = ["--trace", str(tmp_path / "c.csv"), "--add-worker", "count=9,gpus=1,cpus=4", "--from-scratch"]
+    told = json.loads(run("simulate", "--workload", "asha", *options, "--json").out)
+    figures = told["policies"]["fifo"]
+    assert told["lower_bound_s"] is None
+    assert (figures["mean_search_full_s"], figures["gpu_allocation_ratio"]) == (1300, 1)
+    assert figures["per_seed"][0]["search_full_s"] == figures["search_full_s"] == [1300]
+    ran = run("simulate", "--workload", "halving", *options, "--levels", "1,3,9")
+    assert ran.out.splitlines()[1].split()[-2:] == ["1,300.0", "1,300.0"]
+    assert ran.err == "1 search (halving) on 9 workers; no schedule ends before 1,300.0 s\n"
+    ran = run("simulate", "--workload", "halving", *options, "--levels", "0,1")
+    assert "c has nothing at level 0" in ran.err
+
+
+def test_one_trace_is_enough(run: Run, files: list[str]) -> None:
+    ran = run("simulate", *files, *files[:2])
+    assert (ran.code, "--trace is given more than once" in ran.err) == (Exit.USAGE, True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,16 @@ from schedd.cli.values import nearest
 if TYPE_CHECKING:
     from schedd.config import Settings
     from schedd.simulate.cluster import ClusterRow
+    from schedd.simulate.reactive import Plan, Reactive
     from schedd.simulate.run import Progress
+    from schedd.simulate.trace import Trace
 
 EXAMPLES = """
 schedd simulate --trace jobs.csv --cluster cluster.toml --policy fifo,priority,adaptive
 schedd simulate --trace log.swf.gz --cluster cluster.toml --policy fifo --json
 schedd simulate --trace jobs.csv --cluster cluster.toml --policy priority --set policy.priority.ageing_per_hour=2
 schedd simulate --trace jobs.csv --cluster cluster.toml --policy fifo --add-worker gpus=8,model=A100
+schedd simulate --workload asha --trace curves.csv.gz --add-worker count=24 --policy fifo,priority
 """
 COLUMNS = (
     Column("policy"),
@@ -42,6 +45,7 @@ COLUMNS = (
     Column("wasted s", right=True),
     Column("us/placement", right=True),
 )
+SEARCH_COLUMNS = (Column("search end s", right=True), Column("fully trained s", right=True))
 
 
 def _parse_row(text: str) -> ClusterRow:
@@ -50,8 +54,14 @@ def _parse_row(text: str) -> ClusterRow:
     return parse_row(text)
 
 
+def _parse_levels(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
 @command("simulate", examples=EXAMPLES)
-@click.option("--trace", required=True, metavar="FILE", help="What was submitted when, and how long it ran.")
+@click.option(
+    "--trace", "traces", required=True, multiple=True, metavar="FILE", help="What was submitted when, how long it ran."
+)
 @click.option(
     "--format", "layout", default="auto", metavar="NAME", help="Layout of the trace.  [default: by its columns]"
 )
@@ -61,6 +71,18 @@ def _parse_row(text: str) -> ClusterRow:
 @click.option(
     "--add-worker", multiple=True, type=Parsed("worker", _parse_row), metavar="gpus=N,model=M,…", help="One more."
 )
+@click.option(
+    "--workload",
+    type=click.Choice(["trace", "halving", "asha"]),
+    default="trace",
+    show_default=True,
+    help="Submit as recorded, or by result: searches over the learning curves of the traces.",
+)
+@click.option("--eta", type=click.IntRange(2, 100), default=3, show_default=True, help="One in so many goes on.")
+@click.option("--levels", type=Parsed("levels", _parse_levels), metavar="A,B,…", help="Fidelities of the rungs.")
+@click.option("--configs", type=click.IntRange(min=1), help="Configurations of a search.")
+@click.option("--searches", type=click.IntRange(min=1), help="Searches over each set of curves.")
+@click.option("--from-scratch", is_flag=True, help="No checkpoints: each rung trains anew.")
 @click.option("--policy", "policies", default="fifo", metavar="A,B,…", show_default=True, help="Policies to compare.")
 @click.option("--config", metavar="CONFIG.TOML", help="Settings of the daemon that is simulated.")
 @click.option(
@@ -71,10 +93,16 @@ def _parse_row(text: str) -> ClusterRow:
 @click.option("--csv", "as_csv", is_flag=True, help="Write CSV to stdout, a row for each policy and seed.")
 @click.option("--quiet", "-q", is_flag=True, help="No remarks and no progress on stderr.")
 def simulate_command(
-    trace: str,
+    traces: Sequence[str],
     layout: str,
     cluster_file: str | None,
     add_worker: Sequence[ClusterRow],
+    workload: str,
+    eta: int,
+    levels: tuple[float, ...] | None,
+    configs: int | None,
+    searches: int | None,
+    from_scratch: bool,
     policies: str,
     config: str | None,
     changes: Sequence[str],
@@ -88,11 +116,10 @@ def simulate_command(
     Messages take no time and nothing fails: what is compared is what the policies decide. Times count from the first
     submit; ": bound" is the makespan over one that no schedule can beat, where that can be computed.
     """
-    from schedd.simulate.bound import lower_bound_s
+    from schedd.simulate import reactive
     from schedd.simulate.cluster import read_cluster
     from schedd.simulate.metrics import Figures, figures_of, summary
     from schedd.simulate.run import Simulator
-    from schedd.simulate.trace import read_trace
 
     out = Output(as_json=as_json, quiet=quiet)
     names = _policies(policies)
@@ -100,24 +127,68 @@ def simulate_command(
     cluster = [*(read_cluster(cluster_file) if cluster_file else []), *add_worker]
     if not cluster:
         raise BadInput("there is no cluster to run on", "give --cluster FILE, or --add-worker")
-    rows = read_trace(trace, layout)
-    bound = lower_bound_s(rows, cluster)
+    plan = reactive.Plan(workload, eta, levels or (), configs or 0, searches or 0, not from_scratch)
+    given, bound = (_recorded if workload == "trace" else _searches)(traces, layout, plan, cluster)
     found: dict[str, list[Figures]] = {}
+    summaries: dict[str, dict[str, Any]] = {}
     with _progress(quiet=quiet) as progress:
         for name in names:
-            runs = (Simulator(rows, cluster, settings[name], seed).run(progress(name)) for seed in range(seeds))
-            found[name] = [figures_of(run) for run in runs]
-    summaries = {name: summary(runs) for name, runs in found.items()}
+            all_given = [given() for _ in range(seeds)]
+            found[name] = [
+                figures_of(Simulator(each, cluster, settings[name], seed).run(progress(name)))
+                for seed, each in enumerate(all_given)
+            ]
+            summaries[name] = reactive.with_searches(summary(found[name]), all_given)
     if as_json:
         out.json({"lower_bound_s": bound, "policies": summaries})
     elif as_csv:
         _write_csv(out, found)
     else:
-        out.table(COLUMNS, [_cells(name, values, bound) for name, values in summaries.items()])
+        columns = COLUMNS if workload == "trace" else (*COLUMNS, *SEARCH_COLUMNS)
+        out.table(columns, [_cells(name, values, bound) for name, values in summaries.items()])
         workers = sum(row.count for row in cluster)
-        said = f"{len(rows.tasks):,} tasks ({rows.format}) on {workers:,} workers"
+        said = f"{_what(given())} on {workers:,} workers"
         out.say(said if bound is None else f"{said}; no schedule ends before {bound:,.1f} s")
     return Exit.OK
+
+
+def _recorded(
+    traces: Sequence[str], layout: str, plan: Plan, cluster: Sequence[ClusterRow]
+) -> tuple[Callable[[], Trace], float | None]:
+    """What gives a trace for each run, and the bound of its makespan."""
+    from schedd.simulate.bound import lower_bound_s
+    from schedd.simulate.trace import read_trace
+
+    trace, *others = [read_trace(path, layout) for path in traces]
+    if others:
+        raise BadInput("--trace is given more than once", "only --workload halving and asha take more files than one")
+    return lambda: trace, lower_bound_s(trace, cluster)
+
+
+def _searches(
+    files: Sequence[str], layout: str, plan: Plan, cluster: Sequence[ClusterRow]
+) -> tuple[Callable[[], Reactive], float | None]:
+    """What begins the searches anew for each run, and the bound of their makespan.
+
+    An evaluation takes a GPU where all workers have some, else a CPU.
+    """
+    from schedd.core.model import TaskRequirements
+    from schedd.simulate.curves import read_curves
+    from schedd.simulate.reactive import Reactive, lower_bound_s
+
+    data = [curves for file in files for curves in read_curves(file, layout)]
+    needs = TaskRequirements(min_gpus=1 if all(row.num_gpus for row in cluster) else 0)
+    return lambda: Reactive(data, plan, needs), lower_bound_s(Reactive(data, plan, needs), cluster)
+
+
+def _what(given: Trace | Reactive) -> str:
+    """Say what is run."""
+    from schedd.simulate.reactive import Reactive
+
+    if isinstance(given, Reactive):
+        count = len(given.searches)
+        return f"{count:,} search{'es' if count > 1 else ''} ({given.trace.format})"
+    return f"{len(given.tasks):,} tasks ({given.format})"
 
 
 def _policies(text: str) -> list[str]:
@@ -186,6 +257,7 @@ def _cells(name: str, values: dict[str, Any], bound: float | None) -> list[str]:
         cell("steals", 0),
         cell("wasted_s", 1),
         f"{values['decision_us']:,.0f}",
+        *(f"{values[key]:,.1f}" for key in ("mean_search_end_s", "mean_search_full_s") if key in values),
     ]
 
 
