@@ -70,6 +70,8 @@ def read_curves(path: str | Path, format: str = "auto") -> list[Curves]:  # noqa
     path = Path(path)
     reader = csv.DictReader(io.StringIO(text_of(path)))
     columns = list(reader.fieldnames or ())
+    if format not in ("auto", *LAYOUTS):
+        raise TraceError(f"no such format of learning curves {format!r}", f"one of auto, {', '.join(LAYOUTS)}")
     layout = LAYOUTS.get(_recognise(columns) if format == "auto" else format)
     if layout is None or not set(layout.needs) <= set(columns):
         hint = "; ".join(f"{name}: {', '.join(each.needs)}" for name, each in LAYOUTS.items())
@@ -110,7 +112,7 @@ def _levels(fidelities: Sequence[float], eta: int, configs: int) -> tuple[float,
     count_max = 1
     while eta**count_max <= configs:
         count_max += 1
-    for start in fidelities:
+    for start in (each for each in fidelities if each > 0):  # an epoch 0, before any training, is no rung
         levels = _from(start, fidelities, eta)
         if len(levels) <= count_max:
             return levels

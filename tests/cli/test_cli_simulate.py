@@ -84,6 +84,9 @@ def test_settings(run: Run, files: list[str], tmp_path: Path) -> None:
         (["--format", "nope"], "no such format 'nope'", "one of auto, swf"),
         (["--cluster", "nowhere.toml"], "nowhere.toml cannot be read", ""),
         (["--trace", "nowhere.csv"], "nowhere.csv cannot be read", ""),
+        (["--levels", "1,3"], "there are no searches in a trace", "--workload halving"),
+        (["--workload", "asha", "--format", "swf"], "no such format of learning curves 'swf'", "one of auto, lcbench"),
+        (["--workload", "asha"], "no learning curves that are known", "lcbench: config, epoch"),
     ],
 )
 def test_what_is_wrong_is_said_with_a_hint(
@@ -114,6 +117,8 @@ def test_searches(run: Run, tmp_path: Path) -> None:
     ran = run("simulate", "--workload", "halving", *options, "--levels", "1,3,9")
     assert ran.out.splitlines()[1].split()[-2:] == ["1,300.0", "1,300.0"]
     assert ran.err == "1 search (halving) on 9 workers; no schedule ends before 1,300.0 s\n"
+    ran = run("simulate", *options[:-1])
+    assert ("has learning curves and no tasks" in ran.err, "--workload halving" in ran.err) == (True, True)
     ran = run("simulate", "--workload", "halving", *options, "--levels", "0,1")
     assert "c has nothing at level 0" in ran.err
 

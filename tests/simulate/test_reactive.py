@@ -132,6 +132,8 @@ def test_levels_grow_by_eta_and_end_at_the_highest() -> None:
     few = Curves("c", True, [curve(trial, 52) for trial in range(9)])
     assert rungs_of(few, 3).levels == (6, 18, 52)  # nine can be halved twice
     assert rungs_of(Curves("c", True, [curve(0)]), 3).levels == (9,)
+    untrained = Curves("c", True, [{0.0: Point(0, 0)} | curve(trial) for trial in range(9)])
+    assert rungs_of(untrained, 3).levels == (1, 3, 9)
 
 
 def test_configuration_without_a_level_is_left_out() -> None:

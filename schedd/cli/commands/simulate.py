@@ -127,6 +127,8 @@ def simulate_command(
     cluster = [*(read_cluster(cluster_file) if cluster_file else []), *add_worker]
     if not cluster:
         raise BadInput("there is no cluster to run on", "give --cluster FILE, or --add-worker")
+    if workload == "trace" and (levels or configs or searches or from_scratch):
+        raise BadInput("there are no searches in a trace", "submit by result with --workload halving, or asha")
     plan = reactive.Plan(workload, eta, levels or (), configs or 0, searches or 0, not from_scratch)
     given, bound = (_recorded if workload == "trace" else _searches)(traces, layout, plan, cluster)
     found: dict[str, list[Figures]] = {}
