@@ -27,7 +27,7 @@ from schedd.demo.asha import Asha
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.curves import Curves, Rungs, rungs_of
-from schedd.simulate.metrics import slots_of
+from schedd.simulate.metrics import half_width, slots_of
 from schedd.simulate.trace import Trace, TraceTask
 
 
@@ -189,5 +189,6 @@ def with_searches(summary: dict[str, Any], runs: Sequence[object]) -> dict[str, 
     for name, value in found[0].items():
         rows = [row[name] for row in found]
         means[name] = [fmean(column) for column in zip(*rows, strict=True)] if isinstance(value, list) else fmean(rows)
+    spread = {name: half_width([row[name] for row in found]) for name in means if name.startswith("mean_")}
     per_seed = [row | figures for row, figures in zip(summary["per_seed"], found, strict=True)]
-    return summary | means | {"per_seed": per_seed}
+    return summary | means | {"ci95": summary["ci95"] and summary["ci95"] | spread, "per_seed": per_seed}

@@ -114,6 +114,8 @@ def test_searches(run: Run, tmp_path: Path) -> None:
     assert told["lower_bound_s"] is None
     assert (figures["mean_search_full_s"], figures["gpu_allocation_ratio"]) == (1300, 1)
     assert figures["per_seed"][0]["search_full_s"] == figures["search_full_s"] == [1300]
+    [row] = csv.DictReader(io.StringIO(run("simulate", "--workload", "asha", *options, "--csv").out))
+    assert (row["policy"], row["mean_search_full_s"], "search_full_s" in row) == ("fifo", "1300.0", False)
     ran = run("simulate", "--workload", "halving", *options, "--levels", "1,3,9")
     assert ran.out.splitlines()[1].split()[-2:] == ["1,300.0", "1,300.0"]
     assert ran.err == "1 search (halving) on 9 workers; no schedule ends before 1,300.0 s\n"

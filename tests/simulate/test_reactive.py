@@ -116,6 +116,7 @@ def test_means_over_seeds() -> None:
     ends = [workload.figures()["mean_search_end_s"] for workload, _ in runs]
     assert found["mean_search_end_s"] == pytest.approx(sum(ends) / 2)
     assert found["search_end_s"] == [pytest.approx(sum(ends) / 2)]
+    assert found["ci95"]["mean_search_end_s"] == pytest.approx(12.706 * abs(ends[0] - ends[1]) / 2)
     assert [seed["mean_search_end_s"] for seed in found["per_seed"]] == ends
     plain = summary([figures_of(run) for _, run in runs])
     assert with_searches(plain, [workload.trace for workload, _ in runs]) is plain

@@ -118,7 +118,7 @@ def simulate_command(
     """
     from schedd.simulate import reactive
     from schedd.simulate.cluster import read_cluster
-    from schedd.simulate.metrics import Figures, figures_of, summary
+    from schedd.simulate.metrics import figures_of, summary
     from schedd.simulate.run import Simulator
 
     out = Output(as_json=as_json, quiet=quiet)
@@ -131,20 +131,19 @@ def simulate_command(
         raise BadInput("there are no searches in a trace", "submit by result with --workload halving, or asha")
     plan = reactive.Plan(workload, eta, levels or (), configs or 0, searches or 0, not from_scratch)
     given, bound = (_recorded if workload == "trace" else _searches)(traces, layout, plan, cluster)
-    found: dict[str, list[Figures]] = {}
     summaries: dict[str, dict[str, Any]] = {}
     with _progress(quiet=quiet) as progress:
         for name in names:
             all_given = [given() for _ in range(seeds)]
-            found[name] = [
-                figures_of(Simulator(each, cluster, settings[name], seed).run(progress(name)))
+            runs = (
+                Simulator(each, cluster, settings[name], seed).run(progress(name))
                 for seed, each in enumerate(all_given)
-            ]
-            summaries[name] = reactive.with_searches(summary(found[name]), all_given)
+            )
+            summaries[name] = reactive.with_searches(summary([figures_of(run) for run in runs]), all_given)
     if as_json:
         out.json({"lower_bound_s": bound, "policies": summaries})
     elif as_csv:
-        _write_csv(out, found)
+        _write_csv(out, summaries)
     else:
         columns = COLUMNS if workload == "trace" else (*COLUMNS, *SEARCH_COLUMNS)
         out.table(columns, [_cells(name, values, bound) for name, values in summaries.items()])
@@ -259,22 +258,20 @@ def _cells(name: str, values: dict[str, Any], bound: float | None) -> list[str]:
         cell("steals", 0),
         cell("wasted_s", 1),
         f"{values['decision_us']:,.0f}",
-        *(f"{values[key]:,.1f}" for key in ("mean_search_end_s", "mean_search_full_s") if key in values),
+        *(cell(key, 1) for key in ("mean_search_end_s", "mean_search_full_s") if key in values),
     ]
 
 
-def _write_csv(out: Output, found: dict[str, list[Any]]) -> None:
+def _write_csv(out: Output, summaries: dict[str, dict[str, Any]]) -> None:
     import csv
     import io
 
-    from msgspec import structs
-
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    first = next(iter(found.values()))[0]
-    writer.writerow(["policy", "seed", *structs.asdict(first)])
-    for name, runs in found.items():
-        writer.writerows([name, seed, *structs.asdict(run).values()] for seed, run in enumerate(runs))
+    runs = [(name, seed, run) for name, values in summaries.items() for seed, run in enumerate(values["per_seed"])]
+    columns = [name for name, value in runs[0][2].items() if not isinstance(value, list)]
+    writer.writerow(["policy", "seed", *columns])
+    writer.writerows([name, seed, *(run[column] for column in columns)] for name, seed, run in runs)
     out.raw(text.getvalue().encode())
 
 
