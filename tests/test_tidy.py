@@ -45,7 +45,7 @@ ROOMS: dict[str, set[str]] = {
     "core": {"errors"},
     "wire": {"core.model", "errors"},
     "assembly": {"config", "core"},
-    "simulate": {"core", "config", "assembly", "errors"},
+    "simulate": {"core", "config", "assembly", "errors", "demo.asha"},
     "journal": {"core", "errors", "config", "log"},
     "server": {"core", "assembly", "wire", "journal", "config", "log", "errors", "address", "keepalive"},
     "worker": {"wire", "core.model", "core.capacity", "config", "log", "errors", "address"},

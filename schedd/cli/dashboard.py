@@ -79,7 +79,7 @@ def sort_tasks(tasks: Sequence[TaskView], by: str) -> list[TaskView]:
         case "time":
             return sorted(tasks, key=lambda task: (task.started_at or task.submitted_at, task.id))
         case "priority":
-            return sorted(tasks, key=lambda task: (-task.priority, task.id))
+            return sorted(tasks, key=lambda task: (-task.importance, task.id))
         case "worker":
             return sorted(tasks, key=lambda task: (task.worker or "", task.id))
         case _:
@@ -175,7 +175,7 @@ def _tasks(tasks: Sequence[TaskView], total: int) -> RenderableType:
             str(task.id),
             task.job,
             task.kind,
-            f"{task.priority:g}",
+            f"{task.importance:g}",
             task_time(task, now),
             task.worker or "",
             progress(task),

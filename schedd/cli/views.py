@@ -94,7 +94,7 @@ def task_row(task: TaskView, now: float) -> list[str]:
         task.job,
         task.kind,
         state,
-        f"{task.priority:g}",
+        f"{task.importance:g}",
         task.worker or "",
         task_time(task, now),
         task.message.partition("\n")[0] or ("" if task.finished_at else progress(task)),

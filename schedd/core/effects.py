@@ -57,12 +57,13 @@ class TaskReleased(Fact, frozen=True, gc=False):
 
 
 class TaskChanged(Fact, frozen=True, gc=False):
-    """The priority or the requirements of a waiting task were set."""
+    """The priority or the requirements of a waiting task were set, or it was promoted; all of them as they are now."""
 
     task_id: TaskId
     priority: float
     requirements: TaskRequirements
     defined_ns: Instant = 0
+    promoted: float | None = None
 
 
 class CancelAsked(Fact, frozen=True, gc=False):

@@ -134,7 +134,15 @@ def _explain_queued(t: Tables, task: Task) -> Explanation:
         summary = f"none of {len(verdicts)} workers could ever run it"
     else:
         summary = f"no room now on {len(verdicts)} worker{'s' if len(verdicts) > 1 else ''}; {first}"
-    return Explanation(summary, blockers, verdicts, ahead)
+    return Explanation(summary + _promotion_of(task), blockers, verdicts, ahead)
+
+
+def _promotion_of(task: Task) -> str:
+    """Say what its rank owes to the rule by metric."""
+    if task.promoted is None:
+        return ""
+    level = task.priority + task.promoted
+    return f"; its priority is {level:g}: {task.priority:g}, and {task.promoted:g} by a report of what it comes after"
 
 
 def _could_never(t: Tables, task: Task, worker: WorkerInfo) -> bool:

@@ -327,6 +327,8 @@ class Task(Struct, eq=False, gc=False, kw_only=True, repr_omit_defaults=True):
     cancelling: bool = False
     attempts: tuple[AttemptRecord, ...] = ()
     report: Report | None = None
+    #: What its policy adds to the priority for the last report of a task that it comes after; None: nothing was said.
+    promoted: float | None = None
     result: bytes | None = None
 
     def blamed_for(self, cause: Cause) -> int:

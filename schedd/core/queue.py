@@ -422,5 +422,7 @@ class TaskQueue:
             assert len(set(alive)) == len(alive), (queue.request.requirements, sorted(alive))
             assert len(alive) == queue.size, (queue.request.requirements, len(alive), queue.size)
             total += queue.size
+            for value, level in queue.levels.items():
+                assert all(self._level_of(task) == value for task in level.alive()), (value, queue.request.requirements)
             assert queue.front is None or queue.rank == self.rank(queue.front), (queue.rank, queue.front.id)
         assert total == self.size, (total, self.size)

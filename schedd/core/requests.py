@@ -176,6 +176,10 @@ class Requests:
             t.now, event.specs, fresh, fresh_ids, event.client, event.number, event.answered, all_ids
         )
         t.facts.append(fact)
+        if t.policy.promotes:
+            for task_id in fresh_ids:
+                if (task := t.tasks.rows[task_id]).promoted is not None:
+                    t.note_change(task)
         if event.client:
             t.submits.add(admitted(fact), event.answered)
 
@@ -247,10 +251,19 @@ class Requests:
         task = make_task(spec, entry, task_id, request, now, ids)
         if task.after:
             t.tasks.depend(task, task.after)
+            if t.policy.promotes:
+                self._promote(task)
         task.state = Held(now) if spec.hold else t.waiting_state(task)
         t.tasks.admit(task, now)
         t.enter(task)
         return task_id
+
+    def _promote(self, task: Task) -> None:
+        """Let a new task gain by what it comes after and has succeeded already."""
+        for other_id in task.after:
+            other = self._t.tasks.get(other_id)
+            if other is not None and isinstance(other.state, Succeeded):
+                self._t.promote(task, other)
 
     def _warnings(self, classes: list[RequestClass]) -> list[str]:
         """Say which requirements no worker could ever meet, with the numbers. Each class once."""
@@ -397,7 +410,7 @@ class Requests:
             t.define(task, requirements)
         if queued:
             t.enter(task)
-        t.facts.append(fx.TaskChanged(task.id, task.priority, task.requirements, task.defined_ns))
+        t.note_change(task)
         return ""
 
     # ------------------------------------------------------------------------------------ commands for many tasks

@@ -365,7 +365,7 @@ class Tables:
         self.enter(task)
         if more is not None:
             self.define(task, more.requirements)
-            self.facts.append(fx.TaskChanged(task.id, task.priority, task.requirements, task.defined_ns))
+            self.note_change(task)
 
     def _more_memory(self, task: Task, record: AttemptRecord) -> More | None:
         """What a task that ran out of memory asks for next; None: nothing else than before."""
@@ -383,6 +383,19 @@ class Tables:
         task.defined_ns = self.now
         task.variant = 0
         task.request = self.classes.intern(requirements, task.kind, self.policy.by_kind)
+
+    def note_change(self, task: Task) -> None:
+        """Record what a task now asks for, and how important it is."""
+        fact = fx.TaskChanged(task.id, task.priority, task.requirements, task.defined_ns, task.promoted)
+        self.facts.append(fact)
+
+    def promote(self, task: Task, after: Task) -> bool:
+        """Let a task, which is in no queue, gain by the last report of one that it came after; False: it does not."""
+        gain = self.policy.promotion(after.report) if after.report is not None else None
+        if gain is None or (task.promoted is not None and gain <= task.promoted):
+            return False
+        task.promoted = gain
+        return True
 
     def note_attempt(self, task: Task, record: AttemptRecord, retry_at_ns: Instant = 0) -> None:
         """Record the end of an attempt in the history of its task, and in the totals."""
@@ -441,6 +454,8 @@ class Tables:
                 if other is None or other.state.is_final:
                     continue
                 if succeeded:
+                    if self.policy.promotes and self.promote(other, ended):
+                        self.note_change(other)
                     if self.tasks.satisfied(other_id, ended.id) and isinstance(other.state, Waiting):
                         self.settle(other)
                     continue

@@ -222,6 +222,7 @@ def task_view(task: Task) -> m.TaskView:
         finished_at=_seconds(getattr(state, "at_ns", 0)) if final else None,
         message=getattr(state, "reason", "") or (last.message if last is not None else ""),
         report={"step": task.report.step, **task.report.metrics} if task.report is not None else None,
+        promoted=task.promoted,
     )
 
 

@@ -94,7 +94,8 @@ class Oracle:
         self._freeze = (0, 0)
         self.verdicts.restarted(self.recording.verdicts)
         self._daemon_started_ns = self._kernel.now_ns
-        self._priorities = {task.id: task.priority for task in self.recording.tasks.values()}
+        tasks = self.recording.tasks.values()
+        self._priorities = {task.id: task.priority + (task.promoted or 0.0) for task in tasks}
         self.recording.compare(daemon.engine, restored=True)
         daemon.engine.check()
 
@@ -120,7 +121,7 @@ class Oracle:
                     # It was changed as one that does not run; a worker that comes back with it is told to drop it.
                     self._changed_ns[fact.task_id] = self._kernel.now_ns
                     if isinstance(fact, fx.TaskChanged):
-                        self._priorities[fact.task_id] = fact.priority
+                        self._priorities[fact.task_id] = fact.priority + (fact.promoted or 0.0)
                 case fx.TasksAdmitted():
                     self._priorities |= priorities_of(fact)
                 case fx.PreemptAsked():

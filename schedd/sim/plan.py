@@ -83,9 +83,13 @@ def _workers(dice: random.Random) -> list[WorkerResources]:
     return [machines[0], *(dice.choice(machines) for _ in range(dice.randrange(4)))]
 
 
-def _priority(dice: random.Random) -> PriorityParams:
-    """Mostly with preemption, which has short pauses: a storm is short."""
+def _priority(dice: random.Random, seed: int) -> PriorityParams:
+    """Mostly with preemption, which has short pauses: a storm is short. Half of them go by what tasks report."""
+    own = random.Random(f"metric {seed}")  # so that the seeds from before there was such a rule mean what they did
     return PriorityParams(
+        from_metric=own.choice(["", "step"]),
+        from_metric_mode=own.choice(["max", "min"]),
+        from_metric_weight=own.choice([0.25, 3.0]),
         preempt=dice.random() < 0.7,
         preempt_margin=dice.choice([1.0, 4.0]),
         preempt_after_s=dice.choice([0.0, 1.0]),
@@ -124,7 +128,7 @@ def make_plan(seed: int) -> Plan:
     lost_s = dice.choice([1.0, 6.0, 15.0])
     policy = PolicySettings(
         name=dice.choice([*POLICIES, "priority"]),
-        priority=_priority(dice),
+        priority=_priority(dice, seed),
         work_stealing=WorkStealingParams(steal_threshold=dice.choice([1, 2]), backlog_per_slot=dice.choice([2, 8])),
         load_balancing=LoadBalancingParams(backlog_per_slot=dice.choice([1, 4])),
         batch=BatchParams(batch_size=dice.choice([2, 4])),

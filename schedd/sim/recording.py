@@ -42,6 +42,7 @@ class Recorded(Struct):
     after: frozenset[TaskId]
     rules: TaskRules
     is_held: bool
+    promoted: float | None = None
     cancel_asked: bool = False
     #: The attempt that is to make room, 0: none.
     preempt_asked: int = 0
@@ -101,7 +102,7 @@ class Recording:
                     task.is_held, task.retry_at_ns = False, 0
                 case fx.TaskChanged():
                     task = self.tasks[fact.task_id]
-                    task.priority, task.requirements = fact.priority, fact.requirements
+                    task.priority, task.requirements, task.promoted = fact.priority, fact.requirements, fact.promoted
                 case fx.CancelAsked():
                     self.tasks[fact.task_id].cancel_asked = True
                 case fx.PreemptAsked():
@@ -214,8 +215,8 @@ class Recording:
         state = row.state
         must(not state.is_final, f"task {task.id} is {state} and not on disk as such")
         must(
-            (row.priority, row.requirements) == (task.priority, task.requirements),
-            f"task {task.id} has priority {row.priority} and {row.requirements}, on disk {task}",
+            (row.priority, row.requirements, row.promoted) == (task.priority, task.requirements, task.promoted),
+            f"task {task.id} has priority {row.priority} + {row.promoted} and {row.requirements}, on disk {task}",
         )
         must((row.blamed or {}) == task.blamed, f"task {task.id} counts {row.blamed}, on disk {task}")
         if isinstance(state, Held) and state.reason and not task.is_held:

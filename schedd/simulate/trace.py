@@ -265,6 +265,8 @@ def _recognise(path: Path, columns: Sequence[str]) -> str:
             return name
     if any(_BAG_RUNTIME.fullmatch(column) for column in columns):
         return "bag"
+    if {"config", "epoch", "cum_time_s"} <= set(columns):
+        raise TraceError(f"{path} has learning curves and no tasks", "search them: --workload halving, or asha")
     raise TraceError(
         f"{path} is no trace that is known: its columns are {', '.join(columns) or 'none'}",
         "a trace has a column runtime_s, or runtime_s.MODEL for each device model; or name its --format",

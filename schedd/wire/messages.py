@@ -486,7 +486,10 @@ class Watching(Struct, frozen=True, tag=True, array_like=True):
 
 
 class TaskView(Struct, frozen=True):
-    """A task as clients see it. Times: seconds since the epoch, None where not yet."""
+    """A task as clients see it. Times: seconds since the epoch, None where not yet.
+
+    promoted: what the rule `from_metric` adds to its priority.
+    """
 
     id: TaskId
     key: str | None
@@ -503,6 +506,12 @@ class TaskView(Struct, frozen=True):
     finished_at: float | None
     message: str = ""
     report: dict[str, Any] | None = None
+    promoted: float | None = None
+
+    @property
+    def importance(self) -> float:
+        """Its priority with all that adds to it but its age."""
+        return self.priority + (self.promoted or 0.0)
 
 
 class TaskDetail(Struct, frozen=True):

@@ -30,6 +30,7 @@ TASK_KEYS = [
     "finished_at",
     "message",
     "report",
+    "promoted",
 ]
 
 
@@ -107,6 +108,15 @@ def test_show_says_whom_an_attempt_made_room_for(daemon: FakeDaemon, run: Run) -
     )
     daemon.add(view(4, "running"), detail(attempts=[told]))
     assert "attempt 1  preempted on w1 after 3.0s, exit code 3, made room for task 12\n" in run("show", "4").out
+
+
+def test_priority_and_what_adds_to_it(daemon: FakeDaemon, run: Run) -> None:
+    daemon.add(view(1, priority=2.0, promoted=0.75), detail())
+    daemon.add(view(2, priority=2.0, promoted=-0.5), detail())
+    assert "priority   2 + 0.75 (last report of what it comes after)\n" in run("show", "1").out
+    assert "priority   2 - 0.5 (last report of what it comes after)\n" in run("show", "2").out
+    listed = [line.split() for line in run("tasks").out.splitlines()[1:]]
+    assert ["2.75" in listed[0], "1.5" in listed[1]] == [True, True]
 
 
 def test_show_result_that_is_no_json(daemon: FakeDaemon, run: Run) -> None:

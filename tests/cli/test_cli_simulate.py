@@ -87,6 +87,9 @@ def test_settings(run: Run, files: list[str], tmp_path: Path) -> None:
         (["--generate", "bag"], "a trace and a load cannot be run at once", "give --trace or --generate"),
         (["--generate", "bags"], "not 'bags' (did you mean bag?)", ""),
         (["--add-worker", "fail_share=2"], "Expected `float` <= 1.0 - at `$.fail_share`", ""),
+        (["--levels", "1,3"], "there are no searches in a trace", "--workload halving"),
+        (["--workload", "asha", "--format", "swf"], "no such format of learning curves 'swf'", "one of auto, lcbench"),
+        (["--workload", "asha"], "no learning curves that are known", "lcbench: config, epoch"),
     ],
 )
 def test_what_is_wrong_is_said_with_a_hint(
@@ -169,3 +172,27 @@ def test_filling(run: Run, tmp_path: Path) -> None:
     assert ran.code == Exit.USAGE
     assert "srtf says when tasks start, not where" in ran.err
     assert run("simulate", *files, "--fill", "100", "--csv").code == Exit.USAGE
+def test_searches(run: Run, tmp_path: Path) -> None:
+    rows = ["config,epoch,cum_time_s,val_acc"]
+    rows += [f"{config},{epoch},{100 * epoch},{config}" for config in range(9) for epoch in range(1, 10)]
+    (tmp_path / "c.csv").write_text("\n".join(rows))
+    options = ["--trace", str(tmp_path / "c.csv"), "--add-worker", "count=9,gpus=1,cpus=4", "--from-scratch"]
+    told = json.loads(run("simulate", "--workload", "asha", *options, "--json").out)
+    figures = told["policies"]["fifo"]
+    assert told["lower_bound_s"] is None
+    assert (figures["mean_search_full_s"], figures["gpu_allocation_ratio"]) == (1300, 1)
+    assert figures["per_seed"][0]["search_full_s"] == figures["search_full_s"] == [1300]
+    [row] = csv.DictReader(io.StringIO(run("simulate", "--workload", "asha", *options, "--csv").out))
+    assert (row["policy"], row["mean_search_full_s"], "search_full_s" in row) == ("fifo", "1300.0", False)
+    ran = run("simulate", "--workload", "halving", *options, "--levels", "1,3,9")
+    assert ran.out.splitlines()[1].split()[-2:] == ["1,300.0", "1,300.0"]
+    assert ran.err == "1 search (halving) on 9 workers; no schedule ends before 1,300.0 s\n"
+    ran = run("simulate", *options[:-1])
+    assert ("has learning curves and no tasks" in ran.err, "--workload halving" in ran.err) == (True, True)
+    ran = run("simulate", "--workload", "halving", *options, "--levels", "0,1")
+    assert "c has nothing at level 0" in ran.err
+
+
+def test_one_trace_is_enough(run: Run, files: list[str]) -> None:
+    ran = run("simulate", *files, *files[:2])
+    assert (ran.code, "--trace is given more than once" in ran.err) == (Exit.USAGE, True)

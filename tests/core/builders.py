@@ -223,7 +223,8 @@ def picture(engine: Engine) -> bytes:
     """All that may not change by a stale report: every row, every worker, and when the engine wants to wake."""
     rows = [
         (t.id, t.state.name, msgspec.structs.astuple(t.state), t.attempt, t.devices, t.reserved, t.cancelling,
-         sorted((t.blamed or {}).items()), t.report, t.result, t.attempts, t.priority)
+         sorted((t.blamed or {}).items()), t.report, t.result, t.attempts, t.priority,
+         t.promoted)
         for t in engine.tasks.rows.values()
     ]  # fmt: skip
     workers = [

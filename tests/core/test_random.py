@@ -86,11 +86,13 @@ class Overtaking(FIFOScheduler):
 
 
 def build(name: str) -> TaskScheduler:
-    """The policy of that name; "preempting": `priority` that stops whatever it may; "packing"; "overtaking"."""
+    """The policy of that name; "preempting": `priority` that stops whatever it may; "promoting": by a metric; others."""
     if name == "packing":
         return PriorityScheduler(packing=True)
     if name == "overtaking":
         return Overtaking()
+    if name == "promoting":
+        return PriorityScheduler(from_metric="x", from_metric_mode="min")
     if name == "preempting":
         return PriorityScheduler(preempt=True, preempt_after_s=0, preempt_run_min_s=0, preempt_margin=0.5)
     policy: TaskScheduler = POLICIES[name].from_params(POLICIES[name].Params())
@@ -314,7 +316,8 @@ class Chaos:
         worker = self.one()
         if worker is not None and worker.running:
             held = self.dice.choice(list(worker.running.values()))
-            said = AttemptReport(held.task_id, held.attempt, 1, {"x": float("nan")})
+            value = self.dice.choice([float("nan"), float("inf"), -1e300, 0.5, 2.0])
+            said = AttemptReport(held.task_id, held.attempt, 1, {"x": value})
             self.handle([ev.AttemptsReported(worker.name, [said])])
 
     def disturb(self) -> None:
@@ -429,14 +432,14 @@ def run(policy: str, seed: int, steps: int, *, lies: bool) -> None:
     chaos.replay()
 
 
-@pytest.mark.parametrize("policy", [*POLICIES, "preempting", "packing", "overtaking"])
+@pytest.mark.parametrize("policy", [*POLICIES, "preempting", "packing", "overtaking", "promoting"])
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 32))
 def test_chaos_then_calm(policy: str, seed: int) -> None:
     run(policy, seed, 120, lies=False)
 
 
-@pytest.mark.parametrize("policy", [*POLICIES, "preempting", "packing", "overtaking"])
+@pytest.mark.parametrize("policy", [*POLICIES, "preempting", "packing", "overtaking", "promoting"])
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 32))
 def test_lying_workers(policy: str, seed: int) -> None:

@@ -837,7 +837,7 @@ class Restarting(Chaos):
         """Not here: the turns are of several engines."""
 
 
-@pytest.mark.parametrize("policy", list(POLICIES))
+@pytest.mark.parametrize("policy", [*POLICIES, "promoting"])
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 32))
 def test_killed_at_random_steps(policy: str, seed: int) -> None:
@@ -851,7 +851,7 @@ def test_killed_at_random_steps(policy: str, seed: int) -> None:
     assert chaos.restarts
 
 
-@pytest.mark.parametrize("policy", list(POLICIES))
+@pytest.mark.parametrize("policy", [*POLICIES, "promoting"])
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 32))
 def test_killed_among_lying_workers(policy: str, seed: int) -> None:

@@ -56,6 +56,32 @@ def schedd(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, timeout=60, env=cluster.env())
 
 
+def test_what_a_report_is_worth_outlives_a_kill(cluster: Cluster, gate: Gate) -> None:
+    """The next rung of the best goes first, though the daemon that heard the report is dead."""
+    restarts = Restarts(
+        cluster, f"{CONFIG}\n[policy]\nname = 'priority'\n[policy.priority]\nfrom_metric = 'accuracy'\n"
+    )
+    start_worker(cluster, "w1")
+    client = cluster.client
+    rungs, next_rungs = [], []
+    for accuracy in (0.25, 0.75, 0.5):
+        command = [sys.executable, "-c", f"import schedd; schedd.report(1, accuracy={accuracy})"]
+        rungs.append(client.submit(command, priority=2))
+        next_rungs.append(client.submit(["true"], after=[rungs[-1]]))
+    blocker = client.submit(gate.command, priority=1)
+    client.wait([task.id for task in rungs], timeout=30)
+    cluster.wait_for_state(blocker.id, "running")
+    ids = [task.id for task in next_rungs]
+    assert [cluster.task(task_id).promoted for task_id in ids] == [0.25, 0.75, 0.5]
+    restarts.kill()
+    cluster.wait_for_workers("w1")
+    assert [cluster.task(task_id).promoted for task_id in ids] == [0.25, 0.75, 0.5]
+    gate.open()
+    cluster.client.wait(ids, timeout=30)
+    started = {task_id: cluster.task(task_id).started_at or 0.0 for task_id in ids}
+    assert sorted(ids, key=lambda task_id: started[task_id]) == [ids[1], ids[2], ids[0]]
+
+
 @pytest.mark.parametrize("policy", ["priority", "work_stealing"])
 def test_killed_five_times_under_many_commands(cluster: Cluster, tmp_path: Path, policy: str) -> None:
     """Each ran exactly once, each succeeded."""

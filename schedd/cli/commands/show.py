@@ -56,7 +56,7 @@ def _head(task: TaskView) -> list[tuple[str, str]]:
         ("state", state),
         ("message", task.message),
         ("exit code", "" if task.exit_code is None else str(task.exit_code)),
-        ("priority", f"{task.priority:g}"),
+        ("priority", f"{task.priority:g}{_promotion(task)}"),
         ("worker", task.worker or ""),
         ("attempt", str(task.attempt)),
         ("submitted", clock(task.submitted_at)),
@@ -65,6 +65,14 @@ def _head(task: TaskView) -> list[tuple[str, str]]:
         ("waited" if task.started_at is None else "ran", task_time(task, time.time())),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def _promotion(task: TaskView) -> str:
+    """Say what adds to the priority."""
+    if task.promoted is None:
+        return ""
+    sign = "-" if task.promoted < 0 else "+"
+    return f" {sign} {abs(task.promoted):g} (last report of what it comes after)"
 
 
 def _body(task: TaskView, detail: TaskDetail) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 from msgspec import Struct
 
 from schedd.core.capacity import Need, compile_needs
-from schedd.core.model import Instant, Task, TaskRequirements, WorkerId, WorkerInfo, WorkerStatus
+from schedd.core.model import Instant, Report, Task, TaskRequirements, WorkerId, WorkerInfo, WorkerStatus
 from schedd.core.stats import Learned
 
 if TYPE_CHECKING:
@@ -195,6 +195,8 @@ class TaskScheduler(ABC):
     by_kind: ClassVar[bool] = False
     #: Whether backlogs fill evenly, by their length per slot, whatever `score` says of two busy workers.
     fills_evenly: ClassVar[bool] = True
+    #: Whether `promotion` may say something.
+    promotes: bool = False
     #: Rank gained for each second of waiting, in units of priority.
     ageing_rate: float = 0.0
     #: Seconds between two calls of `refresh`; 0: never.
@@ -210,6 +212,13 @@ class TaskScheduler(ABC):
     def level(self, task: Task) -> float:
         """The importance of a task, higher first; constant while it waits."""
         return task.priority
+
+    def promotion(self, report: Report) -> float | None:
+        """What a task that waits gains for the last report of one that it comes after; finite. None: nothing.
+
+        Asked when that one has succeeded, where `promotes` is set. Of several, the highest counts.
+        """
+        return None
 
     @abstractmethod
     def score(self, task: Task, worker: WorkerInfo) -> float:

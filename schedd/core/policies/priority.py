@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from schedd.core.model import SECOND, Instant, Task, WorkerInfo
+from schedd.core.model import SECOND, Instant, Report, Task, WorkerInfo
 from schedd.core.policies.base import Draft, Preemption, PreemptView, TaskScheduler
 from schedd.core.policies.packing import Packing
 from schedd.core.policies.preemption import Preempting, PreemptRule
 
 #: How often waiting tasks look for somebody to preempt: a second is little to who has waited for `preempt_after_s`.
 PREEMPT_INTERVAL_S = 1.0
+#: A metric moves a task by no more than this, whatever is reported: ranks stay finite, and own priorities still count.
+PROMOTION_MAX = 1e12
 
 
 class PriorityParams(Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,6 +25,8 @@ class PriorityParams(Struct, frozen=True, forbid_unknown_fields=True):
     with the fewest tasks, but the one on which others still fit best. preempt: stop running tasks for waiting ones
     that outrank them by preempt_margin and have waited for preempt_after_s; not before they have run for
     preempt_run_min_s, not more than preempt_times_max times each, with preempt_grace_s at least to end by themselves.
+    from_metric: the name of a metric; a task that comes after another gains what that one last reported of it, times
+    from_metric_weight, and with a minus sign where from_metric_mode is "min". "": no such rule.
     """
 
     ageing_per_hour: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
@@ -33,6 +37,9 @@ class PriorityParams(Struct, frozen=True, forbid_unknown_fields=True):
     preempt_times_max: Annotated[int, Meta(ge=1, le=10)] = 3
     preempt_grace_s: Annotated[float, Meta(ge=0, le=86400)] = 0.0
     packing: bool = False
+    from_metric: Annotated[str, Meta(max_length=128)] = ""
+    from_metric_mode: Literal["max", "min"] = "max"
+    from_metric_weight: Annotated[float, Meta(gt=0, le=1e9)] = 1.0
 
 
 class PriorityScheduler(TaskScheduler):
@@ -56,7 +63,13 @@ class PriorityScheduler(TaskScheduler):
         preempt_times_max: int = 3,
         preempt_grace_s: float = 0.0,
         packing: bool = False,
+        from_metric: str = "",
+        from_metric_mode: Literal["max", "min"] = "max",
+        from_metric_weight: float = 1.0,
     ) -> None:
+        self.promotes = bool(from_metric)
+        self._metric = from_metric
+        self._gain = from_metric_weight if from_metric_mode == "max" else -from_metric_weight
         self._packing = Packing() if packing else None
         self.ageing_rate = ageing_per_hour / 3600
         self.preempt_interval_s = PREEMPT_INTERVAL_S if preempt else 0.0
@@ -64,6 +77,18 @@ class PriorityScheduler(TaskScheduler):
         self._preempting = Preempting(rule, self._rank)
         self._heap: list[tuple[float, int, Task]] = []
         self._number = 0
+
+    def level(self, task: Task) -> float:
+        promoted = task.promoted
+        return task.priority if promoted is None else task.priority + promoted
+
+    def promotion(self, report: Report) -> float | None:
+        """What a task gains: the metric of the rule by its weight. What is not a number (it diverged) is the worst."""
+        value = report.metrics.get(self._metric)
+        if value is None:
+            return None
+        gain = self._gain * value
+        return -PROMOTION_MAX if gain != gain else max(-PROMOTION_MAX, min(PROMOTION_MAX, gain))
 
     def score(self, task: Task, worker: WorkerInfo) -> float:
         return float(worker.task_count) if self._packing is None else self._packing.score(task, worker)
