@@ -40,7 +40,8 @@ ROOMS: dict[str, set[str]] = {
     "core": {"errors"},
     "wire": {"core.model", "errors"},
     "assembly": {"config", "core"},
-    "simulate": {"core", "config", "assembly", "errors"},
+    # A replay is made of facts, and of what is remembered of tasks: rows of a journal, which others read from its file.
+    "simulate": {"core", "config", "assembly", "errors", "journal.records"},
     "journal": {"core", "errors", "config", "log"},
     "server": {"core", "assembly", "wire", "journal", "config", "log", "errors", "address", "keepalive"},
     "worker": {"wire", "core.model", "core.capacity", "config", "log", "errors", "address"},

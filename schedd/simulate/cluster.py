@@ -25,11 +25,11 @@ MIB_PER_GB = 1024.0
 RAM_ENOUGH_GB = 1e6
 GPU_MEMORY_ENOUGH_GB = 1e4
 WORKERS_MAX = 100_000
-HINT = "a row has: count, num_gpus, gpu_model, gpu_memory_gb, cpus, ram_gb"
+HINT = "a row has: count, num_gpus, gpu_model, gpu_memory_gb, cpus, ram_gb, name, joins_s, leaves_s"
 
 
 class ClusterRow(Struct, frozen=True, forbid_unknown_fields=True):
-    """Some equal workers."""
+    """Some equal workers. `joins_s`, `leaves_s`: when, in seconds after the first submit; None: never."""
 
     count: Annotated[int, Meta(ge=1, le=WORKERS_MAX)] = 1
     num_gpus: Annotated[int, Meta(ge=0, le=1024)] = 0
@@ -37,6 +37,9 @@ class ClusterRow(Struct, frozen=True, forbid_unknown_fields=True):
     gpu_memory_gb: Annotated[float, Meta(ge=0, le=1e6)] | None = None
     cpus: Annotated[float, Meta(gt=0, le=1e5)] | None = None
     ram_gb: Annotated[float, Meta(ge=0, le=1e7)] | None = None
+    name: str = ""
+    joins_s: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    leaves_s: Annotated[float, Meta(ge=0, le=1e9)] | None = None
 
     def resources(self) -> WorkerResources:
         """What each of them declares."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from itertools import repeat
@@ -33,6 +34,7 @@ from schedd.core.model import (
     Task,
     TaskEntry,
     TaskId,
+    TaskRules,
     TaskSpec,
     WorkerId,
     WorkerInfo,
@@ -49,6 +51,7 @@ NEVER_NS: Instant = 1 << 61
 SUBMIT_TASKS_MAX = 1000
 #: A run without an end, or a task that nobody can run: the engine may go on for so many turns without anything ending.
 IDLE_TURNS_MAX = 1_000_000
+LOST_MAX = 1_000_000
 
 Progress = Callable[[int, int], None]
 
@@ -112,6 +115,10 @@ class Simulator:
         self._places: dict[WorkerId, int] = {}
         self._gpus = 0.0
         self._specs: dict[bytes, TaskSpec] = {}
+        #: Workers that are still to come, or (None) to go: (when, position, name, row).
+        self._changes: deque[tuple[Instant, int, WorkerId, ClusterRow | None]] = deque()
+        #: How often tasks have failed, by id; only of those that do.
+        self._failed: dict[TaskId, int] = {}
         self._first_ns = int(trace.tasks[0].submit_s * SECOND)
 
     def run(self, on_progress: Progress = no_progress) -> Run:
@@ -140,15 +147,36 @@ class Simulator:
     # -------------------------------------------------------------------------------------------------------- the start
 
     def _join(self) -> None:
-        events: list[ev.Event] = []
+        changes: list[tuple[Instant, int, WorkerId, ClusterRow | None]] = []
+        place = 0
         for row in self._cluster:
-            resources = row.resources()
-            for _ in range(row.count):
-                worker_id = WorkerId(f"w{len(events)}")
-                self._places[worker_id] = len(events)
-                self._models[worker_id] = row.gpu_model
-                events.append(ev.WorkerJoined(worker_id, "1", resources, []))
-        self._handle(events)
+            for number in range(row.count):
+                name = f"{row.name}-{number}" if row.name and row.count > 1 else row.name
+                worker_id = WorkerId(name or f"w{place}")
+                changes.append((self._after(row.joins_s), place, worker_id, row))
+                if row.leaves_s is not None:
+                    changes.append((self._after(row.leaves_s), place, worker_id, None))
+                place += 1
+        self._changes.extend(sorted(changes, key=lambda change: change[:2]))
+        self._handle(self._take_changes())
+
+    def _take_changes(self) -> list[ev.Event]:
+        """Workers that come and go by now."""
+        events: list[ev.Event] = []
+        while self._changes and self._changes[0][0] <= self._now:
+            _, place, worker_id, row = self._changes.popleft()
+            if row is not None:
+                self._places[worker_id], self._models[worker_id] = place, row.gpu_model
+                events.append(ev.WorkerJoined(worker_id, "1", row.resources(), []))
+                continue
+            events.append(ev.WorkerLeft(worker_id))
+            for task_id in self._worker(worker_id).running:
+                if self._running.pop(task_id, None) is not None:
+                    self._lose(task_id)
+        return events
+
+    def _after(self, seconds: float) -> Instant:
+        return BEGINNING_NS + int(seconds * SECOND)
 
     def _must_fit(self) -> None:
         """No task may ask for what no worker has. Raises TraceError."""
@@ -187,6 +215,7 @@ class Simulator:
         ended = self._take_ends()
         before = [(worker, list(worker.task_queue)) for worker in map(self._worker, ended) if worker.task_queue]
         events += [ev.AttemptsFinished(worker_id, finished) for worker_id, finished in ended.items()]
+        events += self._take_changes()
         submit = self._take_submits()
         if submit is not None:
             events.append(submit)
@@ -201,6 +230,8 @@ class Simulator:
         times = [] if self._submitted == len(self._tasks) else [self._at(self._tasks[self._submitted])]
         if self._ends:
             times.append(self._ends[0][0])
+        if self._changes:
+            times.append(self._changes[0][0])
         deadline = self._engine.next_deadline()
         if deadline is not None and deadline < NEVER_NS:
             times.append(deadline)
@@ -233,12 +264,13 @@ class Simulator:
         return ev.SubmitTasks(0, specs, entries) if entries else None
 
     def _spec_of(self, task: TraceTask) -> TaskSpec:
-        key = msgspec.msgpack.encode((task.kind, task.priority, task.requirements))
+        rules = TaskRules(retries=len(task.failures), lost_limit=LOST_MAX) if task.failures or task.fails else RULES
+        key = msgspec.msgpack.encode((task.kind, task.priority, task.requirements, rules))
         spec = self._specs.get(key)
         if spec is None:
             if len(self._specs) >= SUBMIT_TASKS_MAX:
                 self._specs.clear()  # a length of its own for each task: they are not used again
-            spec = TaskSpec(_PAYLOAD, kind=task.kind, priority=task.priority, requirements=task.requirements)
+            spec = TaskSpec(_PAYLOAD, task.kind, "", task.priority, task.requirements, rules)
             self._specs[key] = spec
         return spec
 
@@ -254,10 +286,28 @@ class Simulator:
             del self._running[task_id]
             self._gpus -= self._tasks[task_id - 1].requirements.min_gpus
             started_ns = BEGINNING_NS + int(self._run.start_s[task_id - 1] * SECOND)
-            ended.setdefault(worker_id, []).append(AttemptFinished(task_id, attempt, Cause.OK, started_ns, at))
+            cause, is_last = self._end_of(task_id)
+            ended.setdefault(worker_id, []).append(AttemptFinished(task_id, attempt, cause, started_ns, at))
+            if not is_last:
+                self._run.wasted_s += (at - started_ns) / SECOND
+                continue
             self._run.finish_s[task_id - 1] = (at - BEGINNING_NS) / SECOND
             self._finished += 1
         return ended
+
+    def _end_of(self, task_id: TaskId) -> tuple[Cause, bool]:
+        """How the attempt of a task ends that is through now, and whether there is none after it."""
+        row = self._tasks[task_id - 1]
+        failed = self._failed.get(task_id, 0)
+        if failed < len(row.failures):
+            self._failed[task_id] = failed + 1
+            return Cause.ERROR, False
+        return Cause.ERROR if row.fails else Cause.OK, True
+
+    def _lose(self, task_id: TaskId) -> None:
+        """What an attempt has done so far counts for nothing."""
+        self._run.wasted_s += (self._now - BEGINNING_NS) / SECOND - self._run.start_s[task_id - 1]
+        self._gpus -= self._tasks[task_id - 1].requirements.min_gpus
 
     def _handle(self, events: list[ev.Event]) -> None:
         began = time.perf_counter()
@@ -282,7 +332,9 @@ class Simulator:
             row = self._tasks[task.id - 1]
             self._running[task.id] = task.attempt
             self._number += 1
-            runtime_ns = int(row.runtime_on(self._models[worker.worker_id]) * SECOND)
+            runtime_s = row.runtime_on(self._models[worker.worker_id])
+            failed = self._failed.get(task.id, 0) if row.failures else 0
+            runtime_ns = int(runtime_s * (row.failures[failed] if failed < len(row.failures) else 1.0) * SECOND)
             heappush(self._ends, (self._now + runtime_ns, self._number, worker.worker_id, task.id, task.attempt))
             self._run.start_s[task.id - 1] = (self._now - BEGINNING_NS) / SECOND
             self._run.where[task.id - 1] = self._places[worker.worker_id]
@@ -297,12 +349,12 @@ class Simulator:
             started_ns = 0
             if self._running.get(task_id) == attempt:
                 del self._running[task_id]
-                start_s = self._run.start_s[task_id - 1]
-                started_ns = BEGINNING_NS + int(start_s * SECOND)
-                self._run.wasted_s += (self._now - started_ns) / SECOND
-                self._gpus -= self._tasks[task_id - 1].requirements.min_gpus
+                started_ns = BEGINNING_NS + int(self._run.start_s[task_id - 1] * SECOND)
+                self._lose(task_id)
             end = AttemptFinished(task_id, attempt, Cause(action.cause), started_ns, self._now)
             self._stopped.append((action.worker_id, end))
 
 
 _PAYLOAD = Call(path="trace:task")
+#: No task fails because its workers left.
+RULES = TaskRules(lost_limit=LOST_MAX)

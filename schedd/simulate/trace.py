@@ -35,7 +35,10 @@ Row = Mapping[str, str]
 
 
 class TraceTask(Struct, frozen=True):
-    """One task of a trace. `runtimes`: seconds by device model; empty: `runtime_s` wherever it runs."""
+    """One task of a trace. `runtimes`: seconds by device model; empty: `runtime_s` wherever it runs.
+
+    failures: its first attempts end in errors, after these shares of its runtime. fails: so does its last, at its end.
+    """
 
     submit_s: float
     kind: str
@@ -45,6 +48,8 @@ class TraceTask(Struct, frozen=True):
     priority: float = 0.0
     after: tuple[int, ...] = ()
     deadline_s: float | None = None
+    failures: tuple[float, ...] = ()
+    fails: bool = False
 
     def runtime_on(self, model: str) -> float:
         """Seconds that it takes on a device model. Raises KeyError where it does not run there."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,11 +16,15 @@ from schedd.cli.exits import Exit
 from schedd.cli.options import BadInput, Parsed
 from schedd.cli.output import Column, Output, make_console
 from schedd.cli.session import command
-from schedd.cli.values import nearest
+from schedd.cli.values import nearest, parse_instant
+from schedd.cli.variants import parse_change, variants_of
+from schedd.core.model import SECOND
+from schedd.core.policies import POLICIES
 
 if TYPE_CHECKING:
     from schedd.config import Settings
     from schedd.simulate.cluster import ClusterRow
+    from schedd.simulate.history import History
     from schedd.simulate.run import Progress
 
 EXAMPLES = """
@@ -26,7 +32,12 @@ schedd simulate --trace jobs.csv --cluster cluster.toml --policy fifo,priority,a
 schedd simulate --trace log.swf.gz --cluster cluster.toml --policy fifo --json
 schedd simulate --trace jobs.csv --cluster cluster.toml --policy priority --set policy.priority.ageing_per_hour=2
 schedd simulate --trace jobs.csv --cluster cluster.toml --policy fifo --add-worker gpus=8,model=A100
+schedd simulate --journal --since 7d
+schedd simulate --journal backup.db --policy priority,batch --try policy.batch.batch_size=2,4,8 --objective makespan
 """
+#: What a policy may be best by; see `simulate.compare`, which a help text is not worth importing.
+OBJECTIVES = ("mean_flow_time", "makespan", "p99_flow_time", "mean_bounded_slowdown")
+INSTANT = Parsed("time", lambda text: parse_instant(text, time.time()))
 COLUMNS = (
     Column("policy"),
     Column("makespan s", right=True),
@@ -51,78 +62,162 @@ def _parse_row(text: str) -> ClusterRow:
 
 
 @command("simulate", examples=EXAMPLES)
-@click.option("--trace", required=True, metavar="FILE", help="What was submitted when, and how long it ran.")
+@click.option("--trace", metavar="FILE", help="What was submitted when, and how long it ran.")
+@click.option(
+    "--journal",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="In place of a trace: what a daemon has done. Its journal, in use or not, or a backup.  [default: our own]",
+)
+@click.option("--since", type=INSTANT, metavar="TIME", help="Of a journal, what was submitted since then: 2h, 7d, …")
+@click.option("--until", type=INSTANT, metavar="TIME", help="Of a journal, what was submitted before that.")
 @click.option(
     "--format", "layout", default="auto", metavar="NAME", help="Layout of the trace.  [default: by its columns]"
 )
 @click.option(
-    "--cluster", "cluster_file", metavar="FILE", help="TOML or CSV: rows of count, num_gpus, gpu_model, cpus, …"
+    "--cluster",
+    "cluster_file",
+    metavar="FILE",
+    help="TOML or CSV: rows of count, num_gpus, gpu_model, cpus, …  [default with --journal: its workers]",
 )
 @click.option(
     "--add-worker", multiple=True, type=Parsed("worker", _parse_row), metavar="gpus=N,model=M,…", help="One more."
 )
-@click.option("--policy", "policies", default="fifo", metavar="A,B,…", show_default=True, help="Policies to compare.")
+@click.option("--policy", "policies", metavar="A,B,…", help="Policies to compare.  [default: fifo; with --journal all]")
 @click.option("--config", metavar="CONFIG.TOML", help="Settings of the daemon that is simulated.")
 @click.option(
     "--set", "changes", multiple=True, metavar="KEY=VALUE", help="A setting, for instance policy.batch.batch_size=8."
+)
+@click.option(
+    "--try", "tries", multiple=True, metavar="KEY=A,B,…", help="Run also with each of these values. Repeatable."
+)
+@click.option(
+    "--objective",
+    type=click.Choice(OBJECTIVES),
+    help="Say which policy is best by this.  [default with --journal: mean_flow_time]",
 )
 @click.option("--seeds", type=click.IntRange(1, 10_000), default=1, show_default=True, help="Runs of each policy.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 @click.option("--csv", "as_csv", is_flag=True, help="Write CSV to stdout, a row for each policy and seed.")
 @click.option("--quiet", "-q", is_flag=True, help="No remarks and no progress on stderr.")
 def simulate_command(
-    trace: str,
+    trace: str | None,
+    journal: str | None,
+    since: float | None,
+    until: float | None,
     layout: str,
     cluster_file: str | None,
     add_worker: Sequence[ClusterRow],
-    policies: str,
+    policies: str | None,
     config: str | None,
     changes: Sequence[str],
+    tries: Sequence[str],
+    objective: str | None,
     seeds: int,
     as_json: bool,
     as_csv: bool,
     quiet: bool,
 ) -> Exit:
-    """Run a trace under one policy or several, with the daemon's own engine and a virtual clock.
+    """Run a trace, or a daemon's own history, under one policy or several, with the daemon's own engine and a virtual
+    clock.
 
-    Messages take no time and nothing fails: what is compared is what the policies decide. Times count from the first
-    submit; ": bound" is the makespan over one that no schedule can beat, where that can be computed.
+    Messages take no time: what is compared is what the policies decide. Times count from the first submit; ": bound" is
+    the makespan over one that no schedule can beat, where that can be computed.
     """
+    from schedd.cli.verdict import Verdict
     from schedd.simulate.bound import lower_bound_s
     from schedd.simulate.cluster import read_cluster
+    from schedd.simulate.compare import Values
     from schedd.simulate.metrics import Figures, figures_of, summary
     from schedd.simulate.run import Simulator
     from schedd.simulate.trace import read_trace
 
     out = Output(as_json=as_json, quiet=quiet)
-    names = _policies(policies)
-    settings = {name: _settings(config, changes, name) for name in names}
-    cluster = [*(read_cluster(cluster_file) if cluster_file else []), *add_worker]
-    if not cluster:
-        raise BadInput("there is no cluster to run on", "give --cluster FILE, or --add-worker")
-    rows = read_trace(trace, layout)
+    if (trace is None) is (journal is None):
+        raise BadInput("there is nothing to run", "give --trace FILE, or --journal for what the daemon has done")
+    if journal is None and (since is not None or until is not None):
+        raise BadInput("--since and --until choose from a journal", "give --journal")
+    names = _policies(policies) if policies is not None else (list(POLICIES) if trace is None else ["fifo"])
+    variants = {variant.label: variant for variant in variants_of(names, tries, changes)}
+    settings = {label: _settings(config, each.changes, each.policy) for label, each in variants.items()}
+    objective = objective or (OBJECTIVES[0] if trace is None else None)
+    given = read_cluster(cluster_file) if cluster_file else None
+    history = None
+    if trace is None:
+        history = _history(journal, config, since, until, given, add_worker)
+        rows, cluster = history.trace, history.workers
+        settings = {label: _without_verdicts(each) for label, each in settings.items()}
+    else:
+        cluster = [*(given or []), *add_worker]
+        if not cluster:
+            raise BadInput("there is no cluster to run on", "give --cluster FILE, or --add-worker")
+        rows = read_trace(trace, layout)
     bound = lower_bound_s(rows, cluster)
     found: dict[str, list[Figures]] = {}
+    values: dict[str, Values] = {}
     with _progress(quiet=quiet) as progress:
-        for name in names:
-            runs = (Simulator(rows, cluster, settings[name], seed).run(progress(name)) for seed in range(seeds))
+        for name in variants:
+            runs = [Simulator(rows, cluster, settings[name], seed).run(progress(name)) for seed in range(seeds)]
             found[name] = [figures_of(run) for run in runs]
+            if objective is not None:
+                values[name] = Values(runs, objective)
     summaries = {name: summary(runs) for name, runs in found.items()}
+    verdict = Verdict(variants, values, _in_use(config), history) if objective is not None else None
     if as_json:
-        out.json({"lower_bound_s": bound, "policies": summaries})
+        told = {"lower_bound_s": bound, "policies": summaries}
+        out.json(told | verdict.as_json() if verdict is not None else told)
     elif as_csv:
         _write_csv(out, found)
     else:
-        out.table(COLUMNS, [_cells(name, values, bound) for name, values in summaries.items()])
+        cells = [_cells(name, each, bound) for name, each in summaries.items()]
+        if history is not None and history.recorded is not None:
+            cells.append(_cells("(recorded)", summary([figures_of(history.recorded)]), None))
+        out.table(COLUMNS, cells)
         workers = sum(row.count for row in cluster)
         said = f"{len(rows.tasks):,} tasks ({rows.format}) on {workers:,} workers"
         out.say(said if bound is None else f"{said}; no schedule ends before {bound:,.1f} s")
+        if verdict is not None:
+            verdict.write(out)
     return Exit.OK
 
 
-def _policies(text: str) -> list[str]:
-    from schedd.core.policies import POLICIES
+def _history(
+    journal: str | None,
+    config: str | None,
+    since: float | None,
+    until: float | None,
+    cluster: Sequence[ClusterRow] | None,
+    more: Sequence[ClusterRow],
+) -> History:
+    """Read what a daemon has done. Raises JournalError, TraceError."""
+    from schedd.address import journal_path
+    from schedd.config import load_settings
+    from schedd.journal.replay import read_pages
+    from schedd.simulate.history import Recorder
 
+    path = Path(journal) if journal else journal_path(load_settings(config).journal.path)
+    recorder = Recorder(int((since or 0) * SECOND), None if until is None else int(until * SECOND))
+    for page in read_pages(path):
+        recorder.take(page)
+    return recorder.history(cluster, more)
+
+
+def _without_verdicts(settings: Settings) -> Settings:
+    """In a replay failures follow their tasks: no worker is to blame for them, and nobody releases a kind."""
+    from msgspec import structs
+
+    failures = structs.replace(settings.failures, quarantine=False, hopeless_kind=False)
+    return structs.replace(settings, failures=failures)
+
+
+def _in_use(config: str | None) -> str:
+    from schedd.config import load_settings
+
+    return load_settings(config).policy.name
+
+
+def _policies(text: str) -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
         if name not in POLICIES:
@@ -142,16 +237,14 @@ def _settings(config: str | None, changes: Sequence[str], policy: str) -> Settin
         with open(config, "rb") as file:  # noqa: PTH123
             table = tomllib.load(file)
     for change in changes:
-        key, sign, value = change.partition("=")
-        if not sign or not key.strip():
-            raise BadInput(f"--set {change!r} is not of the form KEY=VALUE", "for instance policy.batch.batch_size=8")
-        *path, last = key.strip().split(".")
+        key, value = parse_change(change, "--set")
+        *path, last = key.split(".")
         into = table
         for name in path:
             into = into.setdefault(name, {})
             if not isinstance(into, dict):
                 raise BadInput(f"--set {change!r}: {name} is no table")
-        into[last] = _value(value.strip())
+        into[last] = _value(value)
     table.setdefault("policy", {})["name"] = policy
     return settings_of(table, "--set" if config is None else config)
 
