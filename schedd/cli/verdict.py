@@ -37,9 +37,9 @@ class Verdict:
         from schedd.simulate.compare import standings
 
         self._objective = next(iter(values.values())).objective
-        self._standings = standings(values)
-        self._best = next(iter(self._standings))
         self._in_use = in_use if in_use in values else None
+        self._standings = standings(values, self._in_use)
+        self._best = next(iter(self._standings))
         self._toml = variants[self._best].toml()
         self._history = history
 
@@ -98,7 +98,10 @@ class Verdict:
         lead, best = self._lead, self._standings[self._best]
         sure = "" if best.wins is None else f"; it is the best in {best.wins:.0%} of the resamples"
         if self._in_use == self._best:
-            return f"{self._best}, which is in use, is the best of these{sure}"
+            ties = sum(each.value <= best.value for each in self._standings.values()) - 1
+            return f"{self._best}, which is in use, is " + (
+                f"as good as any of these; so are {ties} others" if ties else f"the best of these{sure}"
+            )
         if lead is None:
             return f"{self._best} is the best of these{sure}"
         gain = f"{self._best} is the best of these, {lead.behind:.1%} less than {self._in_use}, which is in use"

@@ -26,6 +26,8 @@ WINDOWS_MIN = 5
 WINDOW_TASKS_MIN = 10
 RESAMPLES = 1000
 P99 = 0.99
+#: By so little nothing is better than what is in use.
+TIE = 1e-9
 
 
 class Standing(Struct, frozen=True):
@@ -70,10 +72,10 @@ def _aggregate(values: Sequence[float], objective: str) -> float:
     return quantile(sorted(values), P99) if objective == "p99_flow_time" else fmean(values)
 
 
-def standings(values: Mapping[str, Values]) -> dict[str, Standing]:
-    """Each run beside the best, which comes first; then by value, ties in the given order."""
+def standings(values: Mapping[str, Values], in_use: str | None = None) -> dict[str, Standing]:
+    """Each run beside the best, which comes first; then by value, ties in the given order, but first what is in use."""
     means = {name: each.value for name, each in values.items()}
-    order = sorted(means, key=lambda name: means[name])
+    order = sorted(means, key=lambda name: (means[name] * (1 - TIE * (name == in_use)), name != in_use))
     best = order[0]
     samples = _samples(values)
     wins = dict.fromkeys(order, 0.0)
@@ -81,12 +83,12 @@ def standings(values: Mapping[str, Values]) -> dict[str, Standing]:
         least = min(sample.values())
         winners = [name for name in order if sample[name] <= least]
         for name in winners:
-            wins[name] += 1 / (len(winners) * len(samples))
+            wins[name] += 1 / len(winners)
     found = {}
     for name in order:
         gaps = sorted(_behind(sample[best], sample[name]) for sample in samples)
         low, high = (quantile(gaps, 0.025), quantile(gaps, 0.975)) if gaps else (None, None)
-        sure = wins[name] if samples else None
+        sure = wins[name] / len(samples) if samples else None
         found[name] = Standing(means[name], _behind(means[best], means[name]), low, high, sure)
     return found
 

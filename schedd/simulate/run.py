@@ -117,6 +117,7 @@ class Simulator:
         self._specs: dict[bytes, TaskSpec] = {}
         #: Workers that are still to come, or (None) to go: (when, position, name, row).
         self._changes: deque[tuple[Instant, int, WorkerId, ClusterRow | None]] = deque()
+        self._here: set[WorkerId] = set()
         #: How often tasks have failed, by id; only of those that do.
         self._failed: dict[TaskId, int] = {}
         self._first_ns = int(trace.tasks[0].submit_s * SECOND)
@@ -149,10 +150,13 @@ class Simulator:
     def _join(self) -> None:
         changes: list[tuple[Instant, int, WorkerId, ClusterRow | None]] = []
         place = 0
+        named = {row.name for row in self._cluster}
         for row in self._cluster:
             for number in range(row.count):
-                name = f"{row.name}-{number}" if row.name and row.count > 1 else row.name
-                worker_id = WorkerId(name or f"w{place}")
+                name = f"{row.name}-{number}" if row.name and row.count > 1 else row.name or f"w{place}"
+                while not row.name and name in named:
+                    name += "+"
+                worker_id = WorkerId(name)
                 changes.append((self._after(row.joins_s), place, worker_id, row))
                 if row.leaves_s is not None:
                     changes.append((self._after(row.leaves_s), place, worker_id, None))
@@ -166,9 +170,13 @@ class Simulator:
         while self._changes and self._changes[0][0] <= self._now:
             _, place, worker_id, row = self._changes.popleft()
             if row is not None:
+                if worker_id in self._here:
+                    raise TraceError(f"two workers are called {worker_id!r} at a time", "give each a name of its own")
+                self._here.add(worker_id)
                 self._places[worker_id], self._models[worker_id] = place, row.gpu_model
                 events.append(ev.WorkerJoined(worker_id, "1", row.resources(), []))
                 continue
+            self._here.discard(worker_id)
             events.append(ev.WorkerLeft(worker_id))
             for task_id in self._worker(worker_id).running:
                 if self._running.pop(task_id, None) is not None:

@@ -134,8 +134,10 @@ def simulate_command(
     from schedd.simulate.trace import read_trace
 
     out = Output(as_json=as_json, quiet=quiet)
-    if (trace is None) is (journal is None):
+    if trace is None and journal is None:
         raise BadInput("there is nothing to run", "give --trace FILE, or --journal for what the daemon has done")
+    if trace is not None and journal is not None:
+        raise BadInput("a trace and a journal cannot be run at once", "give one of them")
     if journal is None and (since is not None or until is not None):
         raise BadInput("--since and --until choose from a journal", "give --journal")
     names = _policies(policies) if policies is not None else (list(POLICIES) if trace is None else ["fifo"])
