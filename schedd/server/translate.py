@@ -296,6 +296,14 @@ def _quarantine_view(q: Quarantine | None) -> m.QuarantineView | None:
     return m.QuarantineView(q.reason, q.since_ns / SECOND, q.probe_at_ns / SECOND, q.repeats)
 
 
+def shadow_view(engine: Engine) -> m.ShadowView | None:
+    """What the shadow would have done; None: there is none."""
+    told = engine.shadow
+    if told is None:
+        return None
+    return m.ShadowView(told.policy, told.decisions, told.agreed, told.valued, told.gain_s, told.passed_over)
+
+
 def state_counts(engine: Engine) -> dict[str, int]:
     """Tasks by the name of their state."""
     return {kind.__name__.lower(): engine.tasks.counts[kind] for kind in TRANSITIONS}

@@ -57,6 +57,9 @@ class AdaptiveScheduler(TaskScheduler):
         waiting = (len(worker.task_queue) - worker.outgoing + worker.incoming) / worker.slots
         return expected * (1.0 + waiting)
 
+    def expected_s(self, task: Task, worker: WorkerInfo) -> float | None:
+        return self.score(task, worker) if (task.kind, worker.worker_id) in self._expected else None
+
     def stats(self, kind: str, worker_id: WorkerId) -> PerformanceStats | None:
         """What was seen of a kind on a worker."""
         return self._pairs.get((kind, worker_id))
