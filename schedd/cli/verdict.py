@@ -107,8 +107,10 @@ class Verdict:
         gain = f"{self._best} is the best of these, {lead.behind:.1%} less than {self._in_use}, which is in use"
         if lead.low is None or lead.high is None:
             return f"{gain}; too few tasks, or seeds, to say how sure that is"
-        doubt = "" if self._is_sure else ": that may be chance"
-        return f"{gain} ({lead.low:.1%} to {lead.high:.1%} with 95 % confidence{doubt}){sure}"
+        gain = f"{gain} ({lead.low:.1%} to {lead.high:.1%} with 95 % confidence){sure}"
+        return (
+            gain if self._is_sure else f"{gain}\nthat may be chance: nothing here is surely better than {self._in_use}"
+        )
 
     def _write_remarks(self, out: Output, history: History) -> None:
         left_out = history.left_out

@@ -284,12 +284,14 @@ def write_limits(limits: Sequence[CauseLimit]) -> str:
 def shadow_pairs(shadow: ShadowView) -> list[tuple[str, str]]:
     """What a second policy would have done, a line for each figure."""
     share = f" ({shadow.agreed / shadow.decisions:.1%})" if shadow.decisions else ""
-    each = f", {shadow.gain_s / shadow.valued:+,.2f} s each" if shadow.valued else ""
+    count = max(1, shadow.valued)
     return [
         ("shadow", shadow.policy),
         ("decisions", f"{shadow.decisions:,}, of {shadow.passed_over:,} more it was not asked"),
         ("same worker", f"{shadow.agreed:,}{share}"),
-        ("estimated gain", f"{shadow.gain_s:+,.1f} s over {shadow.valued:,} decisions{each}"),
+        ("valued", f"{shadow.valued:,}"),
+        ("gain, it believes", f"{shadow.gain_s:+,.1f} s, {shadow.gain_s / count:+,.2f} s each"),
+        ("gain, as observed", f"{shadow.gain_observed_s:+,.1f} s, {shadow.gain_observed_s / count:+,.2f} s each"),
     ]
 
 

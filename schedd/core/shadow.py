@@ -1,9 +1,10 @@
 """A second policy beside the one that decides: it sees what that one sees, and says what it would have done.
 
 Of each placement it is asked which of the workers that were possible then it would have taken, and how long it believes
-the task to take there and where it really went. Where it has no beliefs of its own, runtimes by kind and device model
-as they were observed stand in for them. It has no part in anything else: it takes no timer and no dice of the engine,
-and what it reads leaves no trace.
+the task to take there and where it really went. Who chooses by what it believes to be least believes too well of its
+choice, so both are also valued by the mean runtime of the kind on the device model, which stands in for the beliefs of
+a policy that has none. It has no part in anything else: it takes no timer and no dice of the engine, and what it reads
+leaves no trace.
 
 It looks at a bounded number of workers for a decision (some 80 us where there are as many), and at a bounded number of
 decisions a second: on the whole 2 % of the time of the daemon at most.
@@ -37,7 +38,8 @@ class Comparison(Struct):
     """What came of it so far.
 
     decisions: those that were judged. agreed: it would have taken the same worker. valued: both choices had a time that
-    was to be expected. gain_s: by how much less its own would have taken, of these. passed_over: not judged.
+    was to be expected. gain_s: by how much less its own would have taken, of these, as it believes; gain_observed_s: as
+    the kind has taken on these device models. passed_over: not judged.
     """
 
     policy: str
@@ -45,6 +47,7 @@ class Comparison(Struct):
     agreed: int = 0
     valued: int = 0
     gain_s: float = 0.0
+    gain_observed_s: float = 0.0
     passed_over: int = 0
 
 
@@ -54,6 +57,7 @@ class Shadow:
     def __init__(self, policy: TaskScheduler) -> None:
         self.policy = policy
         self.comparison = Comparison(policy.name)
+        self._believes = type(policy).expected_s is not TaskScheduler.expected_s
         self._pairs: OrderedDict[tuple[str, str], PerformanceStats] = OrderedDict()
         self._refresh_ns = int(policy.refresh_interval_s * SECOND)
         self._refresh_at_ns: Instant = 0
@@ -77,11 +81,18 @@ class Shadow:
         told = self.comparison
         told.decisions += 1
         told.agreed += chosen is worker
-        real_s = self._expected_s(task, worker)
-        own_s = real_s if chosen is worker else self._expected_s(task, chosen)
-        if real_s is not None and own_s is not None:
-            told.valued += 1
-            told.gain_s += real_s - own_s
+        real, other = self._observed_s(task, worker), self._observed_s(task, chosen)
+        if real is None or other is None:
+            return
+        believed, other_believed = real, other
+        if self._believes:
+            of_real, of_other = self.policy.expected_s(task, worker), self.policy.expected_s(task, chosen)
+            if of_real is None or of_other is None:
+                return
+            believed, other_believed = of_real, of_other
+        told.valued += 1
+        told.gain_s += believed - other_believed
+        told.gain_observed_s += real - other
 
     def learn(self, outcome: Outcome, now: Instant) -> None:
         """Learn from an attempt, as the policy that decides does."""
@@ -138,11 +149,8 @@ class Shadow:
             if other is not None and other is not worker:
                 yield other
 
-    def _expected_s(self, task: Task, worker: WorkerInfo) -> float | None:
-        """Seconds until the task would have ended there; None: nobody knows."""
-        expected = self.policy.expected_s(task, worker)
-        if expected is not None:
-            return expected
+    def _observed_s(self, task: Task, worker: WorkerInfo) -> float | None:
+        """Seconds until the task would have ended there, as its kind has run on such devices; None: it has not."""
         stats = self._pairs.get((task.kind, _model_of(worker)))
         if stats is None:
             return None

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from msgspec import structs
+
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.capacity import MB_PER_GB, WHOLE
@@ -301,7 +303,7 @@ def shadow_view(engine: Engine) -> m.ShadowView | None:
     told = engine.shadow
     if told is None:
         return None
-    return m.ShadowView(told.policy, told.decisions, told.agreed, told.valued, told.gain_s, told.passed_over)
+    return m.ShadowView(**structs.asdict(told))
 
 
 def state_counts(engine: Engine) -> dict[str, int]:

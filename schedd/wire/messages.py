@@ -604,7 +604,8 @@ class ShadowView(Struct, frozen=True):
     """What a second policy would have done with the decisions of the first, since the start of the daemon.
 
     decisions: those that it was asked about, of `passed_over` it was not. agreed: it would have taken the same worker.
-    valued: it had an idea how long both choices take. gain_s: by how much less its own would have taken, of these.
+    valued: it had an idea how long both choices take. gain_s: by how much less its own would have taken, of these, as
+    it believes; gain_observed_s: by the mean runtimes of the kinds on the device models.
     """
 
     policy: str
@@ -612,6 +613,7 @@ class ShadowView(Struct, frozen=True):
     agreed: int
     valued: int
     gain_s: float
+    gain_observed_s: float
     passed_over: int
 
 

@@ -255,7 +255,7 @@ def test_stats(daemon: FakeDaemon, run: Run) -> None:
     assert "shadow" not in run("stats").out
 
 
-SHADOW = wire.ShadowView("adaptive", 200, 150, 100, 1234.5, 7)
+SHADOW = wire.ShadowView("adaptive", 200, 150, 100, 1234.5, 500.0, 7)
 
 
 def with_shadow(request: wire.GetStats) -> list[object]:
@@ -271,12 +271,14 @@ def test_shadow_is_shown_beside_the_policy_in_use(daemon: FakeDaemon, run: Run) 
     assert [line.split(maxsplit=1) for line in lines[8:]] == [
         ["shadow", "adaptive"],
         ["decisions", "200, of 7 more it was not asked"],
-        ["same", "worker     150 (75.0%)"],
-        ["estimated", "gain  +1,234.5 s over 100 decisions, +12.35 s each"],
+        ["same", "worker        150 (75.0%)"],
+        ["valued", "100"],
+        ["gain,", "it believes  +1,234.5 s, +12.35 s each"],
+        ["gain,", "as observed  +500.0 s, +5.00 s each"],
     ]
     rows = {row["name"]: row for row in run("policies", "--json").json()}
     assert (rows["priority"]["use"], rows["adaptive"]["use"], rows["fifo"]["use"]) == ("in use", "shadow", "")
-    figures = {"policy": "adaptive", "decisions": 200, "agreed": 150, "valued": 100, "gain_s": 1234.5, "passed_over": 7}
+    figures = msgspec.to_builtins(SHADOW)
     assert rows["adaptive"]["shadow"] == figures
     assert run("stats", "--json").json()["shadow"] == figures
     assert "adaptive: decisions 200, of 7 more" in run("stats").out

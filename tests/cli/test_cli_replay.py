@@ -174,3 +174,23 @@ def test_what_is_wrong_is_said_with_a_hint(
 
 def test_json_is_json(run: Run, journal: str) -> None:
     assert json.loads(run("simulate", "--journal", journal, "--policy", "fifo", "--quiet", "--json").out)
+
+
+def test_few_tasks_do_not_say_how_sure(run: Run, journal: str, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[policy]\nname = 'fifo'\n")
+    options = [
+        "--config",
+        str(tmp_path / "config.toml"),
+        "--policy",
+        "fifo,priority",
+        "--until",
+        "2026-11-23 00:20+00:00",
+    ]
+    ran = run("simulate", "--journal", journal, *options)
+    said = (
+        "priority is the best of these, 20.0% less than fifo, which is in use; too few tasks, or seeds, to say how sure"
+    )
+    assert said in ran.out
+    assert "to try it, in config.toml:" in ran.out
+    best = run("simulate", "--journal", journal, *options, "--json").json()["best"]
+    assert (best["gain"], best["gain_ci95"], best["sure"]) == (pytest.approx(0.2), None, False)

@@ -13,7 +13,7 @@ from schedd.config import Settings, parse_settings
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.engine import Engine
-from schedd.core.model import Task, TaskRequirements, WorkerInfo
+from schedd.core.model import SECOND, Task, TaskRequirements, WorkerInfo
 from schedd.core.policies import POLICIES
 from schedd.core.policies.base import TaskScheduler
 from schedd.core.policies.priority import PriorityScheduler
@@ -33,8 +33,7 @@ class Fastest(TaskScheduler):
     Params = POLICIES["fifo"].Params
     summary = "for tests"
 
-    def __init__(self, knows: bool = True) -> None:
-        self.knows = knows
+    def __init__(self) -> None:
         self.asked = 0
 
     def score(self, task: Task, worker: WorkerInfo) -> float:
@@ -42,7 +41,7 @@ class Fastest(TaskScheduler):
         return float(worker.worker_id.lstrip("w"))
 
     def expected_s(self, task: Task, worker: WorkerInfo) -> float | None:
-        return float(worker.worker_id.lstrip("w")) if self.knows else None
+        return float(worker.worker_id.lstrip("w"))
 
 
 def world_with(shadow: TaskScheduler, policy: TaskScheduler | None = None) -> World:
@@ -57,31 +56,42 @@ def comparison(world: World) -> Comparison:
     return told
 
 
-def test_choice_is_compared_and_valued_by_its_own_beliefs() -> None:
+def run_each_once(world: World, seconds: dict[str, float]) -> None:
+    """Let tasks of kind "k" show how long they take on each worker."""
+    ids = world.submit(len(seconds), kind="k")
+    world.start(*ids)
+    begin = world.now
+    for task_id in sorted(ids, key=lambda i: seconds[str(world.task(i).worker_id)]):
+        world.now = begin + round(seconds[str(world.task(task_id).worker_id)] * SECOND)
+        world.finish(task_id)
+
+
+def test_choice_is_valued_by_its_beliefs_and_by_what_was_observed() -> None:
     world = world_with(Fastest())
-    world.join("w9", cpus=1)
-    world.join("w2", cpus=1)
-    [first] = world.submit()
+    world.join("w9", cpus=1, num_gpus=1, gpu_model="slow")
+    world.join("w2", cpus=1, num_gpus=1, gpu_model="fast")
+    run_each_once(world, {"w9": 5.0, "w2": 4.0})
+    assert comparison(world) == Comparison("fastest", decisions=2, agreed=1)
+    [first] = world.submit(kind="k")
     assert world.task(first).worker_id == "w9"  # the first that is idle
-    assert comparison(world) == Comparison("fastest", decisions=1, agreed=0, valued=1, gain_s=7)
-    world.submit()  # there is only one left
-    assert comparison(world) == Comparison("fastest", decisions=2, agreed=1, valued=2, gain_s=7)
+    told = comparison(world)
+    assert (told.decisions, told.agreed, told.valued) == (3, 1, 1)
+    assert (told.gain_s, told.gain_observed_s) == pytest.approx((7, 1))
+    world.submit(kind="k")  # there is only one left
+    told = comparison(world)
+    assert (told.decisions, told.agreed, told.valued) == (4, 2, 2)
+    assert (told.gain_s, told.gain_observed_s) == pytest.approx((7, 1))
 
 
 def test_policy_without_beliefs_is_valued_by_what_was_observed() -> None:
-    world = world_with(Fastest(knows=False))
-    world.join("w9", cpus=1, num_gpus=1, gpu_model="slow")
-    world.join("w2", cpus=1, num_gpus=1, gpu_model="fast")
-    slow, fast = world.submit(2, kind="k")
-    world.start(slow, fast)
-    world.wait(3)
-    world.finish(fast)
-    world.wait(9)
-    world.finish(slow)
-    assert comparison(world).valued == 0
-    world.submit(kind="k")
-    assert (comparison(world).decisions, comparison(world).valued) == (3, 1)
-    assert comparison(world).gain_s == pytest.approx(9)
+    world = world_with(POLICIES["load_balancing"]())
+    world.join("w9", cpus=2, num_gpus=1, gpu_model="slow")
+    world.join("w2", cpus=2, num_gpus=2, gpu_model="fast")
+    run_each_once(world, {"w9": 12.0, "w2": 3.0})
+    world.submit(3, kind="k")  # w9, w2, w9: by priority the fewest tasks, by load those with more GPUs
+    told = comparison(world)
+    assert (told.decisions, told.agreed, told.valued) == (5, 4, 3)
+    assert (told.gain_s, told.gain_observed_s) == pytest.approx((9, 9))
 
 
 def test_nothing_is_known_of_a_new_kind() -> None:

@@ -166,6 +166,34 @@ def test_worker_is_what_it_declared() -> None:
     assert list(Simulator(history.trace, history.workers, FIFO).run().finish_s) == [1]
 
 
+def test_worker_whose_coming_is_forgotten_is_known_from_the_last_page() -> None:
+    daemon = Recorded()
+    daemon.joins(0, "w1", cpus=3)
+    [task] = daemon.submits(5)
+    daemon.runs(task, 5, 6)
+    coming = daemon.pages.pop(0)
+    with pytest.raises(TraceError, match="none of the workers"):
+        daemon.recorder().history()
+    daemon.pages.append(coming)  # as `read_pages` has it: the workers that the daemon knows now
+    history = daemon.recorder().history()
+    assert [(worker.name, worker.joins_s, worker.resources().cpus) for worker in history.workers] == [("w1", 0, 3)]
+    assert daemon.recorder().history([ClusterRow(cpus=2)]).workers == [ClusterRow(cpus=2)]
+
+
+def test_last_page_says_nothing_new_of_a_worker_that_came_again() -> None:
+    daemon = Recorded()
+    daemon.joins(0, "w1")
+    [first] = daemon.submits(0)
+    daemon.runs(first, 0, 1)
+    daemon.leaves(2, "w1")
+    daemon.joins(4, "w1")
+    [second] = daemon.submits(4)
+    daemon.runs(second, 4, 5)
+    daemon.pages.append(next(page for page in daemon.pages[1:] if page.at_ns == (BEGIN + 4) * SECOND))
+    workers = daemon.recorder().history().workers
+    assert [(worker.joins_s, worker.leaves_s) for worker in workers] == [(0, 2), (4, None)]
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_replay_of_a_run_is_that_run(policy: str) -> None:
     """Whatever the policy has learned, stolen or sent ahead, and whoever came and went: the same again."""
