@@ -65,6 +65,9 @@ class RecordedWorker(ClusterRow, frozen=True, kw_only=True):
 
     declared: WorkerResources
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.joins_s))  # labels and amounts have no hash
+
     def resources(self) -> WorkerResources:
         return self.declared
 
@@ -203,7 +206,8 @@ class Recorder:
             last = ran[-1]
             failed = [attempt for attempt in ran[:-1] if attempt.cause in OWN_FAILURES]
             succeeded = last.cause not in OWN_FAILURES
-            self._wasted_s += sum(_seconds(a) for a in record.attempts if a.started_at_ns and a is not last)
+            counts = last if succeeded else None
+            self._wasted_s += sum(_seconds(a) for a in record.attempts if a.started_at_ns and a is not counts)
             self._ended.append(_Ended(record.id, row, record.kind, record.priority, succeeded, last, failed))
 
     def _model_of(self, worker_id: WorkerId, at_ns: Instant) -> str:

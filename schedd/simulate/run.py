@@ -296,8 +296,9 @@ class Simulator:
             started_ns = BEGINNING_NS + int(self._run.start_s[task_id - 1] * SECOND)
             cause, is_last = self._end_of(task_id)
             ended.setdefault(worker_id, []).append(AttemptFinished(task_id, attempt, cause, started_ns, at))
-            if not is_last:
+            if cause is not Cause.OK:
                 self._run.wasted_s += (at - started_ns) / SECOND
+            if not is_last:
                 continue
             self._run.finish_s[task_id - 1] = (at - BEGINNING_NS) / SECOND
             self._finished += 1
