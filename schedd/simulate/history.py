@@ -137,6 +137,8 @@ class Recorder:
         self._spans: dict[WorkerId, list[_Span]] = {}
         #: Of all attempts that succeeded, whenever: kind, worker, end, seconds.
         self._runtimes: list[tuple[str, WorkerId, Instant, float]] = []
+        #: When tasks have ended that are not in the trace, for those that come after them.
+        self._other_ends: dict[TaskId, Instant] = {}
         self._left_out = LeftOut()
         self._steals = 0
         #: Time of attempts that did not count.
@@ -197,6 +199,8 @@ class Recorder:
                 seen = (record.kind, attempt.worker_id, attempt.finished_at_ns, _seconds(attempt))
                 self._runtimes.append(seen)
         row = self._open.pop(record.id, None)
+        if row is None or not ran:
+            self._other_ends[record.id] = record.at_ns
         if row is None:
             if self._since_ns <= record.submitted_ns < self._until_ns:
                 self._left_out.before_history += 1
@@ -231,7 +235,7 @@ class Recorder:
                 "it needs tasks that have ended; see `schedd history`, and --since and --until",
             )
         rows = sorted(self._ended, key=lambda row: row.id)
-        ready = _ready(rows)
+        ready = self._ready(rows)
         order = sorted(range(len(rows)), key=lambda i: (ready[i], i))
         first_ns = ready[order[0]]
         recorded = self._workers(first_ns, max(row.last.finished_at_ns for row in rows))
@@ -251,6 +255,16 @@ class Recorder:
         was = self._as_it_was(trace, recorded, [rows[i].last for i in order], first_ns) if recorded else None
         new = [model for model in models if model not in speeds.models]
         return History(trace, workers, was, self._left_out, new)
+
+    def _ready(self, rows: Sequence[_Ended]) -> list[Instant]:
+        """When each task arrives, in the order of the ids: not before what it comes after, or, where that is not in the
+        trace, after its end.
+        """
+        ready: dict[TaskId, Instant] = {}
+        for row in rows:
+            needed = (ready.get(other) or self._other_ends.get(other, 0) for other in _after(row))
+            ready[row.id] = max(row.open.ready_ns, *needed, 0)
+        return list(ready.values())
 
     def _workers(self, first_ns: Instant, end_ns: Instant) -> list[ClusterRow]:
         """Who was there between the first arrival and the last end."""
@@ -296,14 +310,6 @@ def model_of(resources: WorkerResources) -> str:
 
 def _seconds(attempt: AttemptRecord) -> float:
     return max(0, attempt.finished_at_ns - attempt.started_at_ns) / SECOND
-
-
-def _ready(rows: Sequence[_Ended]) -> list[Instant]:
-    """When each task arrives, in the order of the ids: not before what it comes after."""
-    ready: dict[TaskId, Instant] = {}
-    for row in rows:
-        ready[row.id] = max([row.open.ready_ns, *(ready[other] for other in _after(row) if other in ready)])
-    return list(ready.values())
 
 
 def _after(row: _Ended) -> list[TaskId]:

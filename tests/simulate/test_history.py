@@ -137,6 +137,19 @@ def test_only_what_was_submitted_in_a_time() -> None:
         daemon.recorder(since_ns=(BEGIN + 9) * SECOND).history()
 
 
+def test_task_arrives_when_what_it_needs_from_before_that_time_has_ended() -> None:
+    daemon = Recorded()
+    daemon.joins(0, "w1")
+    [before] = daemon.submits(0)
+    [other] = daemon.submits(2)
+    [after] = daemon.submits(2, after=[before.id])
+    daemon.runs(before, 0, 7)
+    daemon.runs(other, 7, 8)
+    daemon.runs(after, 8, 9)
+    tasks = daemon.recorder(since_ns=(BEGIN + 1) * SECOND).history().trace.tasks
+    assert [(task.submit_s, task.after) for task in tasks] == [(0, ()), (5, ())]
+
+
 def test_other_devices_are_as_fast_as_the_kind_has_shown() -> None:
     daemon = Recorded()
     daemon.joins(0, "slow", "T4")

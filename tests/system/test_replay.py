@@ -110,7 +110,7 @@ def starts(run: Run) -> dict[int, list[int]]:
     return by_worker
 
 
-@pytest.mark.parametrize("policy", ["fifo", "priority", "load_balancing", "batch"])
+@pytest.mark.parametrize("policy", ["priority", "load_balancing", "batch"])
 def test_replay_decides_as_the_daemon_did(cluster: Cluster, tmp_path: Path, policy: str) -> None:
     config = CONFIG.format(policy=policy)
     cluster.start_daemon(config)
