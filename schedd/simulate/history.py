@@ -24,6 +24,7 @@ from msgspec import Struct
 
 from schedd.core import effects as fx
 from schedd.core.model import (
+    NO_REQUIREMENTS,
     SECOND,
     AttemptRecord,
     Cause,
@@ -135,7 +136,7 @@ class Recorder:
         self._ended: list[_Ended] = []
         #: In the order of their coming, by name.
         self._spans: dict[WorkerId, list[_Span]] = {}
-        #: Of all attempts that succeeded, whenever: kind, worker, end, seconds.
+        #: Of all attempts that succeeded, whenever: group, worker, end, seconds, or parts of what was estimated.
         self._runtimes: list[tuple[str, WorkerId, Instant, float]] = []
         #: When tasks have ended that are not in the trace, for those that come after them.
         self._other_ends: dict[TaskId, Instant] = {}
@@ -194,11 +195,12 @@ class Recorder:
 
     def _take_finished(self, record: FinishedTask) -> None:
         ran = [a for a in record.attempts if a.started_at_ns and a.cause in COUNTS_AS_RUN and not a.excused]
+        row = self._open.pop(record.id, None)
+        group, unit_s = _group(record.kind, row.requirements if row is not None else NO_REQUIREMENTS)
         for attempt in ran:
             if attempt.cause is Cause.OK:
-                seen = (record.kind, attempt.worker_id, attempt.finished_at_ns, _seconds(attempt))
+                seen = (group, attempt.worker_id, attempt.finished_at_ns, _seconds(attempt) / unit_s)
                 self._runtimes.append(seen)
-        row = self._open.pop(record.id, None)
         if row is None or not ran:
             self._other_ends[record.id] = record.at_ns
         if row is None:
@@ -242,11 +244,9 @@ class Recorder:
         workers = [*(recorded if cluster is None else cluster), *more]
         if not workers:
             raise TraceError("the journal knows none of the workers of that time", "give --cluster FILE")
-        seen = [(kind, self._model_of(worker, at_ns), seconds) for kind, worker, at_ns, seconds in self._runtimes]
+        seen = [(group, self._model_of(worker, at_ns), size) for group, worker, at_ns, size in self._runtimes]
         ran_on = [self._model_of(row.last.worker_id, row.last.finished_at_ns) for row in rows]
-        speeds = Speeds(
-            seen or [(row.kind, model, _seconds(row.last)) for row, model in zip(rows, ran_on, strict=True)]
-        )
+        speeds = Speeds(seen or [(row.kind, on, _seconds(row.last)) for row, on in zip(rows, ran_on, strict=True)])
         models = list(dict.fromkeys(worker.gpu_model for worker in workers))
         places = {rows[i].id: place for place, i in enumerate(order)}
         tasks = [_task(rows[i], ready[i] - first_ns, ran_on[i], models, speeds, places) for i in order]
@@ -308,6 +308,15 @@ def model_of(resources: WorkerResources) -> str:
     return "+".join(sorted({device.model for device in resources.devices()}))
 
 
+def _group(kind: str, requirements: TaskRequirements) -> tuple[str, float]:
+    """Which runtimes tell of each other, and what they are measured by: where a length was estimated, by that.
+
+    What long and short tasks of a kind take on two models says little of the models as long as lengths are not known.
+    """
+    estimated = requirements.estimated_time
+    return (f"{kind} by its estimate", estimated) if estimated else (kind, 1.0)
+
+
 def _seconds(attempt: AttemptRecord) -> float:
     return max(0, attempt.finished_at_ns - attempt.started_at_ns) / SECOND
 
@@ -321,7 +330,8 @@ def _task(
     row: _Ended, arrives_ns: int, ran_on: str, models: Iterable[str], speeds: Speeds, places: Mapping[TaskId, int]
 ) -> TraceTask:
     seconds = _seconds(row.last)
-    runtimes = {model: seconds * speeds.factor(row.kind, ran_on, model) for model in models}
+    group, _ = _group(row.kind, row.open.requirements)
+    runtimes = {model: seconds * speeds.factor(group, ran_on, model) for model in models}
     same = seconds if len(runtimes) > 1 else next(iter(runtimes.values()))
     shares = tuple(_seconds(attempt) / seconds if seconds else 0.0 for attempt in row.failed)
     return TraceTask(

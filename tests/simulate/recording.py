@@ -25,6 +25,7 @@ from schedd.core.model import (
     WorkerResources,
 )
 from schedd.core.policies import POLICIES
+from schedd.core.tables import EngineSettings
 from schedd.journal.records import AnyFact, FinishedTask, finished_records
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.history import Recorder
@@ -53,10 +54,15 @@ def worker_of(task: Task) -> WorkerId:
 
 
 class Recorded:
-    """An engine under fifo, and one short word for each thing that can happen; times in seconds after `BEGIN`."""
+    """An engine under fifo, and one short word for each thing that can happen; times in seconds after `BEGIN`.
+
+    No worker is ever silent.
+    """
 
     def __init__(self) -> None:
-        self.engine = Engine(POLICIES["fifo"]())
+        never = 1 << 61
+        settings = EngineSettings(heartbeat_ns=never, lease_ns=never, lost_after_ns=never)
+        self.engine = Engine(POLICIES["fifo"](), settings)
         self.pages: list[Page] = []
 
     def turn(self, at: float, *events: ev.Event) -> None:
@@ -86,6 +92,10 @@ class Recorded:
     def runs(self, task: Task, start: float, end: float, cause: Cause = Cause.OK) -> None:
         """Let it start and end."""
         self.starts(task, start)
+        self.ends(task, start, end, cause)
+
+    def ends(self, task: Task, start: float, end: float, cause: Cause = Cause.OK) -> None:
+        """Let the attempt end that has started at that time."""
         began, ended = (int((BEGIN + at) * SECOND) for at in (start, end))
         finished = AttemptFinished(task.id, task.attempt, cause, began, ended)
         self.turn(end, ev.AttemptsFinished(worker_of(task), [finished]))

@@ -167,6 +167,22 @@ def test_other_devices_are_as_fast_as_the_kind_has_shown() -> None:
     assert history.new_models == ["H100"]
 
 
+def test_sizes_that_were_estimated_do_not_blur_what_devices_show() -> None:
+    """Long tasks happened to run on one device, short ones on the other; they were said to be long and short."""
+    daemon = Recorded()
+    daemon.joins(0, "slow", "T4")
+    daemon.joins(0, "fast", "A100")
+    for at in range(0, 400, 40):
+        [long] = daemon.submits(at, requirements=TaskRequirements(min_gpus=1, estimated_time=10.0))
+        [short] = daemon.submits(at, requirements=TaskRequirements(min_gpus=1, estimated_time=1.0))
+        daemon.starts(long, at)
+        daemon.runs(short, at, at + 0.5)
+        daemon.ends(long, at, at + 20)
+    long_task, short_task = daemon.recorder().history().trace.tasks[:2]
+    assert long_task.runtimes == pytest.approx({"T4": 20, "A100": 5})
+    assert short_task.runtimes == pytest.approx({"T4": 2, "A100": 0.5})
+
+
 def test_worker_is_what_it_declared() -> None:
     daemon = Recorded()
     daemon.joins(0, "w1", cpus=4, ram_gb=8, labels={"site": "north"}, custom={"licence": 2.0})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 
-from schedd.simulate.speeds import PRIOR_WEIGHT, Speeds
+from schedd.simulate.speeds import Speeds
 
 
 def test_pair_that_was_seen_often_is_as_it_was_seen() -> None:
@@ -22,11 +23,35 @@ def test_pair_that_was_never_seen_is_as_the_others() -> None:
     assert speeds.factor("new", "T4", "A100") == pytest.approx(1 / 4, rel=1e-6)
 
 
-def test_pair_that_was_seen_once_is_in_between() -> None:
-    seen = [("a", "T4", 1.0), ("a", "A100", 1.0)] * 5000
-    speeds = Speeds([*seen, *[("odd", "T4", 1.0)] * 5000, ("odd", "A100", 1 / 16)])
-    shrunk = (1 / 16) ** (1 / (1 + PRIOR_WEIGHT))
-    assert speeds.factor("odd", "T4", "A100") == pytest.approx(shrunk, rel=0.01)
+def test_what_a_pair_has_shown_counts_by_how_often_and_how_evenly() -> None:
+    """Many kinds differ by much: one run says little where runtimes vary by much, and nearly all where they do not."""
+    dice = random.Random(4)
+    factors = {f"k{i}": dice.lognormvariate(0, 0.5) for i in range(50)}
+
+    def seen(spread: float) -> list[tuple[str, str, float]]:
+        return [
+            (kind, model, dice.lognormvariate(3, spread) * (factor if model == "A100" else 1.0))
+            for kind, factor in factors.items()
+            for model in ("T4", "A100")
+            for _ in range(30)
+        ]
+
+    for spread, weight in ((0.01, 1.0), (3.0, 0.1)):
+        speeds = Speeds([*seen(spread), *[("odd", "T4", 20.0)] * 1000, ("odd", "A100", 20 / 16)])
+        shown = math.log(speeds.factor("odd", "T4", "A100")) / math.log(1 / 16)
+        assert shown == pytest.approx(weight, abs=0.15)
+
+
+def test_kinds_that_do_not_differ_share_what_they_have_shown() -> None:
+    dice = random.Random(5)
+    models = {"T4": 2.0, "A100": 1.0}
+    seen = [
+        (k, m, slow * dice.lognormvariate(0, 1)) for k in "abcdefgh" for m, slow in models.items() for _ in range(40)
+    ]
+    speeds = Speeds(seen)
+    factors = [speeds.factor(kind, "T4", "A100") for kind in "abcdefgh"]
+    raw = [Speeds([one for one in seen if one[0] == kind]).factor(kind, "T4", "A100") for kind in "abcdefgh"]
+    assert math.log(max(factors) / min(factors)) < 0.5 * math.log(max(raw) / min(raw))
 
 
 def test_model_without_any_run_is_as_the_mean_of_all() -> None:
