@@ -31,13 +31,20 @@ class Verdict:
     """Compares once, and writes it for people or as JSON."""
 
     def __init__(
-        self, variants: Mapping[str, Variant], values: Mapping[str, Values], in_use: str, history: History | None
+        self,
+        variants: Mapping[str, Variant],
+        values: Mapping[str, Values],
+        in_use: str,
+        history: History | None,
+        *,
+        configured: bool,
     ) -> None:
-        """in_use: the policy of the configuration; it is what the best is measured by, where it has run."""
+        """in_use: the policy that the best is measured by, where it has run: the configured one, else the default."""
         from schedd.simulate.compare import standings
 
         self._objective = next(iter(values.values())).objective
         self._in_use = in_use if in_use in values else None
+        self._word = "which is in use" if configured else "the default"
         self._standings = standings(values, self._in_use)
         self._best = next(iter(self._standings))
         self._toml = variants[self._best].toml()
@@ -99,12 +106,12 @@ class Verdict:
         sure = "" if best.wins is None else f"; it is the best in {best.wins:.0%} of the resamples"
         if self._in_use == self._best:
             ties = sum(each.value <= best.value for each in self._standings.values()) - 1
-            return f"{self._best}, which is in use, is " + (
+            return f"{self._best}, {self._word}, is " + (
                 f"as good as any of these; so are {ties} others" if ties else f"the best of these{sure}"
             )
         if lead is None:
             return f"{self._best} is the best of these{sure}"
-        gain = f"{self._best} is the best of these, {lead.behind:.1%} less than {self._in_use}, which is in use"
+        gain = f"{self._best} is the best of these, {lead.behind:.1%} less than {self._in_use}, {self._word}"
         if lead.low is None or lead.high is None:
             return f"{gain}; too few tasks, or seeds, to say how sure that is"
         gain = f"{gain} ({lead.low:.1%} to {lead.high:.1%} with 95 % confidence){sure}"

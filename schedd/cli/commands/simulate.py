@@ -165,7 +165,9 @@ def simulate_command(
             if objective is not None:
                 values[name] = Values(runs, objective)
     summaries = {name: summary(runs) for name, runs in found.items()}
-    verdict = Verdict(variants, values, _in_use(config), history) if objective is not None else None
+    verdict = None
+    if objective is not None:
+        verdict = Verdict(variants, values, _in_use(config), history, configured=config is not None)
     if as_json:
         told = {"lower_bound_s": bound, "policies": summaries}
         out.json(told | verdict.as_json() if verdict is not None else told)
