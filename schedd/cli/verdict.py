@@ -46,14 +46,17 @@ class Verdict:
         self._in_use = in_use if in_use in values else None
         self._word = "which is in use" if configured else "the default"
         self._standings = standings(values, self._in_use)
-        self._best = next(iter(self._standings))
-        self._toml = variants[self._best].toml()
+        #: The best of the runs.
+        self.best = next(iter(self._standings))
+        #: What it would be on the cluster without the workers that were added; None: none were.
+        self.without_added: float | None = None
+        self._toml = variants[self.best].toml()
         self._history = history
 
     @property
     def _lead(self) -> Standing | None:
         """What the best gains over what is in use; None where it is that, or that has not run."""
-        return None if self._in_use in (None, self._best) else self._standings[self._in_use or ""]
+        return None if self._in_use in (None, self.best) else self._standings[self._in_use or ""]
 
     @property
     def _is_sure(self) -> bool:
@@ -67,14 +70,15 @@ class Verdict:
         lead = self._lead
         told: dict[str, Any] = {
             "best": {
-                "policy": self._best,
+                "policy": self.best,
                 "objective": self._objective,
                 "in_use": self._in_use,
                 "gain": lead.behind if lead is not None else None,
                 "gain_ci95": None if lead is None or lead.low is None else [lead.low, lead.high],
-                "wins": self._standings[self._best].wins,
+                "wins": self._standings[self.best].wins,
                 "sure": self._is_sure,
                 "config": self._toml,
+                "without_added": self.without_added,
             },
             "standings": {name: structs.asdict(each) for name, each in self._standings.items()},
         }
@@ -94,24 +98,29 @@ class Verdict:
             out.table(columns, [_row(name, each) for name, each in self._standings.items()])
         out.line("")
         out.line(self._sentence())
+        if self.without_added:
+            value = self._standings[self.best].value
+            less = f"{1 - value / self.without_added:.1%}"
+            words = f"{WORDS[self._objective]}: {value:,.2f} instead of {self.without_added:,.2f}, {less} less"
+            out.line(f"with the added workers, under {self.best}, {words}")
         if self._history is not None:
             self._write_remarks(out, self._history)
-        if self._in_use != self._best:
+        if self._in_use != self.best:
             out.line("to use it, write into config.toml:" if self._is_sure else "to try it, in config.toml:")
             out.line("")
             out.line(self._toml)
 
     def _sentence(self) -> str:
-        lead, best = self._lead, self._standings[self._best]
+        lead, best = self._lead, self._standings[self.best]
         sure = "" if best.wins is None else f"; it is the best in {best.wins:.0%} of the resamples"
-        if self._in_use == self._best:
+        if self._in_use == self.best:
             ties = sum(each.value <= best.value for each in self._standings.values()) - 1
-            return f"{self._best}, {self._word}, is " + (
+            return f"{self.best}, {self._word}, is " + (
                 f"as good as any of these; so are {ties} others" if ties else f"the best of these{sure}"
             )
         if lead is None:
-            return f"{self._best} is the best of these{sure}"
-        gain = f"{self._best} is the best of these, {lead.behind:.1%} less than {self._in_use}, {self._word}"
+            return f"{self.best} is the best of these{sure}"
+        gain = f"{self.best} is the best of these, {lead.behind:.1%} less than {self._in_use}, {self._word}"
         if lead.low is None or lead.high is None:
             return f"{gain}; too few tasks, or seeds, to say how sure that is"
         gain = f"{gain} ({lead.low:.1%} to {lead.high:.1%} with 95 % confidence){sure}"

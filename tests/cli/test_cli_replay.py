@@ -122,6 +122,8 @@ def test_what_more_workers_would_be_worth(run: Run, journal: str, tmp_path: Path
     assert more.json()["policies"]["fifo"]["mean_flow_time_s"] == 30
     ran = run("simulate", "--journal", journal, "--policy", "fifo", "--add-worker", "gpus=1,model=A100")
     assert "nothing has run on model 'A100' yet" in ran.err
+    assert "with the added workers, under fifo, mean JCT, s: 30.00 instead of 50.00, 40.0% less" in ran.out
+    assert more.json()["best"]["without_added"] == 50
     (tmp_path / "cluster.toml").write_text("[[worker]]\ncount = 2\n")
     other = run(
         "simulate", "--journal", journal, "--policy", "fifo", "--cluster", str(tmp_path / "cluster.toml"), "--json"

@@ -6,7 +6,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from schedd.cli.values import nearest, parse_instant
 from schedd.cli.variants import parse_change, variants_of
 from schedd.core.model import SECOND
 from schedd.core.policies import POLICIES
+from schedd.errors import TraceError
 
 if TYPE_CHECKING:
     from schedd.config import Settings
@@ -168,6 +169,11 @@ def simulate_command(
     verdict = None
     if objective is not None:
         verdict = Verdict(variants, values, _in_use(config), history, configured=config is not None)
+        before = cluster[: len(cluster) - len(add_worker)]
+        if add_worker and before:
+            with suppress(TraceError):  # there may be tasks that need what was added
+                runs = [Simulator(rows, before, settings[verdict.best], seed).run() for seed in range(seeds)]
+                verdict.without_added = Values(runs, objective).value
     if as_json:
         told = {"lower_bound_s": bound, "policies": summaries}
         out.json(told | verdict.as_json() if verdict is not None else told)
