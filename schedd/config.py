@@ -67,9 +67,10 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PolicySettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """Table [policy]: which one decides, and a table of parameters for each."""
+    """Table [policy]: which one decides, which is asked beside it, and a table of parameters for each."""
 
     name: str = "priority"
+    shadow: str = ""
     fifo: FIFOParams = FIFOParams()
     priority: PriorityParams = PriorityParams()
     load_balancing: LoadBalancingParams = LoadBalancingParams()
@@ -79,7 +80,14 @@ class PolicySettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     def build(self) -> TaskScheduler:
         """Make the policy that `name` says, with its table."""
-        return POLICIES[self.name].from_params(getattr(self, self.name))
+        return self._built(self.name)
+
+    def build_shadow(self) -> TaskScheduler | None:
+        """Make the policy that `shadow` says, with its table; None: there is to be none."""
+        return self._built(self.shadow) if self.shadow else None
+
+    def _built(self, name: str) -> TaskScheduler:
+        return POLICIES[name].from_params(getattr(self, name))
 
 
 class StealingSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -227,11 +235,17 @@ def _say(error: str) -> str:
     return f"{path.rstrip('`')}: {message[:1].lower()}{message[1:]}" if path else message
 
 
-def _check_relations(settings: Settings, source: str) -> None:
-    if settings.policy.name not in POLICIES:
-        nearest = difflib.get_close_matches(settings.policy.name, POLICIES, 1, 0.4)
+def _check_policy(key: str, name: str, source: str) -> None:
+    if name not in POLICIES:
+        nearest = difflib.get_close_matches(name, POLICIES, 1, 0.4)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"policies: {', '.join(POLICIES)}"
-        raise ConfigError(f"{source}: policy.name: there is no policy {settings.policy.name!r}", hint)
+        raise ConfigError(f"{source}: policy.{key}: there is no policy {name!r}", hint)
+
+
+def _check_relations(settings: Settings, source: str) -> None:
+    _check_policy("name", settings.policy.name, source)
+    if settings.policy.shadow:
+        _check_policy("shadow", settings.policy.shadow, source)
     beat = settings.heartbeat
     if beat.lease_s < 3 * beat.interval_s:
         raise ConfigError(

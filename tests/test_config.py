@@ -11,6 +11,7 @@ import pytest
 
 from schedd.config import Settings, load_settings, parse_settings
 from schedd.core.policies import POLICIES
+from schedd.core.policies.adaptive import AdaptiveScheduler
 from schedd.errors import ConfigError
 
 EXAMPLE = Path(__file__).parent.parent / "config.toml"
@@ -156,3 +157,14 @@ def test_example_names_every_key_at_its_default() -> None:
                 continue
             missing = f"{'.'.join((*path, one.name))} is not in the example"
             assert one.name in table or f"# {one.name} = " in text or f"#{one.name} = " in text, missing
+
+
+def test_shadow_is_a_policy_too() -> None:
+    settings = parse_settings('policy.shadow = "adaptive"\npolicy.adaptive.learning_rate = 0.5')
+    shadow = settings.policy.build_shadow()
+    assert isinstance(shadow, AdaptiveScheduler)
+    assert shadow.learning_rate == 0.5
+    assert parse_settings("").policy.build_shadow() is None
+    message, hint = refused('policy.shadow = "adaptiv"')
+    assert message == "my.toml: policy.shadow: there is no policy 'adaptiv'"
+    assert hint == "did you mean 'adaptive'?"

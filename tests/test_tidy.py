@@ -14,8 +14,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 #: In the core a module imports only from those above it.
 CORE_ORDER = [
     "model", "pages", "capacity", "events", "effects", "timers", "stats", "health", "memory", "queue", "resources",
-    "members", "submits", "tasks", "retries", "policies", "claims", "placement", "tables", "guard", "preemption",
-    "requests", "attempts", "fleet", "explain", "restore", "engine",
+    "members", "submits", "tasks", "retries", "policies", "claims", "placement", "shadow", "tables", "guard",
+    "preemption", "requests", "attempts", "fleet", "explain", "restore", "engine",
 ]  # fmt: skip
 POLICY_ORDER = [
     "base",
@@ -45,7 +45,8 @@ ROOMS: dict[str, set[str]] = {
     "core": {"errors"},
     "wire": {"core.model", "errors"},
     "assembly": {"config", "core"},
-    "simulate": {"core", "config", "assembly", "errors", "demo.asha"},
+    # A replay is made of facts, and of what is remembered of tasks: rows of a journal, which others read from its file.
+    "simulate": {"core", "config", "assembly", "errors", "demo.asha", "journal.records"},
     "journal": {"core", "errors", "config", "log"},
     "server": {"core", "assembly", "wire", "journal", "config", "log", "errors", "address", "keepalive"},
     "worker": {"wire", "core.model", "core.capacity", "config", "log", "errors", "address"},

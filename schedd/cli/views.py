@@ -12,7 +12,7 @@ import msgspec
 from schedd.cli.output import Column
 from schedd.cli.values import write_duration
 from schedd.core.model import SECOND, CauseLimit, Command, Payload, TaskRequirements
-from schedd.wire.messages import AttemptRecord, JobView, QuarantineView, TaskDetail, TaskView, WorkerView
+from schedd.wire.messages import AttemptRecord, JobView, QuarantineView, ShadowView, TaskDetail, TaskView, WorkerView
 
 TASK_COLUMNS = [
     Column("id", right=True),
@@ -279,6 +279,20 @@ def write_requirements(wanted: TaskRequirements) -> str:
 def write_limits(limits: Sequence[CauseLimit]) -> str:
     """Write how many retries are used up: "1 of 2 after error, 0 of 3 after lost"."""
     return ", ".join(f"{min(each.count, each.limit)} of {each.limit} after {each.cause}" for each in limits)
+
+
+def shadow_pairs(shadow: ShadowView) -> list[tuple[str, str]]:
+    """What a second policy would have done, a line for each figure."""
+    share = f" ({shadow.agreed / shadow.decisions:.1%})" if shadow.decisions else ""
+    count = max(1, shadow.valued)
+    return [
+        ("shadow", shadow.policy),
+        ("decisions", f"{shadow.decisions:,}, of {shadow.passed_over:,} more it was not asked"),
+        ("same worker", f"{shadow.agreed:,}{share}"),
+        ("valued", f"{shadow.valued:,}"),
+        ("gain, it believes", f"{shadow.gain_s:+,.1f} s, {shadow.gain_s / count:+,.2f} s each"),
+        ("gain, as observed", f"{shadow.gain_observed_s:+,.1f} s, {shadow.gain_observed_s / count:+,.2f} s each"),
+    ]
 
 
 def write_map(values: Mapping[str, Any]) -> str:

@@ -40,6 +40,7 @@ from schedd.core.requests import Requests
 from schedd.core.resources import ResourceManager
 from schedd.core.restore import Recorded, Restore
 from schedd.core.retries import limits_of
+from schedd.core.shadow import Comparison
 from schedd.core.stats import Learned
 from schedd.core.tables import Counters, EngineSettings, Tables
 from schedd.core.tasks import DISPATCHED, TaskTable, story
@@ -70,9 +71,14 @@ class Engine:
     """Tables of facts, one policy with its beliefs, and the handlers of events."""
 
     def __init__(
-        self, policy: TaskScheduler, settings: EngineSettings | None = None, rng: random.Random | None = None
+        self,
+        policy: TaskScheduler,
+        settings: EngineSettings | None = None,
+        rng: random.Random | None = None,
+        shadow: TaskScheduler | None = None,
     ) -> None:
-        self._t = t = Tables(settings or EngineSettings(), policy, rng or random.Random(0))
+        """`shadow`: a policy that is asked what it would have done, and decides nothing."""
+        self._t = t = Tables(settings or EngineSettings(), policy, rng or random.Random(0), shadow)
         self._guard = guard = Guard(t)
         self._attempts = attempts = Attempts(t, guard)
         self._fleet = fleet = Fleet(t, attempts, guard)
@@ -162,12 +168,16 @@ class Engine:
 
     def learned(self) -> dict[str, list[Learned]]:
         """What engine and policy have learned, by who has; bounded."""
-        return {RUNTIMES: self._t.runtimes.learned(), self._t.policy.name: self._t.policy.learned()}
+        shadow = self._t.shadow
+        beside = {shadow.policy.name: shadow.learned()} if shadow is not None else {}
+        return beside | {RUNTIMES: self._t.runtimes.learned(), self._t.policy.name: self._t.policy.learned()}
 
     def recall(self, learned: Mapping[str, Iterable[Learned]]) -> None:
         """Go on from what was learned before a restart; once, before the first `handle`."""
         self._t.runtimes.recall(learned.get(RUNTIMES, ()))
         self._t.policy.recall(learned.get(self._t.policy.name, ()))
+        if self._t.shadow is not None:
+            self._t.shadow.recall(learned.get(self._t.shadow.policy.name, ()))
 
     def next_deadline(self) -> Instant | None:
         """When the engine must be called with a `Wakeup` at the latest; None: not before the next event."""
@@ -263,6 +273,11 @@ class Engine:
     @property
     def counters(self) -> Counters:
         return self._t.counters
+
+    @property
+    def shadow(self) -> Comparison | None:
+        """What another policy would have done so far; None: none is asked."""
+        return self._t.shadow.comparison if self._t.shadow is not None else None
 
     def heartbeat_ns(self) -> int:
         """How long a worker may wait before it sends the next heartbeat."""

@@ -325,6 +325,10 @@ class Placer:
             return None
         return self._fit(task, request, worker, self._possible(self._of(request), request, worker), depth)
 
+    def fit_unclaimed(self, task: Task, worker: WorkerInfo) -> Fit | None:
+        """As `fit`, but of a worker that is claimed, whatever the claim leaves, None: for who must leave no trace."""
+        return None if worker.seq in self._claims.by_seq else self.fit(task, worker)
+
     def could_run(self, task: Task, worker: WorkerInfo) -> bool:
         """Whether the worker takes work and could run the task if it were empty."""
         request = task.request

@@ -38,6 +38,7 @@ from schedd.core.policies.base import Outcome, TaskScheduler
 from schedd.core.queue import RequestClasses, TaskQueue
 from schedd.core.resources import ResourceManager
 from schedd.core.retries import OUT_OF_MEMORY, RetryRules, blame, count_of, used_up
+from schedd.core.shadow import Shadow
 from schedd.core.stats import RuntimeTable
 from schedd.core.submits import Submits
 from schedd.core.tasks import TaskTable
@@ -106,7 +107,13 @@ class Counters(Struct):
 class Tables:
     """All that the engine knows, the effects of the turn under way, and the shared moves."""
 
-    def __init__(self, settings: EngineSettings, policy: TaskScheduler, rng: random.Random) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        policy: TaskScheduler,
+        rng: random.Random,
+        shadow: TaskScheduler | None = None,
+    ) -> None:
         self.settings = settings
         self.rng = rng
         self.tasks = TaskTable(settings.finished_keep_count, settings.results_keep_bytes, settings.keyed_keep_count)
@@ -117,7 +124,9 @@ class Tables:
         self.runtimes = RuntimeTable(settings.prefetch.runtime_max_s)
         self.deadlines: Deadlines[DeadlineKey] = Deadlines()
         self.counters = Counters()
-        self.placer = Placer(self.resources, self.runtimes, settings.prefetch, self.dispatch)
+        self.shadow = Shadow(shadow) if shadow is not None else None
+        place = self.dispatch if shadow is None else self._place_watched
+        self.placer = Placer(self.resources, self.runtimes, settings.prefetch, place)
         self.now: Instant = 0
         #: Set by whatever may let a task start; the placement pass at the end of the turn clears it.
         self.placement_wanted = False
@@ -254,6 +263,12 @@ class Tables:
         sent.append(task)
         if not started and self.settings.stealing:
             self.arm_stealing()
+
+    def _place_watched(self, task: Task, worker: WorkerInfo, variant: int) -> None:
+        """Let the shadow see what the policy has decided, and do it."""
+        if self.shadow is not None and not (self.health.holds and self.health.is_kept_back(task) is not None):
+            self.shadow.judge(task, worker, self.placer, self.resources, self.now)
+        self.dispatch(task, worker, variant)
 
     def preempt(self, task: Task, worker: WorkerInfo, grace_s: float | None, for_id: TaskId = BY_USER) -> None:
         """Ask a dispatched attempt to make room. Its worker reports the end, which puts the task back in the queue."""
@@ -429,6 +444,8 @@ class Tables:
             return
         runtime_s = max(0, record.finished_at_ns - record.started_at_ns) / SECOND
         self.runtimes.observe(task.kind, runtime_s, success)
+        if self.shadow is not None:
+            self.shadow.learn(Outcome(task, worker, runtime_s, success), self.now)
         if not self._policy_learns:
             return
         self.policy.observe(Outcome(task, worker, runtime_s, success), self.now)

@@ -106,7 +106,8 @@ class Daemon:
     async def run(self) -> int:
         clock = Clock()
         settings = self._settings
-        engine = Engine(settings.policy.build(), engine_settings(settings), random.Random())
+        policy = settings.policy
+        engine = Engine(policy.build(), engine_settings(settings), random.Random(), policy.build_shadow())
         reactor = asyncio.get_running_loop()
         service = Service(engine, clock, settings, uuid.uuid4().hex, self._crashed, reactor, random.Random())
         service.lag.start()

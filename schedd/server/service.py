@@ -368,6 +368,7 @@ class Service:
                 connections=len(self._peers),
                 loop_lag_max_s=self.lag.worst_s,
                 loop_lag_recent_s=self.lag.recent_s,
+                shadow=translate.shadow_view(self.engine),
             )
         )
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from msgspec import structs
+
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.capacity import MB_PER_GB, WHOLE
@@ -295,6 +297,14 @@ def _quarantine_view(q: Quarantine | None) -> m.QuarantineView | None:
     if q is None:
         return None
     return m.QuarantineView(q.reason, q.since_ns / SECOND, q.probe_at_ns / SECOND, q.repeats)
+
+
+def shadow_view(engine: Engine) -> m.ShadowView | None:
+    """What the shadow would have done; None: there is none."""
+    told = engine.shadow
+    if told is None:
+        return None
+    return m.ShadowView(**structs.asdict(told))
 
 
 def state_counts(engine: Engine) -> dict[str, int]:

@@ -609,6 +609,23 @@ class WorkerList(Struct, frozen=True, tag=True, array_like=True):
     workers: list[WorkerView]
 
 
+class ShadowView(Struct, frozen=True):
+    """What a second policy would have done with the decisions of the first, since the start of the daemon.
+
+    decisions: those that it was asked about, of `passed_over` it was not. agreed: it would have taken the same worker.
+    valued: it had an idea how long both choices take. gain_s: by how much less its own would have taken, of these, as
+    it believes; gain_observed_s: by the mean runtimes of the kinds on the device models.
+    """
+
+    policy: str
+    decisions: int
+    agreed: int
+    valued: int
+    gain_s: float
+    gain_observed_s: float
+    passed_over: int
+
+
 class Stats(Struct, frozen=True, tag=True, array_like=True):
     """The daemon at a glance. `states` counts tasks by state name; totals are since the start of the daemon.
 
@@ -632,6 +649,7 @@ class Stats(Struct, frozen=True, tag=True, array_like=True):
     connections: int
     loop_lag_max_s: float = 0.0
     loop_lag_recent_s: float = 0.0
+    shadow: ShadowView | None = None
 
 
 class Explanation(Struct, frozen=True, tag=True, array_like=True):

@@ -12,7 +12,7 @@ from schedd.core.model import AttemptRecord, Call, Cause, CauseLimit, Command, T
 from schedd.wire import messages as wire
 
 from .conftest import Run
-from .fake_daemon import FakeDaemon, detail, view, worker
+from .fake_daemon import STATS, FakeDaemon, detail, view, worker
 
 TASK_KEYS = [
     "id",
@@ -262,6 +262,43 @@ def test_stats(daemon: FakeDaemon, run: Run) -> None:
     assert document["states"]["queued"] == 3
     assert "request" not in document
     assert "uptime             1m 40s" in run("stats").out
+    assert "shadow" not in run("stats").out
+
+
+SHADOW = wire.ShadowView("adaptive", 200, 150, 100, 1234.5, 500.0, 7)
+
+
+def with_shadow(request: wire.GetStats) -> list[object]:
+    return [msgspec.structs.replace(STATS, request=request.request, shadow=SHADOW)]
+
+
+def test_shadow_is_shown_beside_the_policy_in_use(daemon: FakeDaemon, run: Run) -> None:
+    daemon.answers[wire.GetStats] = with_shadow
+    lines = run("policies").out.splitlines()
+    uses = {line.split()[0]: line.split()[2:4] for line in lines[1:7]}
+    assert uses["priority"] == ["in", "use"]
+    assert uses["adaptive"][0] == "shadow"
+    assert [line.split(maxsplit=1) for line in lines[8:]] == [
+        ["shadow", "adaptive"],
+        ["decisions", "200, of 7 more it was not asked"],
+        ["same", "worker        150 (75.0%)"],
+        ["valued", "100"],
+        ["gain,", "it believes  +1,234.5 s, +12.35 s each"],
+        ["gain,", "as observed  +500.0 s, +5.00 s each"],
+    ]
+    rows = {row["name"]: row for row in run("policies", "--json").json()}
+    assert (rows["priority"]["use"], rows["adaptive"]["use"], rows["fifo"]["use"]) == ("in use", "shadow", "")
+    figures = msgspec.to_builtins(SHADOW)
+    assert rows["adaptive"]["shadow"] == figures
+    assert run("stats", "--json").json()["shadow"] == figures
+    assert "adaptive: decisions 200, of 7 more" in run("stats").out
+
+
+def test_policies_without_a_shadow(daemon: FakeDaemon, run: Run) -> None:
+    ran = run("policies")
+    assert len(ran.out.splitlines()) == 7
+    assert "in use" in ran.out
+    assert not ran.err
 
 
 # ---------------------------------------------------------------------------------------------------------------- logs

@@ -207,8 +207,9 @@ def test_policies(run: Run) -> None:
     names = [row["name"] for row in rows]
     assert names == ["fifo", "priority", "load_balancing", "work_stealing", "adaptive", "batch"]
     assert all(row["does"] for row in rows)
-    table = run("policies").out.splitlines()
-    assert len(table) == len(rows) + 1
+    ran = run("policies")
+    assert len(ran.out.splitlines()) == len(rows) + 1
+    assert ran.err.startswith("which of them is in use is not known: ")
 
 
 def test_check(run: Run, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class Overtaking(FIFOScheduler):
 
 
 def build(name: str) -> TaskScheduler:
-    """The policy of that name; "preempting": `priority` that stops whatever it may; "promoting": by a metric; others."""
+    """The policy of that name, or `priority` with a rule; "overtaking": out of the order of the queue."""
     if name == "packing":
         return PriorityScheduler(packing=True)
     if name == "overtaking":

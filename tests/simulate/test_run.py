@@ -201,3 +201,33 @@ def test_bag_on_three_models() -> None:
     bound = lower_bound_s(trace, cluster)
     assert bound is not None
     assert figures(trace, cluster).makespan_s / bound == pytest.approx(1.446, abs=0.001)
+
+
+# ------------------------------------------------------------------------------------- workers come and go, tasks fail
+
+
+def test_worker_that_leaves_takes_what_it_has_done_along() -> None:
+    run = simulated(trace_of(cpu_task(0, 10), cpu_task(0, 10)), [ClusterRow(leaves_s=4), ClusterRow(joins_s=7)])
+    assert list(run.start_s) == [7, 17]
+    assert run.where[0] == 1
+    assert run.wasted_s == 4
+
+
+def test_worker_that_leaves_when_a_task_ends_has_ended_it() -> None:
+    run = simulated(trace_of(cpu_task(0, 10), cpu_task(0, 10)), [ClusterRow(leaves_s=10), ClusterRow(joins_s=20)])
+    assert (list(run.start_s), run.wasted_s) == ([0, 20], 0)
+
+
+def test_worker_comes_back_under_its_name() -> None:
+    cluster = [ClusterRow(name="a", leaves_s=5), ClusterRow(name="a", joins_s=8, cpus=2), ClusterRow(joins_s=100)]
+    run = simulated(trace_of(cpu_task(0, 10), cpu_task(1, 10)), cluster)
+    assert (list(run.start_s), list(run.where)) == ([8, 8], [1, 1])
+    with pytest.raises(TraceError, match="two workers are called 'a' at a time"):
+        simulated(trace_of(cpu_task(0, 10)), [ClusterRow(name="a"), ClusterRow(name="a")])
+
+
+def test_task_fails_as_often_as_it_says() -> None:
+    tasks = [cpu_task(0, 10, failures=(0.5, 0.2)), cpu_task(1, 3, fails=True)]
+    run = simulated(trace_of(*tasks), [ClusterRow(cpus=2)], text="retries.delay_s = 0.0")
+    assert (run.start_s[0], run.finish_s[0], run.wasted_s) == pytest.approx((7, 17, 10))
+    assert (run.start_s[1], run.finish_s[1], run.placements) == (1, 4, 4)

@@ -8,6 +8,7 @@ from helpers import Cluster, wait_until
 
 from schedd.client.sync import Task
 from schedd.core.model import Selection
+from schedd.journal.store import Journal
 
 from .conftest import Gate
 
@@ -244,3 +245,36 @@ def test_every_policy_runs_everything(cluster: Cluster) -> None:
         for process in workers.values():
             assert process.stop() == 0
         assert cluster.daemon.stop() == 0
+
+
+def test_shadow_is_asked_and_decides_nothing(cluster: Cluster, gate: Gate) -> None:
+    cluster.start_daemon("[policy]\nname = 'fifo'\nshadow = 'priority'\n")
+    cluster.start_worker("first", 2)
+    cluster.start_worker("second", 2)
+    tasks = []
+    for _ in range(3):
+        tasks.append(cluster.client.submit(gate.command))
+        cluster.wait_for_state(tasks[-1].id, "running")
+    assert workers_of(cluster, tasks) == ["first", "first", "second"]
+    shadow = cluster.client.stats().shadow
+    assert shadow is not None
+    assert (shadow.policy, shadow.decisions, shadow.agreed) == (
+        "priority",
+        3,
+        2,
+    )  # the second would have gone elsewhere
+    gate.open()
+    cluster.client.wait([task.id for task in tasks], timeout=30)
+
+
+def test_shadow_has_learned_when_it_takes_over(cluster: Cluster) -> None:
+    cluster.start_daemon("[policy]\nname = 'fifo'\nshadow = 'adaptive'\n")
+    cluster.start_worker("w1", 1)
+    task = cluster.client.submit(TRUE, kind="k")
+    cluster.client.wait([task.id], timeout=30)
+    assert cluster.daemon.stop() == 0
+    journal = Journal(cluster.folder / "daemon" / "journal.db")
+    try:
+        assert [one.kind for one in journal.load().learned["adaptive"]] == ["k"]
+    finally:
+        journal.close()

@@ -12,7 +12,7 @@ async def stats_command(session: Session) -> Exit:
     import msgspec
 
     from schedd.cli.values import write_duration
-    from schedd.cli.views import write_map
+    from schedd.cli.views import shadow_pairs, write_map
 
     async with session.connect() as client:
         stats = await client.stats()
@@ -21,6 +21,10 @@ async def stats_command(session: Session) -> Exit:
     if session.out.as_json:
         session.out.json(fields)
         return Exit.OK
+    shadow = fields.pop("shadow")
+    if shadow is not None:
+        told = dict(shadow_pairs(shadow))
+        fields["shadow"] = f"{told.pop('shadow')}: {'; '.join(f'{name} {value}' for name, value in told.items())}"
     fields["uptime_s"] = write_duration(stats.uptime_s)
     for name in ("loop_lag_s", "loop_lag_max_s", "loop_lag_recent_s"):
         fields[name] = f"{fields[name] * 1000:.1f}ms"

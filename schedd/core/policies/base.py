@@ -224,6 +224,13 @@ class TaskScheduler(ABC):
     def score(self, task: Task, worker: WorkerInfo) -> float:
         """Lower is better. May depend on the kind of the task, the load of the worker and what was learned."""
 
+    def expected_s(self, task: Task, worker: WorkerInfo) -> float | None:
+        """Seconds until a task would have ended if it went there now; None: this policy has no belief about it.
+
+        Only compared and shown, for instance where this policy is the shadow of another.
+        """
+        return None
+
     def backlog_limit(self, worker: WorkerInfo) -> int:
         """How many attempts may wait at a worker beyond what hides the round trip."""
         return 0
