@@ -121,12 +121,13 @@ def simulate_command(
 
 
 def _policies(text: str) -> list[str]:
+    from schedd import plugins
     from schedd.core.policies import POLICIES
 
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
-        if name not in POLICIES:
-            raise BadInput(f"there is no policy {name!r}", nearest(name, list(POLICIES)))
+        if name not in POLICIES and plugins.find(name) is None:
+            raise BadInput(f"there is no policy {name!r}", nearest(name, [*POLICIES, *plugins.registered()]))
     if not names:
         raise BadInput("no policy is named", f"policies: {', '.join(POLICIES)}")
     return names
