@@ -241,14 +241,16 @@ def _kind_for(table: dict[str, Any], source: str) -> type[Settings]:
     asked += [key for key, value in policy.items() if isinstance(value, dict)]
     added: dict[str, type[TaskScheduler]] = {}
     for name in dict.fromkeys(asked):
-        if hasattr(PolicySettings, name):
-            continue  # built in, or no name that a policy could have
+        if name in POLICIES:
+            continue
         try:
-            found = plugins.find(name)
+            found = plugins.find(name) if not hasattr(PolicySettings, name) else None
         except ConfigError as error:
             raise ConfigError(f"{source}: policy: {error.message}", error.hint) from error
         if found is not None:
             added[name] = found
+        elif name == policy.get("name"):
+            raise _no_policy(name, source)
     if not added:
         return Settings
     table_kind = PolicySettings.adding(added)
@@ -278,7 +280,12 @@ def _say(error: str) -> str:
 
 
 def _check_relations(settings: Settings, source: str) -> None:
-    _check_policy(settings.policy, source)
+    policy = settings.policy
+    if policy.name in policy.added:
+        try:
+            policy.build()
+        except Exception as error:  # whatever another distribution may raise
+            raise ConfigError(f"{source}: policy.{policy.name}: {error or type(error).__name__}") from error
     beat = settings.heartbeat
     if beat.lease_s < 3 * beat.interval_s:
         raise ConfigError(
@@ -305,14 +312,8 @@ def _check_relations(settings: Settings, source: str) -> None:
         raise ConfigError(f"{source}: worker.reconnect_delay_max_s is less than worker.reconnect_delay_s")
 
 
-def _check_policy(policy: PolicySettings, source: str) -> None:
-    if policy.name in policy.added:
-        try:
-            policy.build()
-        except Exception as error:  # whatever another distribution may raise
-            raise ConfigError(f"{source}: policy.{policy.name}: {error or type(error).__name__}") from error
-    elif policy.name not in POLICIES:
-        known = [*POLICIES, *plugins.registered()]
-        nearest = difflib.get_close_matches(policy.name, known, 1, 0.4)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"policies: {', '.join(known)}"
-        raise ConfigError(f"{source}: policy.name: there is no policy {policy.name!r}", hint)
+def _no_policy(name: str, source: str) -> ConfigError:
+    known = [*POLICIES, *plugins.registered()]
+    nearest = difflib.get_close_matches(name, known, 1, 0.4)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"policies: {', '.join(known)}"
+    return ConfigError(f"{source}: policy.name: there is no policy {name!r}", hint)
