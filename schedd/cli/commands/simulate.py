@@ -26,6 +26,7 @@ schedd simulate --trace jobs.csv --cluster cluster.toml --policy fifo,priority,a
 schedd simulate --trace log.swf.gz --cluster cluster.toml --policy fifo --json
 schedd simulate --trace jobs.csv --cluster cluster.toml --policy priority --set policy.priority.ageing_per_hour=2
 schedd simulate --trace jobs.csv --cluster cluster.toml --policy fifo --add-worker gpus=8,model=A100
+schedd simulate --trace jobs.csv --throughputs speeds.csv --cluster cluster.toml --policy fifo,adaptive
 """
 COLUMNS = (
     Column("policy"),
@@ -55,6 +56,7 @@ def _parse_row(text: str) -> ClusterRow:
 @click.option(
     "--format", "layout", default="auto", metavar="NAME", help="Layout of the trace.  [default: by its columns]"
 )
+@click.option("--throughputs", metavar="FILE", help="Steps per second by device model, for a trace of jobs with steps.")
 @click.option(
     "--cluster", "cluster_file", metavar="FILE", help="TOML or CSV: rows of count, num_gpus, gpu_model, cpus, …"
 )
@@ -73,6 +75,7 @@ def _parse_row(text: str) -> ClusterRow:
 def simulate_command(
     trace: str,
     layout: str,
+    throughputs: str | None,
     cluster_file: str | None,
     add_worker: Sequence[ClusterRow],
     policies: str,
@@ -90,6 +93,7 @@ def simulate_command(
     """
     from schedd.simulate.bound import lower_bound_s
     from schedd.simulate.cluster import read_cluster
+    from schedd.simulate.layouts import read_speeds
     from schedd.simulate.metrics import Figures, figures_of, summary
     from schedd.simulate.run import Simulator
     from schedd.simulate.trace import read_trace
@@ -100,7 +104,7 @@ def simulate_command(
     cluster = [*(read_cluster(cluster_file) if cluster_file else []), *add_worker]
     if not cluster:
         raise BadInput("there is no cluster to run on", "give --cluster FILE, or --add-worker")
-    rows = read_trace(trace, layout)
+    rows = read_trace(trace, layout, read_speeds(throughputs) if throughputs else None)
     bound = lower_bound_s(rows, cluster)
     found: dict[str, list[Figures]] = {}
     with _progress(quiet=quiet) as progress:
