@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 GROUP = "schedd.policies"
+#: The journal keeps what was learned by the name of who has; under this one, what the engine has.
+RESERVED = "runtimes"
 
 
 def registered() -> list[str]:
@@ -42,7 +44,7 @@ def find(name: str) -> type[TaskScheduler] | None:
     entry = entries[0]
     if len(entries) > 1:
         raise ConfigError(f"the policy {name!r} is registered twice, by {origin(name)}", "uninstall one of them")
-    if name in POLICIES:
+    if name in POLICIES or name == RESERVED:
         raise ConfigError(f"{_origin(entry)} registers {name!r}, which is built in", "it must choose another name")
     if not name.isidentifier() or keyword.iskeyword(name):
         raise ConfigError(f"{_origin(entry)} registers {name!r}, which cannot be a key", "letters, digits and _ can")

@@ -14,6 +14,7 @@ from schedd import plugins
 from schedd.cli.exits import Exit
 from schedd.cli.main import main
 from schedd.config import Settings, load_settings, parse_settings
+from schedd.core.engine import RUNTIMES
 from schedd.errors import ConfigError
 
 
@@ -126,6 +127,14 @@ def test_name_of_a_built_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert parse_settings("policy.name = 'fifo'").policy.build().__class__.__name__ == "FIFOScheduler"
     with pytest.raises(ConfigError, match=r"mine_policy 1\.0 registers 'fifo', which is built in"):
         plugins.find("fifo")
+
+
+def test_name_that_the_engine_keeps_its_own_under(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plugins.RESERVED == RUNTIMES
+    text = MINE.replace('"mine"', f'"{RUNTIMES}"')
+    folder = distribution(tmp_path / "site", "mine_policy", text, {RUNTIMES: "mine_policy:Mine"})
+    monkeypatch.syspath_prepend(str(folder))
+    assert "registers 'runtimes', which is built in" in refused("policy.name = 'runtimes'")[0]
 
 
 def test_name_that_is_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -191,6 +194,26 @@ class PolicyConformance:
             on_stage.calm()
             on_stage.replay()
 
+    def test_same_in_every_process(self) -> None:
+        """The order in which a set of strings is gone through changes from process to process: it must not count."""
+        policy = self.policy
+        if getattr(sys.modules.get(policy.__module__), policy.__qualname__, None) is not policy:
+            return  # made inside a function: nobody else can import it
+        params = self.params if self.params is not None else policy.Params()
+        script = (
+            "import importlib, msgspec; from schedd.testing.conformance import digest_of\n"
+            f"policy = getattr(importlib.import_module({policy.__module__!r}), {policy.__qualname__!r})\n"
+            f"params = msgspec.msgpack.decode({msgspec.msgpack.encode(params)!r}, type=policy.Params)\n"
+            "print(digest_of(policy, params))"
+        )
+        seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+        env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
+        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, f"another process cannot run it: {done.stderr[-500:]}"
+        assert done.stdout.strip() == digest_of(policy, params), (
+            "another process decides otherwise: the order of a set or a hash() counts"
+        )
+
     def test_all_tasks_get_their_turn(self) -> None:
         """A busy cluster of two, tasks of every sort: none waits for ever, and the queue runs empty."""
         on_stage = Rehearsal(self.make, 3)
@@ -270,6 +293,14 @@ def _close(ones: Iterable[Learned], others: Iterable[Learned]) -> bool:
         and all(math.isclose(a, b, rel_tol=1e-9) for a, b in zip(mine[2:], yours[2:], strict=True))
         for mine, yours in zip(first, second, strict=True)
     )
+
+
+def digest_of(policy: type[TaskScheduler], params: Struct) -> str:
+    """A word for all that a policy brings about in one random sequence."""
+    on_stage = Rehearsal(lambda watch: policy.from_params(params), 7)
+    for _ in range(STEPS):
+        on_stage.step()
+    return on_stage.digest()
 
 
 def failures(suite: type[PolicyConformance]) -> dict[str, Exception]:

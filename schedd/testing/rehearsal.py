@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -118,6 +119,10 @@ class Rehearsal:
         engine = self._engine(Watch())
         for number, (events, now, said) in enumerate(self._turns):
             assert _encoded(engine.handle(events, now)) == said, f"turn {number} had other effects when it was repeated"
+
+    def digest(self) -> str:
+        """A word for all effects so far."""
+        return hashlib.sha256(b"".join(said for _, _, said in self._turns)).hexdigest()
 
     # ---------------------------------------------------------------------------------------------------------- events
 

@@ -136,6 +136,11 @@ def test_learning_curve_is_one_task_that_trains_to_its_end(tmp_path: Path) -> No
     assert [task.runtime_s for task in trace.tasks] == [9, 5]
 
 
+def test_file_as_a_spreadsheet_writes_it(tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_bytes("runtime_s,kind\r\n5,é\r\n".encode("utf-8-sig"))
+    assert [(task.kind, task.runtime_s) for task in read_trace(tmp_path / "trace.csv").tasks] == [("é", 5)]
+
+
 # ---------------------------------------------------------------------------------------------------------- no traces
 
 
