@@ -87,8 +87,11 @@ class PolicySettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     def build(self) -> TaskScheduler:
         """Make the policy that `name` says, with its table."""
-        policy = POLICIES.get(self.name) or self.added[self.name]
-        return policy.from_params(getattr(self, self.name))
+        return self._built(self.name)
+
+    def _built(self, name: str) -> TaskScheduler:
+        policy = POLICIES.get(name) or self.added[name]
+        return policy.from_params(getattr(self, name))
 
     @classmethod
     def adding(cls, policies: Mapping[str, type[TaskScheduler]]) -> type[PolicySettings]:
@@ -99,6 +102,10 @@ class PolicySettings(Struct, frozen=True, forbid_unknown_fields=True):
             cls.__name__, fields, bases=(cls,), namespace=own, frozen=True, forbid_unknown_fields=True
         )
         return cast(type[PolicySettings], kind)
+
+
+#: The keys of [policy] whose values are names of policies, with what they are where they are left out.
+NAMING = {each.name: each.default for each in msgspec.structs.fields(PolicySettings) if each.type is str}
 
 
 class StealingSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -237,10 +244,11 @@ def _kind_for(table: dict[str, Any], source: str) -> type[Settings]:
     policy = table.get("policy")
     if not isinstance(policy, dict):
         return Settings
-    asked = [value for value in policy.values() if isinstance(value, str)]
-    asked += [key for key, value in policy.items() if isinstance(value, dict)]
+    given = [(key, value) for key, value in policy.items() if key in NAMING and isinstance(value, str)]
+    named = {name: key for key, name in given if name != NAMING[key]}
+    tables = [key for key, value in policy.items() if isinstance(value, dict)]
     added: dict[str, type[TaskScheduler]] = {}
-    for name in dict.fromkeys(asked):
+    for name in dict.fromkeys([*named, *tables]):
         if name in POLICIES:
             continue
         try:
@@ -249,8 +257,8 @@ def _kind_for(table: dict[str, Any], source: str) -> type[Settings]:
             raise ConfigError(f"{source}: policy: {error.message}", error.hint) from error
         if found is not None:
             added[name] = found
-        elif name == policy.get("name"):
-            raise _no_policy(name, source)
+        elif name in named:
+            raise _no_policy(named[name], name, source)
     if not added:
         return Settings
     table_kind = PolicySettings.adding(added)
@@ -280,12 +288,7 @@ def _say(error: str) -> str:
 
 
 def _check_relations(settings: Settings, source: str) -> None:
-    policy = settings.policy
-    if policy.name in policy.added:
-        try:
-            policy.build()
-        except Exception as error:  # whatever another distribution may raise
-            raise ConfigError(f"{source}: policy.{policy.name}: {error or type(error).__name__}") from error
+    _check_policy(settings.policy, source)
     beat = settings.heartbeat
     if beat.lease_s < 3 * beat.interval_s:
         raise ConfigError(
@@ -312,8 +315,18 @@ def _check_relations(settings: Settings, source: str) -> None:
         raise ConfigError(f"{source}: worker.reconnect_delay_max_s is less than worker.reconnect_delay_s")
 
 
-def _no_policy(name: str, source: str) -> ConfigError:
+def _check_policy(policy: PolicySettings, source: str) -> None:
+    for key in NAMING:
+        name = getattr(policy, key)
+        if name in policy.added:
+            try:
+                policy._built(name)
+            except Exception as error:  # whatever another distribution may raise
+                raise ConfigError(f"{source}: policy.{name}: {error or type(error).__name__}") from error
+
+
+def _no_policy(key: str, name: str, source: str) -> ConfigError:
     known = [*POLICIES, *plugins.registered()]
     nearest = difflib.get_close_matches(name, known, 1, 0.4)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"policies: {', '.join(known)}"
-    return ConfigError(f"{source}: policy.name: there is no policy {name!r}", hint)
+    return ConfigError(f"{source}: policy.{key}: there is no policy {name!r}", hint)

@@ -70,6 +70,7 @@ def test_its_table_may_stay_while_another_is_chosen(mine: Path) -> None:
         ("[policy]\nname = 'mine'\n[policy.mine]\nweight = 7", "policy.mine: 7 is an unlucky number", ""),
         ("[policy]\nmine = 1\nname = 'mine'", "policy.mine: expected object, got int", ""),
         ("[policy.yours]\nx = 1", "policy.yours is not a key of [policy]", "known keys: name, "),
+        ("[policy]\nname = ''", "policy.name: there is no policy ''", "policies: "),
         ("[policy]\nname = 'build'", "there is no policy 'build'", "policies: "),
     ],
 )
