@@ -11,6 +11,7 @@ from msgspec import structs
 from registered import MINE, distribution
 
 from schedd import plugins
+from schedd.cli.commands.worker import _settings as worker_settings
 from schedd.cli.exits import Exit
 from schedd.cli.main import main
 from schedd.config import Settings, load_settings, parse_settings
@@ -87,6 +88,7 @@ def test_worker_needs_no_policy(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="policy"):
         load_settings(path)
     assert load_settings(path, with_policy=False).worker.name == "w1"
+    assert worker_settings(str(path))[0].name == "w1"
 
 
 # ---------------------------------------------------------------------------------------------- what cannot be one

@@ -38,11 +38,11 @@ ROOMS: dict[str, set[str]] = {
     "keepalive": set(),
     # It looks at what is installed: only where a file names a policy that is not built in.
     "plugins": {"errors", "core.policies"},
+    "testing": {"core"},
     "config": {"errors", "address", "core.policies", "plugins"},
     "core": {"errors"},
     "wire": {"core.model", "errors"},
     "assembly": {"config", "core"},
-    "testing": {"core"},
     "simulate": {"core", "config", "assembly", "errors"},
     "journal": {"core", "errors", "config", "log"},
     "server": {"core", "assembly", "wire", "journal", "config", "log", "errors", "address", "keepalive"},

@@ -85,7 +85,7 @@ def _toml(path: Path, text: str) -> list[ClusterRow]:
     try:
         tables = [value for value in tomllib.loads(text).values() if isinstance(value, list)]
         return [_row(values) for table in tables for values in table]
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
         raise TraceError(f"{path}: {error}", HINT) from None
 
 

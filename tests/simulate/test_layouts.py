@@ -27,6 +27,7 @@ vgg,1,fast,1,10
 vgg,1,slow,1,2
 vgg,2,fast,0,11
 vgg,2,fast,1,16
+vgg,2,fast,0,12
 vgg,2,slow,1,0
 rl,1,fast,1,5
 rl,1,slow,1,5
@@ -332,6 +333,7 @@ def test_garbage_is_an_error_and_never_a_crash(
 @given(text=st.one_of(tables, st.text(max_size=40)), ending=st.sampled_from([".csv", ".toml"]))
 @example(text="[[worker]]\ncpus = nan", ending=".toml")
 @example(text="worker = [1]", ending=".toml")
+@example(text="worker = " + "[" * 5000, ending=".toml")
 @example(text="[[worker]]\ncpus = [[]]", ending=".toml")
 @example(text="[worker]\ncpus = 1", ending=".toml")
 @example(text="sn,cpu_milli,memory_mib,gpu,model\na,1e300,1,1,T4", ending=".csv")
