@@ -15,16 +15,24 @@ if TYPE_CHECKING:
     from schedd.client.aio import AsyncClient
     from schedd.client.executor import SchedExecutor
     from schedd.client.sync import Client
-    from schedd.core.model import Task, TaskRequirements, WorkerInfo, WorkerResources
+    from schedd.core.model import Task, TaskRequirements, WorkerId, WorkerInfo, WorkerResources
     from schedd.core.policies.adaptive import AdaptiveScheduler
-    from schedd.core.policies.base import TaskScheduler
+    from schedd.core.policies.base import (
+        ClusterView,
+        Draft,
+        Outcome,
+        Preemption,
+        PreemptView,
+        Steal,
+        TaskScheduler,
+    )
     from schedd.core.policies.batch import BatchScheduler
     from schedd.core.policies.fifo import FIFOScheduler
     from schedd.core.policies.load_balancing import LoadBalancingScheduler
     from schedd.core.policies.priority import PriorityScheduler
     from schedd.core.policies.work_stealing import WorkStealingScheduler
     from schedd.core.resources import ResourceManager
-    from schedd.core.stats import PerformanceStats
+    from schedd.core.stats import Learned, PerformanceStats
     from schedd.worker.task_api import report, should_stop
 
 __all__ = [
@@ -32,16 +40,24 @@ __all__ = [
     "AsyncClient",
     "BatchScheduler",
     "Client",
+    "ClusterView",
+    "Draft",
     "FIFOScheduler",
+    "Learned",
     "LoadBalancingScheduler",
+    "Outcome",
     "PerformanceStats",
+    "PreemptView",
+    "Preemption",
     "PriorityScheduler",
     "ResourceManager",
     "SchedExecutor",
+    "Steal",
     "Task",
     "TaskRequirements",
     "TaskScheduler",
     "WorkStealingScheduler",
+    "WorkerId",
     "WorkerInfo",
     "WorkerResources",
     "report",
@@ -53,16 +69,24 @@ _MODULES = {
     "AsyncClient": "schedd.client.aio",
     "BatchScheduler": "schedd.core.policies.batch",
     "Client": "schedd.client.sync",
+    "ClusterView": "schedd.core.policies.base",
+    "Draft": "schedd.core.policies.base",
     "FIFOScheduler": "schedd.core.policies.fifo",
+    "Learned": "schedd.core.stats",
     "LoadBalancingScheduler": "schedd.core.policies.load_balancing",
+    "Outcome": "schedd.core.policies.base",
     "PerformanceStats": "schedd.core.stats",
+    "PreemptView": "schedd.core.policies.base",
+    "Preemption": "schedd.core.policies.base",
     "PriorityScheduler": "schedd.core.policies.priority",
     "ResourceManager": "schedd.core.resources",
     "SchedExecutor": "schedd.client.executor",
+    "Steal": "schedd.core.policies.base",
     "Task": "schedd.core.model",
     "TaskRequirements": "schedd.core.model",
     "TaskScheduler": "schedd.core.policies.base",
     "WorkStealingScheduler": "schedd.core.policies.work_stealing",
+    "WorkerId": "schedd.core.model",
     "WorkerInfo": "schedd.core.model",
     "WorkerResources": "schedd.core.model",
     "report": "schedd.worker.task_api",

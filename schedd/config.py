@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import msgspec
 from msgspec import Meta, Struct, field
 
+from schedd import plugins
 from schedd.address import DEFAULT_ADDRESS, parse_address
 from schedd.core.policies import POLICIES
 from schedd.core.policies.adaptive import AdaptiveParams
@@ -67,7 +69,13 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PolicySettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """Table [policy]: which one decides, which is asked beside it, and a table of parameters for each."""
+    """Table [policy]: which one decides, which is asked beside it, and a table of parameters for each.
+
+    Where a file names a policy that is not built in, its settings are of a subclass with a field for that one too.
+    """
+
+    #: The policies that a subclass has added, by name.
+    added: ClassVar[Mapping[str, type[TaskScheduler]]] = {}
 
     name: str = "priority"
     shadow: str = ""
@@ -87,7 +95,22 @@ class PolicySettings(Struct, frozen=True, forbid_unknown_fields=True):
         return self._built(self.shadow) if self.shadow else None
 
     def _built(self, name: str) -> TaskScheduler:
-        return POLICIES[name].from_params(getattr(self, name))
+        policy = POLICIES.get(name) or self.added[name]
+        return policy.from_params(getattr(self, name))
+
+    @classmethod
+    def adding(cls, policies: Mapping[str, type[TaskScheduler]]) -> type[PolicySettings]:
+        """Make a table that has a field for each of these policies too."""
+        fields = [(name, policy.Params, field(default_factory=policy.Params)) for name, policy in policies.items()]
+        own = {"added": dict(policies)}
+        kind = msgspec.defstruct(
+            cls.__name__, fields, bases=(cls,), namespace=own, frozen=True, forbid_unknown_fields=True
+        )
+        return cast(type[PolicySettings], kind)
+
+
+#: The keys of [policy] whose values are names of policies, with what they are where they are left out.
+NAMING = {each.name: each.default for each in msgspec.structs.fields(PolicySettings) if each.type is str}
 
 
 class StealingSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,8 +205,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     worker: WorkerSettings = WorkerSettings()
 
 
-def load_settings(path: str | Path | None) -> Settings:
-    """Read and check a file; None: all defaults. Raises ConfigError."""
+def load_settings(path: str | Path | None, *, with_policy: bool = True) -> Settings:
+    """Read and check a file; None: all defaults. Raises ConfigError.
+
+    Without `with_policy` the table [policy] is left out: who does not place need not have the policy installed.
+    """
     if path is None:
         return Settings()
     try:
@@ -192,27 +218,58 @@ def load_settings(path: str | Path | None) -> Settings:
         raise ConfigError(f"{path}: {error.strerror}", "name an existing file with --config") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
-    return parse_settings(text, str(path))
+    return parse_settings(text, str(path), with_policy=with_policy)
 
 
-def parse_settings(text: str, source: str = "config.toml") -> Settings:
+def parse_settings(text: str, source: str = "config.toml", *, with_policy: bool = True) -> Settings:
     """Parse and check the text of a file; `source` is its name in errors. Raises ConfigError."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: {error}") from error
+    if not with_policy:
+        table.pop("policy", None)
     return settings_of(table, source)
 
 
 def settings_of(table: dict[str, Any], source: str) -> Settings:
     """Check what a file would say, and fill in the defaults. Raises ConfigError."""
-    _refuse_unknown(table, Settings, source, ())
+    kind = _kind_for(table, source)
+    _refuse_unknown(table, kind, source, ())
     try:
-        settings = msgspec.convert(table, Settings)
+        settings = msgspec.convert(table, kind)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {_say(str(error))}") from error
     _check_relations(settings, source)
     return settings
+
+
+def _kind_for(table: dict[str, Any], source: str) -> type[Settings]:
+    """Settings; with the policies of other distributions that the file chooses or has a table for."""
+    policy = table.get("policy")
+    if not isinstance(policy, dict):
+        return Settings
+    given = [(key, value) for key, value in policy.items() if key in NAMING and isinstance(value, str)]
+    named = {name: key for key, name in given if name != NAMING[key]}
+    tables = [key for key, value in policy.items() if isinstance(value, dict)]
+    added: dict[str, type[TaskScheduler]] = {}
+    for name in dict.fromkeys([*named, *tables]):
+        if name in POLICIES:
+            continue
+        try:
+            found = plugins.find(name) if not hasattr(PolicySettings, name) else None
+        except ConfigError as error:
+            raise ConfigError(f"{source}: policy: {error.message}", error.hint) from error
+        if found is not None:
+            added[name] = found
+        elif name in named:
+            raise _no_policy(named[name], name, source)
+    if not added:
+        return Settings
+    table_kind = PolicySettings.adding(added)
+    fields = [("policy", table_kind, field(default_factory=table_kind))]
+    kind = msgspec.defstruct("Settings", fields, bases=(Settings,), frozen=True, forbid_unknown_fields=True)
+    return cast(type[Settings], kind)
 
 
 def _refuse_unknown(table: dict[str, Any], kind: type[Struct], source: str, path: tuple[str, ...]) -> None:
@@ -235,17 +292,8 @@ def _say(error: str) -> str:
     return f"{path.rstrip('`')}: {message[:1].lower()}{message[1:]}" if path else message
 
 
-def _check_policy(key: str, name: str, source: str) -> None:
-    if name not in POLICIES:
-        nearest = difflib.get_close_matches(name, POLICIES, 1, 0.4)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"policies: {', '.join(POLICIES)}"
-        raise ConfigError(f"{source}: policy.{key}: there is no policy {name!r}", hint)
-
-
 def _check_relations(settings: Settings, source: str) -> None:
-    _check_policy("name", settings.policy.name, source)
-    if settings.policy.shadow:
-        _check_policy("shadow", settings.policy.shadow, source)
+    _check_policy(settings.policy, source)
     beat = settings.heartbeat
     if beat.lease_s < 3 * beat.interval_s:
         raise ConfigError(
@@ -270,3 +318,20 @@ def _check_relations(settings: Settings, source: str) -> None:
             )
     if settings.worker.reconnect_delay_max_s < settings.worker.reconnect_delay_s:
         raise ConfigError(f"{source}: worker.reconnect_delay_max_s is less than worker.reconnect_delay_s")
+
+
+def _check_policy(policy: PolicySettings, source: str) -> None:
+    for key in NAMING:
+        name = getattr(policy, key)
+        if name in policy.added:
+            try:
+                policy._built(name)
+            except Exception as error:  # whatever another distribution may raise
+                raise ConfigError(f"{source}: policy.{name}: {error or type(error).__name__}") from error
+
+
+def _no_policy(key: str, name: str, source: str) -> ConfigError:
+    known = [*POLICIES, *plugins.registered()]
+    nearest = difflib.get_close_matches(name, known, 1, 0.4)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"policies: {', '.join(known)}"
+    return ConfigError(f"{source}: policy.{key}: there is no policy {name!r}", hint)

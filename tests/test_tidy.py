@@ -41,7 +41,10 @@ ROOMS: dict[str, set[str]] = {
     "log": set(),
     "address": {"errors"},
     "keepalive": set(),
-    "config": {"errors", "address", "core.policies"},
+    # It looks at what is installed: only where a file names a policy that is not built in.
+    "plugins": {"errors", "core.policies"},
+    "testing": {"core"},
+    "config": {"errors", "address", "core.policies", "plugins"},
     "core": {"errors"},
     "wire": {"core.model", "errors"},
     "assembly": {"config", "core"},

@@ -20,6 +20,7 @@ from msgspec import Meta, Struct
 from schedd.core.model import WorkerResources
 from schedd.errors import TraceError
 from schedd.simulate.files import text_of
+from schedd.simulate.layouts import columns_of
 
 MIB_PER_GB = 1024.0
 RAM_ENOUGH_GB = 1e6
@@ -106,20 +107,25 @@ def _toml(path: Path, text: str) -> list[ClusterRow]:
     try:
         tables = [value for value in tomllib.loads(text).values() if isinstance(value, list)]
         return [_row(values) for table in tables for values in table]
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
         raise TraceError(f"{path}: {error}", HINT) from None
 
 
 def _csv(path: Path, text: str) -> list[ClusterRow]:
     reader = csv.DictReader(io.StringIO(text))
-    columns = list(reader.fieldnames or ())
+    columns = columns_of(path, reader)
     read = _openb if {"cpu_milli", "memory_mib", "gpu", "model"} <= set(columns) else _plain
+    if read is _plain and columns and not set(columns) & set(ClusterRow.__struct_fields__):
+        what = "it looks like JSON" if text.lstrip()[:1] in ("{", "[") else f"its columns are {', '.join(columns)}"
+        raise TraceError(f"{path} is no cluster that is known: {what}", HINT)
     rows = []
-    for values in reader:
-        try:
+    try:
+        for values in reader:
+            if None in values:
+                raise ValueError(f"it has more cells than there are columns, which are {len(columns)}")
             rows.append(read(values))
-        except (msgspec.ValidationError, ValueError, TypeError) as error:
-            raise TraceError(f"{path}, line {reader.line_num}: {error}", HINT) from None
+    except (ValueError, TypeError, csv.Error) as error:
+        raise TraceError(f"{path}, line {reader.line_num}: {error}", HINT) from None
     return _together(rows)
 
 
@@ -129,7 +135,7 @@ def _plain(values: Mapping[str, str | None]) -> ClusterRow:
 
 def _openb(values: Mapping[str, str]) -> ClusterRow:
     cpus, ram = float(values["cpu_milli"]) / 1000, float(values["memory_mib"]) / MIB_PER_GB
-    return ClusterRow(num_gpus=int(values["gpu"]), gpu_model=values["model"], cpus=cpus, ram_gb=ram)
+    return _row({"num_gpus": values["gpu"], "gpu_model": values["model"] or "", "cpus": cpus, "ram_gb": ram})
 
 
 def _together(rows: Iterable[ClusterRow]) -> list[ClusterRow]:

@@ -6,8 +6,9 @@ deadline_s`. `after` has row numbers, the first being 0, with spaces between the
 given; an empty runtime of a model: it does not run there.
 
 Other layouts are known by their columns, or named: SWF (the Standard Workload Format of the Parallel Workloads
-Archive), the GPU traces of Muri (SIGCOMM 2022), Philly and Alibaba's openb (2023), bags with a runtime for each model
-(`<model>_s`), and LCDB's learning curves. Files may be compressed with gzip.
+Archive), the GPU traces of Muri (SIGCOMM 2022), Philly and Alibaba's openb (2023), jobs of Gavel (OSDI 2020) with their
+throughputs beside them, bags with a runtime for each model (`<model>_s`), the learning curves of LCBench and LCDB, and
+tables of training times. Files may be compressed with gzip.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from msgspec import Struct, structs
@@ -24,12 +26,15 @@ from msgspec import Struct, structs
 from schedd.core.model import TaskRequirements
 from schedd.errors import TraceError
 from schedd.simulate.files import text_of
+from schedd.simulate.layouts import SPEED_COLUMNS, Speeds, columns_of, no_trace, unknown
 
 MIB_PER_GB = 1024.0
 #: What Muri adds to each iteration when it replays its traces.
 MURI_OVERHEAD = 1.015
 #: Length that the published experiments give to jobs of unknown length.
 SWF_UNKNOWN_S = 10.0
+#: Three hundred years: what is later or longer was not meant in seconds.
+SECONDS_MAX = 1e10
 
 Row = Mapping[str, str]
 
@@ -56,6 +61,10 @@ class TraceTask(Struct, frozen=True):
         return self.runtimes[model] if self.runtimes else self.runtime_s
 
 
+#: Makes a task of a row and the columns of its file. Raises ValueError.
+Read = Callable[[Row, Sequence[str]], TraceTask]
+
+
 class Trace(Struct, frozen=True):
     """Tasks in the order of their submission. `after` of a task counts in this order."""
 
@@ -63,28 +72,61 @@ class Trace(Struct, frozen=True):
     tasks: list[TraceTask]
 
 
-def read_trace(path: str | Path, format: str = "auto") -> Trace:  # noqa: A002 - it is the option's name
-    """Read a trace. Raises TraceError, with file and line, for what it cannot make sense of."""
+def read_trace(
+    path: str | Path,
+    format: str = "auto",  # noqa: A002 - it is the option's name
+    speeds: Speeds | None = None,
+) -> Trace:
+    """Read a trace; `speeds` are for jobs that say how many steps they are, and not how long they take.
+
+    Raises TraceError, with file and line, for what it cannot make sense of.
+    """
     path = Path(path)
     text = text_of(path)
     if format == "swf" or (format == "auto" and (".swf" in path.name or text.startswith(";"))):
-        return _in_order("swf", [task for _, task in _swf(path, text)])
+        return _in_order("swf", _swf(path, text))
     reader = csv.DictReader(io.StringIO(text))
-    columns = list(reader.fieldnames or ())
-    name = ALIASES.get(format, format) if format != "auto" else _recognise(path, columns)
+    columns = columns_of(path, reader)
+    name = _named(format, columns) if format != "auto" else _recognise(path, text, columns)
     if name not in LAYOUTS:
-        raise TraceError(f"no such format {name!r}", f"one of auto, swf, {', '.join(LAYOUTS)}")
-    missing = [column for column in LAYOUTS[name].needs if column not in columns]
+        raise TraceError(f"no such format {name!r}", f"one of auto, swf, {', '.join([*LAYOUTS, *ALIASES])}")
+    layout = LAYOUTS[name]
+    missing = [column for column in layout.needs if column not in columns]
     if missing:
         raise TraceError(f"{path}: a trace of format {name} has a column {missing[0]!r}; here are {columns}")
-    read = LAYOUTS[name].read
-    tasks = []
-    for row in reader:
-        try:
-            tasks.append(read(row, columns))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise TraceError(f"{path}, line {reader.line_num}: {error}") from None
-    return _in_order(name, tasks)
+    if name == "gavel_jobs" and speeds is None:
+        hint = f"give --throughputs FILE: {', '.join(SPEED_COLUMNS)}"
+        raise TraceError(f"{path} has jobs with a number of steps, and not how long a step takes", hint)
+    if name != "gavel_jobs" and speeds is not None:
+        raise TraceError(f"{path} says how long its tasks take", "--throughputs are for jobs with steps: gavel_jobs")
+    read = layout.read if speeds is None else partial(_gavel_job, speeds)
+    return _in_order(name, _rows(path, reader, columns, read, layout.last_of))
+
+
+def _rows(path: Path, reader: csv.DictReader[str], columns: Sequence[str], read: Read, last_of: str) -> list[TraceTask]:
+    tasks: list[TraceTask] = []
+    places: dict[str, int] = {}
+    try:
+        for row in reader:
+            if None in row:
+                raise ValueError(f"it has more cells than there are columns, which are {len(columns)}")
+            task = read(row, columns)
+            _must_be_sane(task)
+            place = places.setdefault(row[last_of] or "", len(tasks)) if last_of else len(tasks)
+            if place == len(tasks):
+                tasks.append(task)
+            elif task.runtime_s > tasks[place].runtime_s:
+                tasks[place] = task
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise TraceError(f"{path}, line {reader.line_num}: {error}") from None
+    return tasks
+
+
+def _must_be_sane(task: TraceTask) -> None:
+    """Raise ValueError for times that are no seconds."""
+    longest = max(task.runtimes.values(), default=task.runtime_s)
+    if not (0 <= task.submit_s <= SECONDS_MAX and 0 <= longest <= SECONDS_MAX):
+        raise ValueError(f"submit and runtime are {task.submit_s:g} and {longest:g}, which cannot be seconds")
 
 
 def part_of(trace: Trace, rows: slice) -> Trace:
@@ -163,7 +205,10 @@ def _needs(gpus: float, runtimes: dict[str, float], models: Sequence[str], **amo
 # ------------------------------------------------------------------------------------------------------------ layouts
 
 _MODEL_RUNTIME = re.compile(r"runtime_s\.(.+)")
-_BAG_RUNTIME = re.compile(r"(?!submit|deadline|duration|runtime|estimated_time|traintime|cum_time)(.+)_s")
+_BAG_RUNTIME = re.compile(
+    r"(?!(?:submit|deadline|duration|runtime|estimated_time|traintime|train_time|cum_time|latency|start|end|wait)_s)(.+)_s"
+)
+_TRAINING = re.compile(r"train_time_s(_\d+)?")
 
 
 def _by_model(row: Row, columns: Sequence[str], pattern: re.Pattern[str]) -> tuple[dict[str, float], list[str]]:
@@ -191,6 +236,8 @@ def _canonical(row: Row, columns: Sequence[str]) -> TraceTask:
     runtime = _number(row, "runtime_s") if not models else 0.0
     after = tuple(int(part) for part in (row.get("after") or "").split())
     priority = float(row.get("priority") or 0)
+    if not math.isfinite(priority):
+        raise ValueError(f"priority is {priority}")
     deadline = _optional(row, "deadline_s")
     submit = _number(row, "submit_s", 0.0)
     return TraceTask(submit, row.get("kind") or "task", runtime, requirements, runtimes, priority, after, deadline)
@@ -207,7 +254,7 @@ def _bag(row: Row, columns: Sequence[str]) -> TraceTask:
 def _muri(row: Row, columns: Sequence[str]) -> TraceTask:
     runtime = _number(row, "iterations") * _number(row, "iteration_ms") * MURI_OVERHEAD / 1000
     gpus = _number(row, "num_gpu")
-    return TraceTask(_number(row, "submit_s"), row["model"], runtime, TaskRequirements(min_gpus=gpus))
+    return TraceTask(_number(row, "submit_s"), row["model"] or "task", runtime, TaskRequirements(min_gpus=gpus))
 
 
 def _philly(row: Row, columns: Sequence[str]) -> TraceTask:
@@ -234,15 +281,43 @@ def _openb(row: Row, columns: Sequence[str]) -> TraceTask:
     return TraceTask(created, row.get("qos") or "pod", runtime, requirements)
 
 
+def _gavel_job(speeds: Speeds, row: Row, columns: Sequence[str]) -> TraceTask:
+    gpus = _number(row, "num_gpu")
+    runtimes = speeds.runtimes(row["job_type"], max(1, int(gpus)), _number(row, "steps"))
+    requirements = _needs(gpus, runtimes, speeds.models)
+    return TraceTask(_number(row, "submit_s"), row["job_type"], 0.0, requirements, runtimes)
+
+
 def _lcdb(row: Row, columns: Sequence[str]) -> TraceTask:
-    return TraceTask(0.0, row["learner"], _number(row, "traintime_s"), TaskRequirements())
+    return TraceTask(0.0, row["learner"] or "task", _number(row, "traintime_s"), TaskRequirements())
+
+
+def _lcbench(row: Row, columns: Sequence[str]) -> TraceTask:
+    return TraceTask(0.0, "train", _number(row, "cum_time_s"), TaskRequirements())
+
+
+def _training(row: Row, columns: Sequence[str]) -> TraceTask:
+    """The mean of the times that it took; the kind: what it depends on, where that is known."""
+    times = [_number(row, column) for column in columns if _TRAINING.fullmatch(column) and row.get(column)]
+    if not times:
+        raise ValueError("no train_time_s is given")
+    kind = "train"
+    if operations := row.get("ops"):
+        kind = f"conv3x3={operations.count('3')},conv1x1={operations.count('2')}"
+    elif batch := row.get("batch_size"):
+        kind = f"batch_size={batch}"
+    return TraceTask(0.0, kind, sum(times) / len(times), TaskRequirements())
 
 
 class Layout(Struct, frozen=True):
-    """How rows of a format are read, and the columns by which the format is known."""
+    """How rows of a format are read, and the columns by which the format is known.
+
+    last_of: of rows that are the same there, only the longest is a task.
+    """
 
     needs: tuple[str, ...]
-    read: Callable[[Row, Sequence[str]], TraceTask]
+    read: Read
+    last_of: str = ""
 
 
 LAYOUTS = {
@@ -251,29 +326,49 @@ LAYOUTS = {
     "openb": Layout(("cpu_milli", "memory_mib", "num_gpu", "gpu_milli"), _openb),
     "philly": Layout(("submit_s", "duration_s", "num_gpu"), _philly),
     "lcdb": Layout(("learner", "traintime_s"), _lcdb),
+    "lcbench": Layout(("config", "epoch", "cum_time_s"), _lcbench, "config"),
+    "gavel_jobs": Layout(("job_type", "steps", "submit_s", "num_gpu"), partial(_gavel_job, Speeds())),
+    "training": Layout((), _training),
     "bag": Layout((), _bag),
 }
-#: Other names of layouts, by the files that are known to have them.
-ALIASES = {"gavel": "bag", "hydra": "bag"}
+#: Other names of layouts, by the files that are known to have them; the first that suits a file is meant.
+ALIASES = {
+    "gavel": ("gavel_jobs", "bag"),
+    "hydra": ("bag",),
+    "nb201": ("training", "bag"),
+    "fcnet": ("training",),
+    "hpobench": ("training",),
+}
 
 
-def _recognise(path: Path, columns: Sequence[str]) -> str:
+def _named(format: str, columns: Sequence[str]) -> str:  # noqa: A002 - it is the option's name
+    """The layout that is meant by a name."""
+    *others, last = ALIASES.get(format, (format,))
+    return next((name for name in others if _suits(name, columns)), last)
+
+
+def _suits(name: str, columns: Sequence[str]) -> bool:
+    if name == "training":
+        return any(_TRAINING.fullmatch(column) for column in columns)
+    needs = LAYOUTS[name].needs
+    return bool(needs) and all(column in columns for column in needs)
+
+
+def _recognise(path: Path, text: str, columns: Sequence[str]) -> str:
     if "runtime_s" in columns or any(_MODEL_RUNTIME.fullmatch(column) for column in columns):
         return "csv"
-    for name, layout in LAYOUTS.items():
-        if layout.needs and all(column in columns for column in layout.needs):
+    for name in LAYOUTS:
+        if _suits(name, columns):
             return name
+    if (error := no_trace(path, columns)) is not None:
+        raise error
     if any(_BAG_RUNTIME.fullmatch(column) for column in columns):
         return "bag"
-    if {"config", "epoch", "cum_time_s"} <= set(columns):
-        raise TraceError(f"{path} has learning curves and no tasks", "search them: --workload halving, or asha")
-    raise TraceError(
-        f"{path} is no trace that is known: its columns are {', '.join(columns) or 'none'}",
-        "a trace has a column runtime_s, or runtime_s.MODEL for each device model; or name its --format",
-    )
+    raise unknown(path, text, columns)
 
 
-def _swf(path: Path, text: str) -> Iterator[tuple[int, TraceTask]]:
+def _swf(path: Path, text: str) -> list[TraceTask]:
+    tasks = []
     for number, line in enumerate(text.splitlines(), 1):
         fields = line.split()
         if not fields or fields[0].startswith(";"):
@@ -287,5 +382,11 @@ def _swf(path: Path, text: str) -> Iterator[tuple[int, TraceTask]]:
             continue
         runtime = SWF_UNKNOWN_S if runtime < 0 else runtime
         estimated = runtime if requested <= 0 else requested
-        requirements = TaskRequirements(cpus=processors, estimated_time=estimated)
-        yield number, TraceTask(submit, "job", runtime, requirements)
+        try:
+            requirements = TaskRequirements(cpus=processors, estimated_time=estimated)
+            task = TraceTask(submit, "job", runtime, requirements)
+            _must_be_sane(task)
+        except ValueError as error:
+            raise TraceError(f"{path}, line {number}: {error}") from None
+        tasks.append(task)
+    return tasks

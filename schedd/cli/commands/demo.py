@@ -62,12 +62,13 @@ def demo_command(configs: int, seed: int, policy: str, plain: bool, as_json: boo
     """
     import importlib.util
 
+    from schedd import plugins
     from schedd.core.policies import POLICIES
 
     if importlib.util.find_spec("sklearn") is None:
         raise ConfigError("the demo needs scikit-learn, which is not installed", "pip install 'schedd[demo]'")
-    if policy not in POLICIES:
-        raise BadInput(f"there is no policy {policy!r}", nearest(policy, list(POLICIES)))
+    if policy not in POLICIES and plugins.find(policy) is None:
+        raise BadInput(f"there is no policy {policy!r}", nearest(policy, [*POLICIES, *plugins.registered()]))
     out = Output(as_json=as_json, quiet=quiet)
     options = Options(configs, seed, policy, live=sys.stderr.isatty() and not plain and not quiet)
     try:

@@ -82,5 +82,5 @@ def worker_command(
 def _settings(config: str | None) -> tuple[WorkerSettings, str]:
     from schedd.config import load_settings
 
-    settings = load_settings(config)
+    settings = load_settings(config, with_policy=False)
     return settings.worker, settings.log.level
