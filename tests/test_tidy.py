@@ -15,7 +15,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 CORE_ORDER = [
     "model", "pages", "capacity", "events", "effects", "timers", "stats", "health", "memory", "queue", "resources",
     "members", "submits", "tasks", "retries", "policies", "claims", "placement", "tables", "guard", "preemption",
-    "requests", "attempts", "fleet", "explain", "restore", "engine",
+    "stealing", "requests", "attempts", "fleet", "explain", "restore", "engine",
 ]  # fmt: skip
 POLICY_ORDER = [
     "base",

@@ -31,7 +31,6 @@ from schedd.core.model import (
     Task,
     TaskId,
     WorkerId,
-    WorkerInfo,
     WorkerStatus,
 )
 from schedd.core.policies.base import TaskScheduler
@@ -41,6 +40,7 @@ from schedd.core.resources import ResourceManager
 from schedd.core.restore import Recorded, Restore
 from schedd.core.retries import limits_of
 from schedd.core.stats import Learned
+from schedd.core.stealing import Stealing
 from schedd.core.tables import Counters, EngineSettings, Tables
 from schedd.core.tasks import DISPATCHED, TaskTable, story
 
@@ -77,6 +77,7 @@ class Engine:
         self._attempts = attempts = Attempts(t, guard)
         self._fleet = fleet = Fleet(t, attempts, guard)
         self._preemptor = Preemptor(t)
+        self._stealing = Stealing(t)
         self._requests = requests = Requests(t, guard)
         handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.SubmitTasks: requests.on_submit_tasks,
@@ -133,6 +134,8 @@ class Engine:
             t.deadlines.set(("command", 0), now)  # which goes on at once
         if t.policy.preempt_interval_s and not t.awaited:
             self._preemptor.after_pass()
+        if t.idled and not t.awaited and ("place", 0) not in t.deadlines:
+            self._stealing.for_idle()
         t.resources.commit()
         return t.take_effects()
 
@@ -194,7 +197,7 @@ class Engine:
                 case ("place", _):
                     self._t.placement_wanted = True
                 case ("steal", _):
-                    self._on_steal_timer()
+                    self._stealing.on_timer()
                 case ("preempt", _):
                     self._preemptor.is_due = True
                 case ("refresh", _):
@@ -212,23 +215,6 @@ class Engine:
             if worker is not None:
                 t.resources.touch(worker)
         t.placement_wanted = True
-
-    def _on_steal_timer(self) -> None:
-        t = self._t
-        if any(worker.task_queue for worker in t.resources):
-            self._attempts.begin_steals(t.policy.rebalance(self, t.now))
-            t.arm_stealing()
-
-    # ------------------------------------------------------------------------------------ what rebalance may look at
-
-    def workers(self) -> Iterable[WorkerInfo]:
-        return self._t.resources
-
-    def could_run(self, task: Task, worker: WorkerInfo) -> bool:
-        return self._t.placer.could_run(task, worker)
-
-    def has_room(self, task: Task, worker: WorkerInfo) -> bool:
-        return self._t.placer.has_room(task, worker)
 
     # ---------------------------------------------------------------------------------------------------- for reading
 

@@ -72,6 +72,7 @@ class Fleet:
         t.deadlines.cancel(("lost", worker.worker_id))
         t.deadlines.set(("lease", worker.worker_id), t.now + t.lease_ns())
         self._note_entered(worker, again)
+        t.note_idled(worker)
         t.placement_wanted = True
 
     def _note_entered(self, worker: WorkerInfo, again: bool) -> None:
@@ -322,6 +323,7 @@ class Fleet:
         t.deadlines.cancel(("lost", worker.worker_id))
         t.deadlines.set(("lease", worker.worker_id), t.now + t.lease_ns())
         self._note_entered(worker, again=True)
+        t.note_idled(worker)
         t.placement_wanted = True
 
     def on_lost(self, worker_id: WorkerId) -> None:

@@ -57,13 +57,16 @@ Entry = tuple[float, int, float, int, int]
 class Candidates:
     """The index of one request class."""
 
-    __slots__ = ("cursor", "heap", "possible")
+    __slots__ = ("cursor", "heap", "members", "members_version", "possible")
 
     def __init__(self) -> None:
         self.heap: list[Entry] = []
         self.cursor = -1
         #: By seq of a worker: the ledger looked at, and the indices of the variants that it could ever hold.
         self.possible: dict[int, tuple[Ledger, tuple[int, ...]]] = {}
+        #: The workers that take work and could run such a task, as of a version of the table; made when one is drawn.
+        self.members: list[WorkerInfo] = []
+        self.members_version = -1
 
 
 class Placer:
@@ -75,11 +78,14 @@ class Placer:
         runtimes: RuntimeTable,
         rule: PrefetchRule,
         dispatch: Callable[[Task, WorkerInfo, int], None],
+        draw_below: Callable[[int], int],
     ) -> None:
         self._resources = resources
         self._runtimes = runtimes
         self._rule = rule
         self._dispatch = dispatch
+        #: The engine's dice: a number below the one given.
+        self._draw_below = draw_below
         #: By number of the class; of those that no longer wait only as many as `INDEXES_SPARE_MAX` are kept.
         self._indexes: dict[int, Candidates] = {}
         self._depths: dict[tuple[str, float | None], int] = {}
@@ -271,6 +277,17 @@ class Placer:
             return False
         self._place(task, worker, fitting[1])
         return True
+
+    def draw(self, task: Task, count: int) -> list[WorkerInfo]:
+        request = task.request
+        if request is None:
+            return []
+        index, version = self._of(request), self._resources.members_version
+        if index.members_version != version:
+            index.members = [w for w in self._resources if w.accepts_work and self._possible(index, request, w)]
+            index.members_version = version
+        members, draw_below = index.members, self._draw_below
+        return [members[draw_below(len(members))] for _ in range(count)] if members else []
 
     def block(self, task: Task) -> None:
         queue, request = self._current, task.request

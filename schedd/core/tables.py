@@ -117,7 +117,7 @@ class Tables:
         self.runtimes = RuntimeTable(settings.prefetch.runtime_max_s)
         self.deadlines: Deadlines[DeadlineKey] = Deadlines()
         self.counters = Counters()
-        self.placer = Placer(self.resources, self.runtimes, settings.prefetch, self.dispatch)
+        self.placer = Placer(self.resources, self.runtimes, settings.prefetch, self.dispatch, rng.randrange)
         self.now: Instant = 0
         #: Set by whatever may let a task start; the placement pass at the end of the turn clears it.
         self.placement_wanted = False
@@ -129,6 +129,8 @@ class Tables:
         self.drained: dict[WorkerId, str] = {}
         #: What was asked of attempts to make room, by task; one of an attempt that is not the current one says nothing.
         self.asked: dict[TaskId, fx.PreemptAsked] = {}
+        #: Workers that had an end in this turn, or have come, by seq: where nothing is left they may steal.
+        self.idled: dict[int, WorkerInfo] = {}
         self.facts: list[fx.Fact] = []
         self.actions: list[fx.Action] = []
         self._finished: list[Task] = []
@@ -298,6 +300,11 @@ class Tables:
         self.end_steal(task, worker)
         self.resources.detach(task, worker)
         self.placement_wanted = True
+
+    def note_idled(self, worker: WorkerInfo) -> None:
+        """Let a worker look for something to steal at the end of the turn, unless it has work by then."""
+        if self.settings.stealing and not worker.task_queue:
+            self.idled[worker.seq] = worker
 
     def end_steal(self, task: Task, victim: WorkerInfo) -> None:
         """Stop counting a move in flight, on both sides."""
