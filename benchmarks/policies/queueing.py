@@ -37,6 +37,7 @@ stealing.interval_s = 1e9
 prefetch.depth_max = 0
 [policy.work_stealing]
 backlog_per_slot = 100_000
+adapt = false
 """
 NO_STEALING = COMMON + "steal_threshold = 1_000_000\n"
 

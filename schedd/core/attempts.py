@@ -90,6 +90,8 @@ class Attempts:
         begun = min(max(started_at_ns, at_ns), self._t.now)
         self._t.tasks.set_state(task, Running(worker.worker_id, at_ns, begun))
         self._t.facts.append(fx.AttemptBegan(task.id, task.attempt, begun))
+        if not self._t.steals.is_idle:
+            self._t.steals.started(task, begun)
         if self._t.policy.preempt_interval_s:
             self._t.policy.began(task, self._t.now)
 
@@ -113,12 +115,16 @@ class Attempts:
                 continue
             task, worker = found
             record = self._record(task, worker, finished)
+            if not t.steals.is_idle and record.started_at_ns:
+                t.steals.started(task, record.started_at_ns)  # where start and end are told together
             t.release(task, worker)
             if record.cause is _OK:
                 worker.finished_count += 1
             elif record.cause is not _PREEMPTED:
                 worker.failed_count += 1
             t.note_idled(worker)
+            if not t.steals.is_idle:
+                t.steals.ended_at(worker, t.now)
             t.learn(task, worker, record)
             t.conclude(task, self._guard.on_ended(task, worker, record), finished.result)
 
@@ -170,6 +176,7 @@ class Attempts:
             task, victim = found
             thief = self._t.resources.by_seq.get(found[0].state.thief_seq)
             if not given_back:
+                self._t.steals.refused(task)
                 self._t.end_steal(task, victim)  # it has started: the message that says so is on its way
                 self._t.resources.touch(victim)
                 continue

@@ -41,6 +41,7 @@ from schedd.core.restore import Recorded, Restore
 from schedd.core.retries import limits_of
 from schedd.core.stats import Learned
 from schedd.core.stealing import Stealing
+from schedd.core.steals import StealLedger
 from schedd.core.tables import Counters, EngineSettings, Tables
 from schedd.core.tasks import DISPATCHED, TaskTable, story
 
@@ -235,6 +236,16 @@ class Engine:
     @property
     def counters(self) -> Counters:
         return self._t.counters
+
+    @property
+    def is_stealing(self) -> bool:
+        """Whether backlogs are stolen from at all."""
+        return self._t.settings.stealing
+
+    @property
+    def steals(self) -> StealLedger:
+        """What stealing has brought, to read."""
+        return self._t.steals
 
     def heartbeat_ns(self) -> int:
         """How long a worker may wait before it sends the next heartbeat."""

@@ -367,6 +367,7 @@ class Fleet:
             else:
                 t.conclude(task, record, None)
         t.resources.remove(worker.worker_id)
+        t.steals.gone(worker)
         self._guard.on_gone()
         t.deadlines.cancel(("lease", worker.worker_id))
         t.deadlines.cancel(("lost", worker.worker_id))

@@ -13,6 +13,9 @@ from schedd.core.policies.base import Steal, movable
 from schedd.core.resources import ResourceManager
 from schedd.core.tables import Tables
 
+#: The timer looks less and less often while it finds nothing: at last every 2^n intervals.
+FRUITLESS_MAX = 7
+
 #: An enumeration looks its members up by name at each use; this one is used for each end of an attempt.
 _IDLE = WorkerStatus.IDLE
 
@@ -75,35 +78,55 @@ class Stealing:
         t = self._t
         idled, t.idled = t.idled, {}
         t.resources.commit()
+        missed = False
         for worker in idled.values():
             if worker.status is _IDLE and not worker.task_queue and not worker.incoming:
-                self.begin(t.policy.steal_for(worker, self, t.now))
+                missed |= not self.begin(t.policy.steal_for(worker, self, t.now))
+        if missed and self.longest(1):
+            t.arm_stealing()
         if t.placement_wanted and t.queue.size:
             t.deadlines.set(("place", 0), t.now)
 
     def on_timer(self) -> None:
         """Let the policy look at all workers; the timer rests where there are no backlogs."""
         t = self._t
-        if any(worker.task_queue for worker in t.resources):
-            self.begin(t.policy.rebalance(self, t.now))
+        if not any(worker.task_queue for worker in t.resources):
+            return
+        if self.begin(t.policy.rebalance(self, t.now)):
             t.arm_stealing()
+        else:
+            # Nothing comes of looking again at what has not changed; what no event tells of is found all the same.
+            t.fruitless += 1
+            pause_ns = t.settings.steal_interval_ns << min(t.fruitless, FRUITLESS_MAX)
+            t.deadlines.set(("steal", 0), t.now + pause_ns)
 
-    def begin(self, steals: list[Steal]) -> None:
-        """Ask victims for what the policy proposed; a proposal that no longer holds is passed over."""
-        t = self._t
+    def begin(self, steals: list[Steal]) -> int:
+        """Ask victims for what the policy proposed, and tell how many tasks that are.
+
+        A proposal that no longer holds is passed over.
+        """
+        t, begun = self._t, 0
+        first: dict[tuple[int, int], Task] = {}
         for steal in steals:
             task, victim, thief = steal.task, steal.victim, steal.thief
             if not isinstance(task.state, Assigned) or task.state.worker_id != victim.worker_id or task.reserved:
                 continue
             if t.is_stopping(task) or not thief.accepts_work or victim.worker_id == thief.worker_id:
                 continue
+            same = first.setdefault((victim.seq, thief.seq), task)
+            if same is task:
+                t.steals.asked(task, victim.task_queue.index(task), victim, thief)
+            else:
+                t.steals.joined(same.id)
             t.tasks.set_state(task, Revoking(victim.worker_id, task.state.at_ns, thief.worker_id, thief.seq))
             victim.outgoing += 1
             thief.incoming += 1
             t.resources.touch(victim)
             t.resources.touch(thief)
             t.revoke(task, victim.worker_id)
+            begun += 1
             t.placement_wanted = True  # a victim that gives its whole backlog away may have room for something else
+        return begun
 
     # ------------------------------------------------------------------------------------------ what a policy may ask
 

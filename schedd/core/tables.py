@@ -39,6 +39,7 @@ from schedd.core.queue import RequestClasses, TaskQueue
 from schedd.core.resources import ResourceManager
 from schedd.core.retries import OUT_OF_MEMORY, RetryRules, blame, count_of, used_up
 from schedd.core.stats import RuntimeTable
+from schedd.core.steals import StealLedger
 from schedd.core.submits import Submits
 from schedd.core.tasks import TaskTable
 from schedd.core.timers import Deadlines
@@ -131,6 +132,8 @@ class Tables:
         self.asked: dict[TaskId, fx.PreemptAsked] = {}
         #: Workers that had an end in this turn, or have come, by seq: where nothing is left they may steal.
         self.idled: dict[int, WorkerInfo] = {}
+        #: How often the timer of stealing has found nothing since a backlog grew or a worker ran out of work.
+        self.fruitless = 0
         self.facts: list[fx.Fact] = []
         self.actions: list[fx.Action] = []
         self._finished: list[Task] = []
@@ -143,6 +146,7 @@ class Tables:
         self._policy_learns = type(policy).observe is not TaskScheduler.observe
         self.queue = TaskQueue(policy.ageing_rate, policy.level)
         self.placer.use(policy, self.queue)
+        self.steals = StealLedger(self.runtimes, policy.learn_steal)
 
     # ------------------------------------------------------------------------------------------------------ effects
 
@@ -290,7 +294,9 @@ class Tables:
                 self.resources.touch(worker)
 
     def arm_stealing(self) -> None:
-        if ("steal", 0) not in self.deadlines:
+        """Let the timer look at all backlogs an interval from now, unless it does so earlier."""
+        if self.fruitless or ("steal", 0) not in self.deadlines:
+            self.fruitless = 0
             self.deadlines.set(("steal", 0), self.now + self.settings.steal_interval_ns)
 
     def release(self, task: Task, worker: WorkerInfo) -> None:

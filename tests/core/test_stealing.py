@@ -219,7 +219,11 @@ def test_thief_takes_only_what_it_could_run() -> None:
     world.join("w2", cpus=2)
     effects = world.wake_in(1)
     assert not revokes(effects)
-    assert world.engine.next_deadline() == world.now + SECOND  # it will look again
+    assert world.engine.next_deadline() == world.now + 2 * SECOND  # it will look again
+    world.wake_in(2)
+    assert world.engine.next_deadline() == world.now + 4 * SECOND
+    world.submit(cpus=4)
+    assert world.engine.next_deadline() == world.now + SECOND  # something has changed
 
 
 def test_timer_rests_without_backlogs() -> None:

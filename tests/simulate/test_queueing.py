@@ -24,6 +24,7 @@ stealing.interval_s = 1e9
 prefetch.depth_max = 0
 [policy.work_stealing]
 backlog_per_slot = 100_000
+adapt = false
 """
 NO_STEALING = "steal_threshold = 1_000_000\n"
 STEAL_ONE = 'steal_threshold = 0\nchoices = 1\nvictims = 1\nsteal = "one"\n'

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 from msgspec import Struct
 
 from schedd.core.capacity import Need, compile_needs
-from schedd.core.model import Instant, Revoking, Task, TaskRequirements, WorkerId, WorkerInfo, WorkerStatus
+from schedd.core.model import Instant, Revoking, StealGain, Task, TaskRequirements, WorkerId, WorkerInfo, WorkerStatus
 from schedd.core.stats import Learned
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ class TaskScheduler(ABC):
     ageing_rate: float = 0.0
     #: Seconds between two calls of `refresh`; 0: never.
     refresh_interval_s: float = 0.0
+    #: Backlogs up to this length are left alone by those who steal, as things are now.
+    threshold: int = 0
     #: Seconds between two calls of `make_room` while tasks wait; 0: never.
     preempt_interval_s: float = 0.0
 
@@ -233,6 +235,10 @@ class TaskScheduler(ABC):
         Called when an attempt has ended there, or the worker has come, and the placement pass had nothing for it.
         """
         return steal_from(view, thief, view.longest(VICTIMS_LOOKED_AT_MAX), 0)
+
+    def learn_steal(self, gain: StealGain) -> bool:
+        """Learn what a steal has gained, and tell whether it has paid."""
+        return gain.real_s > 0
 
     def began(self, task: Task, now: Instant) -> None:  # noqa: B027 (most policies stop nobody)
         """Note that the current attempt of a task runs; told where there is a `preempt_interval_s`."""

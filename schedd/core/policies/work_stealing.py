@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from schedd.core.capacity import compile_needs
-from schedd.core.model import Instant, Task, WorkerInfo
+from schedd.core.model import Instant, StealGain, Task, WorkerInfo
 from schedd.core.policies.base import (
     VICTIMS_LOOKED_AT_MAX,
     ClusterView,
@@ -21,6 +21,9 @@ from schedd.core.policies.base import (
     steal_half,
 )
 
+#: Steals after whose measurement the threshold is looked at again.
+ADAPT_EVERY = 8
+
 
 class WorkStealingParams(Struct, frozen=True, forbid_unknown_fields=True):
     """Table [policy.work_stealing].
@@ -29,7 +32,8 @@ class WorkStealingParams(Struct, frozen=True, forbid_unknown_fields=True):
     worker for each of its slots. choices: workers drawn at random for a task, of which the least loaded gets it; 0: the
     least loaded of all. block: tasks in a row that go to the worker chosen for the first. victims: workers drawn at
     random by one that runs out of work, of which it steals from that with the longest backlog; 0: the longest of all.
-    steal: how much it takes.
+    steal: how much it takes. adapt: let the threshold follow what steals gain, from steal_threshold on, between 0 and
+    steal_threshold_max; one that gains at least gain_min_s has paid.
     """
 
     steal_threshold: Annotated[int, Meta(ge=0, le=1_000_000)] = 2
@@ -38,6 +42,9 @@ class WorkStealingParams(Struct, frozen=True, forbid_unknown_fields=True):
     block: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     victims: Annotated[int, Meta(ge=0, le=100)] = 0
     steal: Literal["half", "one"] = "half"
+    adapt: bool = True
+    steal_threshold_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 32
+    gain_min_s: Annotated[float, Meta(ge=0, le=1e7)] = 0.01
 
 
 class WorkStealingScheduler(TaskScheduler):
@@ -62,6 +69,9 @@ class WorkStealingScheduler(TaskScheduler):
         block: int = 1,
         victims: int = 0,
         steal: str = "half",
+        adapt: bool = True,
+        steal_threshold_max: int = 32,
+        gain_min_s: float = 0.01,
     ) -> None:
         self.steal_threshold = steal_threshold
         self.backlog_per_slot = backlog_per_slot
@@ -69,6 +79,12 @@ class WorkStealingScheduler(TaskScheduler):
         self.block = block
         self.victims = victims
         self.steal = steal
+        self.adapt = adapt
+        self.steal_threshold_max = steal_threshold_max
+        self.gain_min_s = gain_min_s
+        self.threshold = steal_threshold
+        #: Steals measured since the threshold was looked at, and how many of them have paid.
+        self._measured = self._paid = 0
         self._most = 1 if steal == "one" else None
         #: The worker that was chosen for the block under way, and how many tasks of it are still to come.
         self._chosen: WorkerInfo | None = None
@@ -112,10 +128,31 @@ class WorkStealingScheduler(TaskScheduler):
             victims = sorted(view.draw(self.victims), key=movable, reverse=True)
         else:
             victims = view.longest(VICTIMS_LOOKED_AT_MAX)
-        return steal_from(view, thief, victims, self.steal_threshold, self._most)
+        return steal_from(view, thief, victims, self.threshold, self._most)
 
     def rebalance(self, view: ClusterView, now: Instant) -> list[Steal]:
-        return steal_half(view, self.steal_threshold, self._most)
+        steals = steal_half(view, self.threshold, self._most)
+        if not steals and self.threshold > self.steal_threshold:
+            self.threshold -= 1  # without steals nothing would ever be learned again
+        return steals
+
+    def learn_steal(self, gain: StealGain) -> bool:
+        """Raise the threshold by half where less than half of the steals pay, lower it by a quarter where most do."""
+        paid = gain.real_s >= self.gain_min_s
+        self._measured += 1
+        self._paid += paid
+        if self._measured == ADAPT_EVERY:
+            if self.adapt:
+                self._adapt(self._paid / self._measured)
+            self._measured = self._paid = 0
+        return paid
+
+    def _adapt(self, share: float) -> None:
+        if share < 0.5:
+            raised = self.threshold + max(1, self.threshold // 2)
+            self.threshold = max(self.threshold, min(raised, self.steal_threshold_max))
+        elif share >= 0.75:
+            self.threshold = max(0, self.threshold - max(1, self.threshold // 4))
 
     def steal_task(self, idle_worker: WorkerInfo, workers: Sequence[WorkerInfo]) -> Task | None:
         """Take one task for `idle_worker` from the longest backlog above the threshold, or return None.
