@@ -108,6 +108,7 @@ class Placer:
         self._policy, self._queue = policy, queue
         self._fills_evenly = policy.fills_evenly
         self._has_backlogs = type(policy).backlog_limit is not TaskScheduler.backlog_limit
+        self._by_task = type(policy).backlog_for is not TaskScheduler.backlog_for
         self._indexes = {}
         self._claims.use(queue)
         self._offers.clear()
@@ -361,7 +362,8 @@ class Placer:
             depth = min(depth * max(1, slots), self._rule.depth_max)
         if not self._has_backlogs:
             return depth
-        limit = self._policy.backlog_limit(worker)
+        policy = self._policy
+        limit = policy.backlog_for(task, worker) if self._by_task else policy.backlog_limit(worker)
         return limit if limit > depth else depth
 
     def _base_depth(self, task: Task) -> int:

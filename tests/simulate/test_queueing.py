@@ -14,9 +14,10 @@ from schedd.core.model import TaskRequirements
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.metrics import figures_of
 from schedd.simulate.run import Run, Simulator
-from schedd.simulate.trace import Trace, TraceTask
+from schedd.simulate.trace import Trace, TraceTask, read_trace
 
-FORMS = Path(__file__).parents[3] / "shared" / "data" / "theory" / "closed_forms.json"
+DATA = Path(__file__).parents[3] / "shared" / "data"
+FORMS = DATA / "theory" / "closed_forms.json"
 MEAN_S = 100.0
 COMMON = """
 policy.name = "work_stealing"
@@ -67,6 +68,35 @@ def test_worker_that_runs_out_of_work_steals_at_once() -> None:
     assert run.steals > 0
     assert max(run.finish_s) <= 40  # 130 s of work for four, no task longer than 10 s
     assert figures_of(run).utilisation > 0.8
+
+
+def mean_response(tasks: list[TraceTask], workers: int, text: str) -> float:
+    settings = parse_settings("prefetch.depth_max = 0\n" + text)
+    return figures_of(Simulator(Trace("made", tasks), [ClusterRow(count=workers)], settings).run()).mean_flow_time_s
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real traces are not here")
+def test_stealing_makes_good_what_random_placement_got_wrong() -> None:
+    """The jobs of one GPU of a virtual cluster of Philly; in full in `benchmarks/policies/stealing.py`."""
+    rows = read_trace(DATA / "gpu" / "philly_jobs.csv.gz").tasks
+    jobs = [TraceTask(t.submit_s, "k", t.runtime_s, TaskRequirements()) for t in rows if t.kind == "11cb48"][:1500]
+    one_queue = mean_response(jobs, 3, 'policy.name = "fifo"')
+    stealing = 'policy.name = "work_stealing"\npolicy.work_stealing = { choices = 1, backlog_per_slot = 100_000 }'
+    assert mean_response(jobs, 3, stealing) <= 1.1 * one_queue
+    never = stealing.replace("}", ", steal_threshold = 1_000_000 }")
+    assert mean_response(jobs, 3, never) > 1.2 * one_queue
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real traces are not here")
+@pytest.mark.parametrize("block", [1, 188], ids=["dealt in turn", "in blocks"])
+def test_bag_that_was_dealt_out_ends_as_if_nobody_had_idled(block: int) -> None:
+    """No longer than the work shared evenly and the longest task after it (Graham, 1969), whoever was given what."""
+    tasks = read_trace(DATA / "nas" / "lcdb_accuracy.csv.gz").tasks[::20]
+    work_s, longest_s = sum(t.runtime_s for t in tasks), max(t.runtime_s for t in tasks)
+    run = simulated(tasks, 16, f"block = {block}\nsteal_threshold = 0\n")
+    assert max(run.finish_s) <= work_s / 16 + longest_s
+    bare = simulated(tasks, 16, f"block = {block}\nsteal_threshold = 1_000_000\n")
+    assert max(bare.finish_s) > 1.1 * max(run.finish_s)
 
 
 def test_block_of_tasks_goes_to_one_worker() -> None:

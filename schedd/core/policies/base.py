@@ -199,6 +199,10 @@ class TaskScheduler(ABC):
         """How many attempts may wait at a worker beyond what hides the round trip."""
         return 0
 
+    def backlog_for(self, task: Task, worker: WorkerInfo) -> int:
+        """How many may wait there when this task comes; never more than `backlog_limit`."""
+        return self.backlog_limit(worker)
+
     def assign_task(self, task: Task, workers: Sequence[WorkerInfo]) -> WorkerId | None:
         """Choose among workers by score, those that can start it at once before all others; None: none fits.
 
@@ -207,7 +211,7 @@ class TaskScheduler(ABC):
         needs = compile_needs(task.requirements)
         best: tuple[float, int, float, int] | None = None
         for position, worker in enumerate(workers):
-            found = fit(needs, task.requirements, worker, self.backlog_limit(worker), self.fills_evenly)
+            found = fit(needs, task.requirements, worker, self.backlog_for(task, worker), self.fills_evenly)
             if found is not None:
                 key = (*found, self.score(task, worker), position)
                 best = key if best is None or key < best else best
