@@ -83,9 +83,9 @@ class StealLedger:
         self._give_up(task.id)
         if len(self._open) >= OPEN_MAX:
             self._give_up(next(iter(self._open)))
-        estimate = self._runtimes.predict(task.kind, task.requirements.estimated_time)
-        mean_s = estimate.mean_s / victim.slots if estimate is not None else 0.0
-        expected_s = (ahead + 1) * mean_s if estimate is not None else None
+        known_s = self._runtimes.mean_s(task.kind, task.requirements.estimated_time)
+        mean_s = known_s / victim.slots if known_s is not None else 0.0
+        expected_s = (ahead + 1) * mean_s if known_s is not None else None
         due = ended_on(victim) + ahead + 1
         steal = Open(task.id, task.attempt, task.kind, victim, thief.worker_id, due, mean_s, expected_s)
         self._open[task.id] = steal

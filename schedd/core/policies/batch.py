@@ -65,16 +65,16 @@ class BatchScheduler(TaskScheduler):
         """How many tasks like this make a batch for a worker: enough to keep its slots busy for `batch_s`."""
         if not self.batch_s:
             return self.batch_size
-        estimate = self._runtimes.predict(task.kind, task.requirements.estimated_time)
-        if estimate is None or estimate.mean_s * self.batch_size <= self.batch_s:
+        mean_s = self._runtimes.mean_s(task.kind, task.requirements.estimated_time)
+        if mean_s is None or mean_s * self.batch_size <= self.batch_s:
             return self.batch_size
-        return min(self.batch_size, math.ceil(self.batch_s * worker.slots / estimate.mean_s))
+        return min(self.batch_size, math.ceil(self.batch_s * worker.slots / mean_s))
 
     def backlog_limit(self, worker: WorkerInfo) -> int:
         return self.batch_size - 1 if not worker.task_queue else 0
 
     def backlog_for(self, task: Task, worker: WorkerInfo) -> int:
-        return self.size_of_batch(task, worker) - 1 if not worker.task_queue else 0
+        return 0 if worker.task_queue else self.size_of_batch(task, worker) - 1
 
     def plan(self, draft: Draft, now: Instant) -> None:
         while (task := draft.head()) is not None:
