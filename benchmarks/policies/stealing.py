@@ -35,6 +35,8 @@ PHILLY_MOST = 1.1
 
 ONE_QUEUE = 'policy.name = "fifo"\nprefetch.depth_max = 0\n'
 STEALING = 'policy.name = "work_stealing"\nprefetch.depth_max = 0\npolicy.work_stealing.backlog_per_slot = 100_000\n'
+#: What backlogs that bind early cost without stealing: tasks that may wait at a slot, and whether they can be stolen.
+BALANCED = {"load_balancing, 1": (1, False), "load_balancing, 32": (32, False), "the same, stealing": (32, True)}
 NEVER = "policy.work_stealing.steal_threshold = 1_000_000\n"
 
 
@@ -52,6 +54,11 @@ def philly(data: Path, cluster: str = "11cb48") -> tuple[Trace, int, str]:
     ]
     tasks.sort(key=lambda task: (task.submit_s, task.runtime_s))
     return Trace("philly", tasks), PHILLY_WORKERS, "policy.work_stealing.choices = 1\n"
+
+
+def balanced(depth: int, stealing: bool) -> str:
+    text = f'policy.name = "load_balancing"\nprefetch.depth_max = 0\npolicy.load_balancing.backlog_per_slot = {depth}\n'
+    return text + f"stealing.enabled = {str(stealing).lower()}\n"
 
 
 def figures(trace: Trace, workers: int, text: str, seed: int) -> Figures:
@@ -97,7 +104,10 @@ def main() -> int:
         console.print(f"  {'one queue':30} {one:12,.0f}\n  {'random':30} {bare:12,.0f}")
         console.print(f"  {'random, stealing':30} {mean:12,.0f}  {fmean(run.steals for run in stolen):,.0f} steals")
         console.print(f"  {'to one queue, the worst seed':30} {worst:12.4f}  at most {PHILLY_MOST}")
-        told["philly"] = {"one queue": one, "random": bare, "random, stealing": mean, "ratio": worst}
+        others = {name: figures(trace, workers, balanced(*how), 0).mean_flow_time_s for name, how in BALANCED.items()}
+        for name, value in others.items():
+            console.print(f"  {name:30} {value:12,.0f}")
+        told["philly"] = {**others, "one queue": one, "random": bare, "random, stealing": mean, "ratio": worst}
     if options.json:
         text = json.dumps(told, indent=2)
         sys.stdout.write(text + "\n") if options.json == "-" else Path(options.json).write_text(text)
