@@ -14,8 +14,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 #: In the core a module imports only from those above it.
 CORE_ORDER = [
     "model", "pages", "capacity", "events", "effects", "timers", "stats", "health", "memory", "queue", "resources",
-    "members", "submits", "tasks", "retries", "policies", "claims", "placement", "shadow", "tables", "guard",
-    "preemption", "requests", "attempts", "fleet", "explain", "restore", "engine",
+    "members", "submits", "tasks", "retries", "policies", "steals", "claims", "placement", "shadow", "tables", "guard",
+    "preemption", "stealing", "requests", "attempts", "fleet", "explain", "restore", "engine",
 ]  # fmt: skip
 POLICY_ORDER = [
     "base",

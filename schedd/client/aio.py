@@ -40,6 +40,7 @@ from schedd.wire.messages import (
     DrainWorkers,
     ExplainTask,
     Explanation,
+    GetPolicy,
     GetStats,
     HistoryList,
     HoldTasks,
@@ -50,6 +51,7 @@ from schedd.wire.messages import (
     ListTasks,
     ListWorkers,
     LogData,
+    PolicyState,
     PreemptTasks,
     ReadLog,
     ReleaseTasks,
@@ -314,6 +316,10 @@ class AsyncClient:
     async def stats(self) -> Stats:
         """Return the daemon's counters."""
         return await self._ask(Stats, GetStats)
+
+    async def policy(self) -> PolicyState:
+        """Return which policy decides, and what stealing has brought."""
+        return await self._ask(PolicyState, GetPolicy)
 
     async def read_log(
         self, task_id: TaskId | int, *, attempt: int = 0, stream: str = "stdout", offset: int = 0, limit: int = 65536

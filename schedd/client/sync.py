@@ -31,6 +31,7 @@ from schedd.wire.messages import (
     Explanation,
     JobView,
     LogData,
+    PolicyState,
     Selection,
     Stats,
     TaskDetail,
@@ -248,6 +249,10 @@ class Client:
     def stats(self) -> Stats:
         """Return the daemon's counters."""
         return self._thread.run(self._client.stats())
+
+    def policy(self) -> PolicyState:
+        """Return which policy decides, and what stealing has brought."""
+        return self._thread.run(self._client.policy())
 
     def read_log(
         self, task_id: TaskId | int, *, attempt: int = 0, stream: str = "stdout", offset: int = 0, limit: int = 65536

@@ -13,7 +13,6 @@ from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.guard import Guard
 from schedd.core.model import (
-    Assigned,
     AttemptFinished,
     AttemptRecord,
     AttemptStarted,
@@ -27,7 +26,6 @@ from schedd.core.model import (
     WorkerId,
     WorkerInfo,
 )
-from schedd.core.policies.base import Steal
 from schedd.core.resources import need_of
 from schedd.core.tables import Tables
 from schedd.core.tasks import DISPATCHED
@@ -74,9 +72,17 @@ class Attempts:
             task, worker = found
             if isinstance(task.state, Running):
                 continue  # said twice, after a reconnection
-            self._t.end_steal(task, worker)
+            if isinstance(task.state, Revoking):
+                self._on_refused(task, task.state, worker)
             self._match_reservation(task, worker, started)
             self._start(task, worker, started.started_at_ns)
+
+    def _on_refused(self, task: Task, state: Revoking, victim: WorkerInfo) -> None:
+        """The victim has come to a task before it was asked for it; the thief may look elsewhere."""
+        self._t.end_steal(task, victim)
+        thief = self._t.resources.by_seq.get(state.thief_seq)
+        if thief is not None:
+            self._t.note_idled(thief)
 
     def _start(self, task: Task, worker: WorkerInfo, started_at_ns: Instant) -> None:
         # A worker's clock may be off: a start lies between the dispatch and now.
@@ -84,6 +90,8 @@ class Attempts:
         begun = min(max(started_at_ns, at_ns), self._t.now)
         self._t.tasks.set_state(task, Running(worker.worker_id, at_ns, begun))
         self._t.facts.append(fx.AttemptBegan(task.id, task.attempt, begun))
+        if not self._t.steals.is_idle:
+            self._t.steals.started(task, begun)
         if self._t.policy.preempt_interval_s:
             self._t.policy.began(task, self._t.now)
 
@@ -107,11 +115,16 @@ class Attempts:
                 continue
             task, worker = found
             record = self._record(task, worker, finished)
+            if not t.steals.is_idle and record.started_at_ns:
+                t.steals.started(task, record.started_at_ns)  # where start and end are told together
             t.release(task, worker)
             if record.cause is _OK:
                 worker.finished_count += 1
             elif record.cause is not _PREEMPTED:
                 worker.failed_count += 1
+            t.note_idled(worker)
+            if not t.steals.is_idle:
+                t.steals.ended_at(worker, t.now)
             t.learn(task, worker, record)
             t.conclude(task, self._guard.on_ended(task, worker, record), finished.result)
 
@@ -154,23 +167,6 @@ class Attempts:
 
     # ------------------------------------------------------------------------------------------------------- stealing
 
-    def begin_steals(self, steals: list[Steal]) -> None:
-        """Ask victims for what the policy proposed; a proposal that no longer holds is passed over."""
-        t = self._t
-        for steal in steals:
-            task, victim, thief = steal.task, steal.victim, steal.thief
-            if not isinstance(task.state, Assigned) or task.state.worker_id != victim.worker_id or task.reserved:
-                continue
-            if t.is_stopping(task) or not thief.accepts_work or victim.worker_id == thief.worker_id:
-                continue
-            t.tasks.set_state(task, Revoking(victim.worker_id, task.state.at_ns, thief.worker_id, thief.seq))
-            victim.outgoing += 1
-            thief.incoming += 1
-            t.resources.touch(victim)
-            t.resources.touch(thief)
-            t.revoke(task, victim.worker_id)
-            t.placement_wanted = True  # a victim that gives its whole backlog away may have room for something else
-
     def on_revokes_answered(self, event: ev.RevokesAnswered) -> None:
         for task_id, attempt, given_back in event.answers:
             found = self._current(event.worker_id, task_id, attempt)
@@ -180,10 +176,13 @@ class Attempts:
             task, victim = found
             thief = self._t.resources.by_seq.get(found[0].state.thief_seq)
             if not given_back:
+                self._t.steals.refused(task)
                 self._t.end_steal(task, victim)  # it has started: the message that says so is on its way
                 self._t.resources.touch(victim)
                 continue
             self._t.release(task, victim)
+            if thief is not None:
+                self._t.note_idled(thief)  # it may have room for more
             if thief is not None and not self._t.is_stopping(task) and self._fits(task, thief):
                 self._t.facts.append(fx.AttemptStolen(task.id, victim.worker_id, thief.worker_id, self._t.now))
                 self._t.counters.steals += 1

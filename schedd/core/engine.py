@@ -42,6 +42,8 @@ from schedd.core.restore import Recorded, Restore
 from schedd.core.retries import limits_of
 from schedd.core.shadow import Comparison
 from schedd.core.stats import Learned
+from schedd.core.stealing import Stealing
+from schedd.core.steals import StealLedger
 from schedd.core.tables import Counters, EngineSettings, Tables
 from schedd.core.tasks import DISPATCHED, TaskTable, story
 
@@ -83,6 +85,7 @@ class Engine:
         self._attempts = attempts = Attempts(t, guard)
         self._fleet = fleet = Fleet(t, attempts, guard)
         self._preemptor = Preemptor(t)
+        self._stealing = Stealing(t)
         self._requests = requests = Requests(t, guard)
         handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.SubmitTasks: requests.on_submit_tasks,
@@ -141,6 +144,8 @@ class Engine:
             t.deadlines.set(("command", 0), now)  # which goes on at once
         if t.policy.preempt_interval_s and not t.awaited:
             self._preemptor.after_pass()
+        if t.idled and not t.awaited and ("place", 0) not in t.deadlines:
+            self._stealing.for_idle()
         t.resources.commit()
         return t.take_effects()
 
@@ -209,7 +214,7 @@ class Engine:
                 case ("place", _):
                     self._t.placement_wanted = True
                 case ("steal", _):
-                    self._on_steal_timer()
+                    self._stealing.on_timer()
                 case ("preempt", _):
                     self._preemptor.is_due = True
                 case ("refresh", _):
@@ -232,13 +237,7 @@ class Engine:
             if worker is not None:
                 t.resources.touch(worker)
 
-    def _on_steal_timer(self) -> None:
-        t = self._t
-        if any(worker.task_queue for worker in t.resources):
-            self._attempts.begin_steals(t.policy.rebalance(self, t.now))
-            t.arm_stealing()
-
-    # ---------------------------------------------------------------------------- what rebalance and survey may look at
+    # ------------------------------------------------------------------------------------------ what survey may look at
 
     def workers(self) -> Iterable[WorkerInfo]:
         return self._t.resources
@@ -247,12 +246,6 @@ class Engine:
         queue = self._t.queue
         heads = ((each, queue.head(each)) for each in queue.classes())
         return [WaitingClass(each.request, each.size, head) for each, head in heads if head is not None]
-
-    def could_run(self, task: Task, worker: WorkerInfo) -> bool:
-        return self._t.placer.could_run(task, worker)
-
-    def has_room(self, task: Task, worker: WorkerInfo) -> bool:
-        return self._t.placer.has_room(task, worker)
 
     # ---------------------------------------------------------------------------------------------------- for reading
 
@@ -278,6 +271,16 @@ class Engine:
     def shadow(self) -> Comparison | None:
         """What another policy would have done so far; None: none is asked."""
         return self._t.shadow.comparison if self._t.shadow is not None else None
+
+    @property
+    def is_stealing(self) -> bool:
+        """Whether backlogs are stolen from at all."""
+        return self._t.settings.stealing
+
+    @property
+    def steals(self) -> StealLedger:
+        """What stealing has brought, to read."""
+        return self._t.steals
 
     def heartbeat_ns(self) -> int:
         """How long a worker may wait before it sends the next heartbeat."""

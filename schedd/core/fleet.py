@@ -74,6 +74,7 @@ class Fleet:
         t.deadlines.cancel(("lost", worker.worker_id))
         t.deadlines.set(("lease", worker.worker_id), t.now + t.lease_ns())
         self._note_entered(worker, again)
+        t.note_idled(worker)
         t.placement_wanted = True
 
     def _note_entered(self, worker: WorkerInfo, again: bool) -> None:
@@ -331,6 +332,7 @@ class Fleet:
         t.deadlines.cancel(("lost", worker.worker_id))
         t.deadlines.set(("lease", worker.worker_id), t.now + t.lease_ns())
         self._note_entered(worker, again=True)
+        t.note_idled(worker)
         t.placement_wanted = True
 
     def on_lost(self, worker_id: WorkerId) -> None:
@@ -374,6 +376,7 @@ class Fleet:
             else:
                 t.conclude(task, record, None)
         t.resources.remove(worker.worker_id)
+        t.steals.gone(worker)
         self._guard.on_gone()
         t.deadlines.cancel(("lease", worker.worker_id))
         t.deadlines.cancel(("lost", worker.worker_id))

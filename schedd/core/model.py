@@ -601,6 +601,18 @@ class WorkerVerdict(Struct, frozen=True):
     verdict: str
 
 
+class StealGain(Struct, frozen=True):
+    """How much earlier a steal of `tasks` let its first task start: seconds, as expected (None: not known) and real."""
+
+    task_id: TaskId
+    kind: str
+    victim: WorkerId
+    thief: WorkerId
+    tasks: int
+    expected_s: float | None
+    real_s: float
+
+
 class CauseLimit(Struct, frozen=True):
     """How many attempts of a task ended with a cause, and how often it is tried again after such."""
 

@@ -57,13 +57,16 @@ Entry = tuple[float, int, float, int, int]
 class Candidates:
     """The index of one request class."""
 
-    __slots__ = ("cursor", "heap", "possible")
+    __slots__ = ("cursor", "heap", "members", "members_version", "possible")
 
     def __init__(self) -> None:
         self.heap: list[Entry] = []
         self.cursor = -1
         #: By seq of a worker: the ledger looked at, and the indices of the variants that it could ever hold.
         self.possible: dict[int, tuple[Ledger, tuple[int, ...]]] = {}
+        #: The workers that take work and could run such a task, as of a version of the table; made when one is drawn.
+        self.members: list[WorkerInfo] = []
+        self.members_version = -1
 
 
 class Placer:
@@ -75,11 +78,14 @@ class Placer:
         runtimes: RuntimeTable,
         rule: PrefetchRule,
         dispatch: Callable[[Task, WorkerInfo, int], None],
+        draw_below: Callable[[int], int],
     ) -> None:
         self._resources = resources
         self._runtimes = runtimes
         self._rule = rule
         self._dispatch = dispatch
+        #: The engine's dice: a number below the one given.
+        self._draw_below = draw_below
         #: By number of the class; of those that no longer wait only as many as `INDEXES_SPARE_MAX` are kept.
         self._indexes: dict[int, Candidates] = {}
         self._depths: dict[tuple[str, float | None], int] = {}
@@ -102,6 +108,7 @@ class Placer:
         self._policy, self._queue = policy, queue
         self._fills_evenly = policy.fills_evenly
         self._has_backlogs = type(policy).backlog_limit is not TaskScheduler.backlog_limit
+        self._by_task = type(policy).backlog_for is not TaskScheduler.backlog_for
         self._indexes = {}
         self._claims.use(queue)
         self._offers.clear()
@@ -274,6 +281,17 @@ class Placer:
         self._place(task, worker, fitting[1])
         return True
 
+    def draw(self, task: Task, count: int) -> list[WorkerInfo]:
+        request = task.request
+        if request is None:
+            return []
+        index, version = self._of(request), self._resources.members_version
+        if index.members_version != version:
+            index.members = [w for w in self._resources if w.accepts_work and self._possible(index, request, w)]
+            index.members_version = version
+        members, draw_below = index.members, self._draw_below
+        return [members[draw_below(len(members))] for _ in range(count)] if members else []
+
     def block(self, task: Task) -> None:
         queue, request = self._current, task.request
         if queue is None or request is None:
@@ -384,7 +402,8 @@ class Placer:
             depth = min(depth * max(1, slots), self._rule.depth_max)
         if not self._has_backlogs:
             return depth
-        limit = self._policy.backlog_limit(worker)
+        policy = self._policy
+        limit = policy.backlog_for(task, worker) if self._by_task else policy.backlog_limit(worker)
         return limit if limit > depth else depth
 
     def _base_depth(self, task: Task) -> int:

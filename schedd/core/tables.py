@@ -40,6 +40,7 @@ from schedd.core.resources import ResourceManager
 from schedd.core.retries import OUT_OF_MEMORY, RetryRules, blame, count_of, used_up
 from schedd.core.shadow import Shadow
 from schedd.core.stats import RuntimeTable
+from schedd.core.steals import StealLedger
 from schedd.core.submits import Submits
 from schedd.core.tasks import TaskTable
 from schedd.core.timers import Deadlines
@@ -126,7 +127,7 @@ class Tables:
         self.counters = Counters()
         self.shadow = Shadow(shadow) if shadow is not None else None
         place = self.dispatch if shadow is None else self._place_watched
-        self.placer = Placer(self.resources, self.runtimes, settings.prefetch, place)
+        self.placer = Placer(self.resources, self.runtimes, settings.prefetch, place, rng.randrange)
         self.now: Instant = 0
         #: Set by whatever may let a task start; the placement pass at the end of the turn clears it.
         self.placement_wanted = False
@@ -140,6 +141,10 @@ class Tables:
         self.drained: dict[WorkerId, str] = {}
         #: What was asked of attempts to make room, by task; one of an attempt that is not the current one says nothing.
         self.asked: dict[TaskId, fx.PreemptAsked] = {}
+        #: Workers that had an end in this turn, or have come, by seq: where nothing is left they may steal.
+        self.idled: dict[int, WorkerInfo] = {}
+        #: How often the timer of stealing has found nothing since a backlog grew or a worker ran out of work.
+        self.fruitless = 0
         self.facts: list[fx.Fact] = []
         self.actions: list[fx.Action] = []
         self._finished: list[Task] = []
@@ -152,6 +157,7 @@ class Tables:
         self._policy_learns = type(policy).observe is not TaskScheduler.observe
         self.queue = TaskQueue(policy.ageing_rate, policy.level)
         self.placer.use(policy, self.queue)
+        self.steals = StealLedger(self.runtimes, policy.learn_steal)
 
     # ------------------------------------------------------------------------------------------------------ effects
 
@@ -305,7 +311,9 @@ class Tables:
                 self.resources.touch(worker)
 
     def arm_stealing(self) -> None:
-        if ("steal", 0) not in self.deadlines:
+        """Let the timer look at all backlogs an interval from now, unless it does so earlier."""
+        if self.fruitless or ("steal", 0) not in self.deadlines:
+            self.fruitless = 0
             self.deadlines.set(("steal", 0), self.now + self.settings.steal_interval_ns)
 
     def release(self, task: Task, worker: WorkerInfo) -> None:
@@ -316,6 +324,11 @@ class Tables:
             self.end_steal(task, worker)
         self.resources.detach(task, worker)
         self.placement_wanted = True
+
+    def note_idled(self, worker: WorkerInfo) -> None:
+        """Let a worker look for something to steal at the end of the turn, unless it has work by then."""
+        if self.settings.stealing and not worker.task_queue:
+            self.idled[worker.seq] = worker
 
     def end_steal(self, task: Task, victim: WorkerInfo) -> None:
         """Stop counting a move in flight, on both sides."""

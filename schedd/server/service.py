@@ -116,6 +116,7 @@ class Service:
             m.ListJobs: self._list_jobs,
             m.ListWorkers: self._list_workers,
             m.GetStats: self._stats,
+            m.GetPolicy: self._policy,
             m.ExplainTask: self._explain,
             m.WatchTasks: self._watch,
             m.ReadLog: self._read_log,
@@ -371,6 +372,9 @@ class Service:
                 shadow=translate.shadow_view(self.engine),
             )
         )
+
+    def _policy(self, peer: Peer, request: m.GetPolicy) -> None:
+        peer.send(m.PolicyState(request.request, self.engine.policy.name, translate.steals_view(self.engine)))
 
     def _explain(self, peer: Peer, request: m.ExplainTask) -> None:
         task = self.engine.tasks.get(request.task_id)

@@ -318,3 +318,23 @@ def worker_counts(engine: Engine) -> dict[str, int]:
     for worker in engine.resources:
         counts[str(worker.status)] = counts.get(str(worker.status), 0) + 1
     return counts
+
+
+def steals_view(engine: Engine) -> m.StealsView:
+    """What stealing has brought since the start."""
+    totals = engine.steals.totals
+    return m.StealsView(
+        enabled=engine.is_stealing,
+        threshold=engine.policy.threshold,
+        tasks=engine.counters.steals,
+        asked=totals.asked,
+        refused=totals.refused,
+        measured=totals.measured,
+        unmeasured=totals.unmeasured,
+        paid=totals.paid,
+        known=totals.known,
+        expected_s=totals.expected_s,
+        real_of_known_s=totals.real_of_known_s,
+        real_s=totals.real_s,
+        recent=list(engine.steals.recent),
+    )

@@ -31,6 +31,7 @@ from schedd.core.model import (
 )
 from schedd.core.model import HoldsAttempt as HoldsAttempt
 from schedd.core.model import Selection as Selection
+from schedd.core.model import StealGain as StealGain
 from schedd.core.model import TaskEntry as TaskEntry
 from schedd.core.model import TaskSpec as TaskSpec
 from schedd.core.model import WorkerVerdict as WorkerVerdict
@@ -300,6 +301,12 @@ class ListWorkers(Struct, frozen=True, tag=True, array_like=True):
 
 class GetStats(Struct, frozen=True, tag=True, array_like=True):
     """Answered by `Stats`."""
+
+    request: int
+
+
+class GetPolicy(Struct, frozen=True, tag=True, array_like=True):
+    """Answered by `PolicyState`."""
 
     request: int
 
@@ -652,6 +659,36 @@ class Stats(Struct, frozen=True, tag=True, array_like=True):
     shadow: ShadowView | None = None
 
 
+class StealsView(Struct, frozen=True):
+    """What stealing has brought since the start; how it is measured, `core.steals` says.
+
+    threshold: backlogs up to this length are left alone now. tasks: that have moved. All others count steals, of one
+    task or several; of the `measured` ones `known` had an expected gain. Seconds are sums. recent: the newest last.
+    """
+
+    enabled: bool
+    threshold: int
+    tasks: int
+    asked: int
+    refused: int
+    measured: int
+    unmeasured: int
+    paid: int
+    known: int
+    expected_s: float
+    real_of_known_s: float
+    real_s: float
+    recent: list[StealGain] = field(default_factory=list)
+
+
+class PolicyState(Struct, frozen=True, tag=True, array_like=True):
+    """The policy in use, and what can be said of its work."""
+
+    request: int
+    name: str
+    steals: StealsView | None = None
+
+
 class Explanation(Struct, frozen=True, tag=True, array_like=True):
     """Why a task is where it is: all blockers at once. `ahead`: queued tasks with a better rank."""
 
@@ -691,6 +728,7 @@ ClientRequest = (
     | ListJobs
     | ListWorkers
     | GetStats
+    | GetPolicy
     | ExplainTask
     | WatchTasks
     | CancelTasks
@@ -738,6 +776,7 @@ ToClient = (
     | JobList
     | WorkerList
     | Stats
+    | PolicyState
     | Explanation
     | Changed
     | LogData

@@ -89,6 +89,30 @@ STATS = wire.Stats(
 )
 
 
+POLICY = wire.PolicyState(
+    request=0,
+    name="work_stealing",
+    steals=wire.StealsView(
+        enabled=True,
+        threshold=3,
+        tasks=40,
+        asked=9,
+        refused=1,
+        measured=8,
+        unmeasured=1,
+        paid=6,
+        known=4,
+        expected_s=10.0,
+        real_of_known_s=8.0,
+        real_s=12.0,
+        recent=[
+            wire.StealGain(TaskId(7), "train", WorkerId("w1"), WorkerId("w2"), 5, 2.5, 1.5),
+            wire.StealGain(TaskId(8), "new", WorkerId("w1"), WorkerId("w3"), 1, None, -0.25),
+        ],
+    ),
+)
+
+
 class FakeDaemon:
     """Runs in a thread. `answer` overrides how a kind of request is answered."""
 
@@ -213,6 +237,8 @@ class FakeDaemon:
                 return [wire.WorkerList(number, self.workers)]
             case wire.GetStats():
                 return [msgspec.structs.replace(STATS, request=number)]
+            case wire.GetPolicy():
+                return [msgspec.structs.replace(POLICY, request=number)]
             case wire.WatchTasks(selection=selection):
                 tasks_ = [task for task, _ in self._selected(selection)]
                 ends = [self._done(task) for task in tasks_ if task.state in FINAL]

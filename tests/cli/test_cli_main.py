@@ -83,7 +83,7 @@ def test_help_of_all(run: Run, arguments: list[str]) -> None:
 
 
 def test_every_command_of_the_daemon_takes_the_same_options() -> None:
-    local = {"serve", "worker", "journal", "policies", "simulate", "check", "demo", "completion"}
+    local = {"serve", "worker", "journal", "simulate", "check", "demo", "completion"}
     context = root.make_context("schedd", ["stats"])
     for name in COMMANDS.keys() - local:
         made = root.get_command(context, name)
@@ -202,14 +202,18 @@ def test_light_commands_import_nothing_heavy() -> None:
 # ------------------------------------------------------------------------------------------- commands that start a room
 
 
-def test_policies(run: Run) -> None:
+def test_policies_without_a_daemon(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCHEDD_ADDRESS", "127.0.0.1:1")
     rows = run("policies", "--json").json()
     names = [row["name"] for row in rows]
     assert names == ["fifo", "priority", "load_balancing", "work_stealing", "adaptive", "batch"]
     assert all(row["does"] for row in rows)
+    assert {row["in_use"] for row in rows} == {None}
     ran = run("policies")
-    assert len(ran.out.splitlines()) == len(rows) + 1
+    assert (ran.code, len(ran.out.splitlines())) == (Exit.OK, len(rows) + 1)
     assert ran.err.startswith("which of them is in use is not known: ")
+    assert "in use" not in ran.out
+    assert run("policies", "-q").out.split() == names
 
 
 def test_check(run: Run, tmp_path: Path) -> None:

@@ -172,6 +172,8 @@ def test_filling(run: Run, tmp_path: Path) -> None:
     assert ran.code == Exit.USAGE
     assert "srtf says when tasks start, not where" in ran.err
     assert run("simulate", *files, "--fill", "100", "--csv").code == Exit.USAGE
+
+
 def test_searches(run: Run, tmp_path: Path) -> None:
     rows = ["config,epoch,cum_time_s,val_acc"]
     rows += [f"{config},{epoch},{100 * epoch},{config}" for config in range(9) for epoch in range(1, 10)]

@@ -371,8 +371,8 @@ def stealing_world() -> World:
     world.join("w1")
     world.submit(2)
     world.handle(started("w1", 1, 1, START))
-    world.join("w2")
-    effects = world.wake_in(1)
+    world.wait(1)
+    effects = world.join("w2")
     assert of(effects.actions, fx.RevokeAttempts) == [fx.RevokeAttempts("w1", [(2, 1)])]
     return world
 

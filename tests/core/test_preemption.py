@@ -12,6 +12,7 @@ from schedd.core import events as ev
 from schedd.core.model import SECOND, Cause, TaskEntry, TaskRequirements, TaskRules, WorkerInfo
 from schedd.core.placement import PrefetchRule
 from schedd.core.policies.priority import PriorityScheduler
+from schedd.core.policies.work_stealing import WorkStealingScheduler
 
 from .builders import (
     START,
@@ -190,13 +191,11 @@ def test_cancel_wins() -> None:
 
 
 def test_while_it_is_being_stolen() -> None:
-    world = World("work_stealing", stealing=True, steal_interval_ns=SECOND)
-    world.engine._t.policy.steal_threshold = 0  # type: ignore[attr-defined]
+    world = World(WorkStealingScheduler(steal_threshold=0), stealing=True, steal_interval_ns=SECOND)
     world.join("w1")
     world.submit(2)
     world.start(1)
     world.join("w2")
-    world.wake_in(1)
     assert world.states(2) == ["revoking"]
     assert stops(preempt(world, 2)) == {"w1": [(2, 1)]}
     effects = world.handle(answered("w1", (2, 1, True)))

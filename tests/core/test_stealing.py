@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -12,14 +14,22 @@ from schedd.core import events as ev
 from schedd.core.model import SECOND, Cause, Instant, Task, TaskRequirements, WorkerInfo
 from schedd.core.policies.base import ClusterView, Steal
 from schedd.core.policies.fifo import FIFOScheduler
+from schedd.core.policies.load_balancing import LoadBalancingScheduler
 from schedd.core.policies.work_stealing import WorkStealingScheduler
 
 from .builders import START, World, answered, dispatches, finished, holds, of, started
 
 
+class OnTimer(WorkStealingScheduler):
+    """Steals on the timer only, so that a test says when."""
+
+    def steal_for(self, thief: WorkerInfo, view: ClusterView, now: Instant) -> list[Steal]:
+        return []
+
+
 def crowded(count: int = 5, **wants: float) -> World:
     """w1 runs task 1 and has the others in its backlog; w2 is idle, and the timer has not yet fired."""
-    world = World(WorkStealingScheduler(steal_threshold=0), stealing=True, steal_interval_ns=SECOND)
+    world = World(OnTimer(steal_threshold=0), stealing=True, steal_interval_ns=SECOND)
     world.join("w1", cpus=2)
     world.submit(count, **{"cpus": 2, **wants})
     world.handle(started("w1", 1, 1, START))
@@ -193,7 +203,7 @@ def test_steal_thief_filled_up_meanwhile() -> None:
 
 def test_steal_by_another_variant() -> None:
     """The victim was to run it on a GPU; the thief has none and runs it by the second variant."""
-    world = World(WorkStealingScheduler(steal_threshold=0), stealing=True, steal_interval_ns=SECOND)
+    world = World(OnTimer(steal_threshold=0), stealing=True, steal_interval_ns=SECOND)
     world.join("w1", cpus=2, num_gpus=1)
     world.submit(2, min_gpus=1, variants=(TaskRequirements(cpus=2),))
     world.join("w2", cpus=2)
@@ -203,13 +213,17 @@ def test_steal_by_another_variant() -> None:
 
 
 def test_thief_takes_only_what_it_could_run() -> None:
-    world = World(WorkStealingScheduler(steal_threshold=0), stealing=True, steal_interval_ns=SECOND)
+    world = World(OnTimer(steal_threshold=0), stealing=True, steal_interval_ns=SECOND)
     world.join("w1", cpus=4)
     world.submit(3, cpus=4)
     world.join("w2", cpus=2)
     effects = world.wake_in(1)
     assert not revokes(effects)
-    assert world.engine.next_deadline() == world.now + SECOND  # it will look again
+    assert world.engine.next_deadline() == world.now + 2 * SECOND  # it will look again
+    world.wake_in(2)
+    assert world.engine.next_deadline() == world.now + 4 * SECOND
+    world.submit(cpus=4)
+    assert world.engine.next_deadline() == world.now + SECOND  # something has changed
 
 
 def test_timer_rests_without_backlogs() -> None:
@@ -267,3 +281,122 @@ def test_proposals_that_do_not_hold(steal: tuple[int, str, str]) -> None:
     world.cancel(4)
     policy.steals = [steal, (2, "w1", "w2"), (2, "w1", "w2")]
     assert revokes(world.wake_in(1)) == {"w1": [(2, 1)]}
+
+
+# ------------------------------------------------------------------------------------------------- at once, not on time
+
+
+def test_worker_that_comes_steals_at_once() -> None:
+    world = World(WorkStealingScheduler(steal_threshold=0), stealing=True, steal_interval_ns=SECOND)
+    world.join("w1")
+    world.submit(5)
+    assert revokes(world.join("w2")) == {"w1": [(4, 1), (5, 1)]}
+    effects = world.handle(answered("w1", (4, 1, True), (5, 1, True)))
+    assert dispatches(effects) == {"w2": [(4, 2), (5, 2)]}
+
+
+def test_worker_that_runs_out_of_work_steals_at_once() -> None:
+    world = World(WorkStealingScheduler(steal_threshold=0), stealing=True, steal_interval_ns=SECOND)
+    world.join("w1")
+    world.join("w2")
+    world.submit(8)
+    for _ in range(4):
+        (running,) = world.worker("w2").running
+        world.start(running)
+        effects = world.finish(running)
+    assert not world.worker("w2").running
+    assert revokes(effects) == {"w1": [(7, 1)]}  # half of three, no less than one
+
+
+def pair(**values: Any) -> World:
+    """w1 and w3 run one task each and have one waiting; w2, which comes last, has asked w1 for its own."""
+    world = World(WorkStealingScheduler(steal_threshold=0, **values), stealing=True, steal_interval_ns=SECOND)
+    world.join("w1")
+    world.join("w3")
+    world.submit(4)
+    assert revokes(world.join("w2")) == {"w1": [(3, 1)]}
+    return world
+
+
+def test_thief_that_came_too_late_asks_another() -> None:
+    world = pair()
+    end = finished("w1", 1, 1, Cause.OK, START, world.now)
+    assert revokes(world.handle(end, started("w1", 3, 1, world.now))) == {"w3": [(4, 1)]}
+
+
+def test_refused_thief_waits() -> None:
+    """What it was refused has started, and the message that says so is on its way."""
+    world = pair()
+    assert not revokes(world.handle(answered("w1", (3, 1, False))))
+    assert set(revokes(world.wake_in(1))) <= {"w1", "w3"}
+
+
+def test_thief_with_several_slots_goes_on() -> None:
+    world = World(WorkStealingScheduler(steal_threshold=0, steal="one"), stealing=True, steal_interval_ns=SECOND)
+    world.join("w1")
+    world.submit(4)
+    assert revokes(world.join("w2", cpus=2)) == {"w1": [(4, 1)]}
+    assert revokes(world.handle(answered("w1", (4, 1, True)))) == {"w1": [(3, 1)]}
+    assert not revokes(world.handle(answered("w1", (3, 1, True))))
+
+
+def test_queue_comes_before_the_backlogs_of_others() -> None:
+    world = World(WorkStealingScheduler(steal_threshold=0, backlog_per_slot=2), stealing=True)
+    world.join("w1")
+    world.submit(9)
+    effects = world.join("w2")
+    assert not revokes(effects)
+    assert dispatches(effects) == {"w2": [(4, 1), (5, 1), (6, 1)]}
+
+
+def test_no_stealing_at_once_where_it_is_switched_off() -> None:
+    world = World("work_stealing")
+    world.join("w1")
+    world.submit(9)
+    assert not revokes(world.join("w2"))
+
+
+def test_other_policies_steal_at_once() -> None:
+    world = World(LoadBalancingScheduler(backlog_per_slot=4), stealing=True, steal_interval_ns=SECOND)
+    world.join("w1")
+    world.submit(5)
+    assert revokes(world.join("w2")) == {"w1": [(4, 1), (5, 1)]}
+
+
+def test_longest_backlogs_follow_what_changes() -> None:
+    world = World(OnTimer(steal_threshold=0), stealing=True)
+    for n in range(1, 6):
+        world.join(f"w{n}", cpus=n)
+    dice = random.Random(2)
+    for _ in range(60):
+        world.submit(dice.randrange(1, 4))
+        for worker in list(world.engine.resources):
+            if worker.running and dice.random() < 0.6:
+                world.finish(next(iter(worker.running)))
+        if dice.random() < 0.1:
+            world.handle(ev.WorkerLeft(f"w{dice.randrange(1, 6)}"))
+            world.join(f"w{dice.randrange(1, 6)}", run=str(dice.random()), cpus=3)
+        lengths = {w.worker_id: len(w.task_queue) for w in world.engine.resources if w.task_queue}
+        found = world.engine._stealing.longest(3)
+        assert [len(w.task_queue) for w in found] == sorted(lengths.values(), reverse=True)[:3]
+        assert len({w.worker_id for w in found}) == len(found)
+
+
+def test_drawn_workers_take_work_and_could_run_the_task() -> None:
+    world = World(WorkStealingScheduler(choices=2, backlog_per_slot=100), seed=4)
+    world.join("cpu")
+    world.join("gpu", num_gpus=1)
+    world.join("gone", num_gpus=1)
+    world.handle(ev.DrainWorkers(1, ["gone"]))
+    ids = world.submit(12, min_gpus=1)
+    assert set(world.where(*ids)) == {"gpu"}
+    assert {"cpu", "gpu"} == set(world.where(*world.submit(12)))
+
+
+def test_drawn_worker_that_is_full() -> None:
+    """Where the drawn one has no room, the least loaded of all gets the task; where nobody has, it waits."""
+    world = World(WorkStealingScheduler(choices=1, backlog_per_slot=1), seed=1)
+    world.join("w1")
+    world.join("w2")
+    ids = world.submit(5)
+    assert sorted(str(name) for name in world.where(*ids)) == ["None", "w1", "w1", "w2", "w2"]

@@ -9,6 +9,8 @@ import pytest
 from core.builders import World, joined
 
 from schedd.core.model import Cause, Task, TaskId, TaskRequirements, WorkerId, WorkerInfo, WorkerResources
+from schedd.core.policies import batch
+from schedd.core.policies.base import Outcome
 from schedd.core.policies.batch import BatchScheduler
 from schedd.core.policies.fifo import FIFOScheduler
 from schedd.core.policies.load_balancing import LoadBalancingScheduler
@@ -198,3 +200,67 @@ def test_batch_runs_side_by_side_on_one_device() -> None:
     world.start(1)
     world.finish(1, cause=Cause.OK)
     assert world.worker().task_count == 3
+
+
+def knowing(**means_s: float) -> BatchScheduler:
+    """A policy of batches of up to eight, a minute long, that has seen kinds."""
+    policy = BatchScheduler(batch_size=8, batch_s=60)
+    for kind, mean_s in means_s.items():
+        policy.observe(Outcome(task(kind=kind), row("w"), mean_s, True), 0)
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("mean_s", "slots", "count"),
+    [(0.001, 1, 8), (5, 1, 8), (7.5, 1, 8), (8, 1, 8), (20, 1, 3), (25, 1, 3), (60, 1, 1), (3600, 1, 1), (60, 4, 4)],
+)
+def test_batch_is_as_long_as_wanted(mean_s: float, slots: int, count: int) -> None:
+    policy = knowing(k=mean_s)
+    worker = row("w", resources=WorkerResources(cpus=slots))
+    assert policy.size_of_batch(task(kind="k"), worker) == count
+    assert policy.size_of_batch(task(kind="new", estimated_time=mean_s), worker) == count
+    assert policy.size_of_batch(task(kind="new"), worker) == 8
+    always = BatchScheduler(batch_size=8, batch_s=0)
+    always.observe(Outcome(task(kind="k"), worker, mean_s, True), 0)
+    assert always.size_of_batch(task(kind="k"), worker) == 8
+
+
+def test_long_tasks_wait_in_the_queue_and_not_at_a_worker() -> None:
+    world = World(knowing(long=3600, short=1))
+    world.join("w1")
+    world.submit(4, kind="long")
+    assert world.states(1, 2, 3, 4) == ["assigned", "queued", "queued", "queued"]
+    world.join("w2")
+    assert world.where(2) == ["w2"]
+    world.submit(5, kind="short")  # these would be behind a long one: who takes them cannot be known better
+    assert [len(w.task_queue) for w in world.engine.resources] == [5, 0]
+    assert world.states(3, 4) == ["queued", "queued"]
+
+
+def test_worker_that_had_the_kind_last_is_preferred() -> None:
+    world = World(BatchScheduler(batch_size=1))
+    for name in ("w1", "w2", "w3"):
+        world.join(name)
+    ids = [world.submit(kind=kind)[0] for kind in "abc"]
+    assert world.where(*ids) == ["w1", "w2", "w3"]
+    world.finish(*ids)
+    assert world.where(*[world.submit(kind=kind)[0] for kind in "cab"]) == ["w3", "w1", "w2"]
+    world.join("big", cpus=2)
+    assert world.where(*world.submit(kind="a")) == ["big"]  # among equals only
+
+
+def test_batch_goes_on_from_what_it_has_learned() -> None:
+    before, after = knowing(k=20), BatchScheduler(batch_size=8, batch_s=60)
+    after.recall(before.learned())
+    assert after.size_of_batch(task(kind="k"), row("w")) == 3
+
+
+def test_batch_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "LAST_KINDS_MAX", 2)
+    world = World(BatchScheduler(batch_size=1))
+    for n in range(4):
+        world.join(f"w{n}")
+        world.submit(kind=str(n))
+    policy = world.engine.policy
+    assert isinstance(policy, BatchScheduler)
+    assert list(policy._last_kinds.values()) == ["2", "3"]

@@ -54,6 +54,7 @@ HELD = m.TaskSpec(Call(path="a:b"), hold=True)
         (m.SetPriorities, ([],), m.Changed),
         (m.DrainWorkers, ([NOBODY],), m.Changed),
         (m.DrainWorkers, ([NOBODY], True), m.Changed),
+        (m.GetPolicy, (), m.PolicyState),
         (m.ListHistory, (), m.HistoryList),
         (m.ListHistory, ("no such job", "", ["no such state"], -(2**63), (2**63, 2**63), -(2**63)), m.HistoryList),
         (m.ListHistory, ("", "", [], 2**64 - 1, (-1, -1), 2**64 - 1), m.HistoryList),

@@ -21,7 +21,7 @@ from msgspec import Meta, Struct
 
 from schedd.core.capacity import WHOLE, Ledger, Need
 from schedd.core.model import SECOND, Instant, Running, Task, WorkerId, WorkerInfo
-from schedd.core.policies.base import ClusterView, Draft, Outcome, TaskScheduler, WaitingClass
+from schedd.core.policies.base import Draft, Outcome, SurveyView, TaskScheduler, WaitingClass
 from schedd.core.policies.beliefs import Beliefs, Cell
 from schedd.core.policies.prices import solve
 from schedd.core.stats import Learned, PerformanceStats, newest
@@ -374,7 +374,7 @@ class AdaptiveScheduler(TaskScheduler):
     def is_stale(self, now: Instant) -> bool:
         return bool(self.beliefs.plain.cells) and now - self.refreshed_ns >= self.refresh_interval_s * SECOND
 
-    def survey(self, view: ClusterView, now: Instant) -> None:
+    def survey(self, view: SurveyView, now: Instant) -> None:
         """Look at what waits and what runs."""
         self._groups, self._group_numbers, self._idle, self._running = [], {}, [], []
         left_s, workers = 0.0, 0

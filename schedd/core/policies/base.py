@@ -9,16 +9,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from msgspec import Struct
 
 from schedd.core.capacity import Need, compile_needs
-from schedd.core.model import Instant, Report, Task, TaskRequirements, WorkerId, WorkerInfo, WorkerStatus
+from schedd.core.model import (
+    Instant,
+    Report,
+    Revoking,
+    StealGain,
+    Task,
+    TaskRequirements,
+    WorkerId,
+    WorkerInfo,
+    WorkerStatus,
+)
 from schedd.core.stats import Learned
 
 if TYPE_CHECKING:
     from schedd.core.queue import RequestClass
+
+#: Victims that a worker which runs out of work looks at before it waits for the timer.
+VICTIMS_LOOKED_AT_MAX = 8
 
 #: How a task would go to a worker, lower is better: (0 where it starts now, else 1 + backlog per slot; index of the
 #: requirements variant). Backlogs fill evenly by it, unless the policy says that its score does that.
@@ -99,7 +113,13 @@ class Draft(Protocol):
         """
 
     def offer(self, task: Task, worker: WorkerInfo, depth: int) -> bool:
-        """Place the task from `head_of` on this very worker if it starts now or the backlog is below `depth`."""
+        """Place the task from `head` or `head_of` on this worker if it starts now or the backlog is below `depth`."""
+
+    def draw(self, task: Task, count: int) -> list[WorkerInfo]:
+        """Draw `count` workers by the engine's dice from those that could run the task, each as likely every time.
+
+        One may come twice; empty where there is none. O(count), and O(workers) after one came or went.
+        """
 
     def rescore(self) -> None:
         """Ask for all scores anew, as what they are made of has changed. O(workers) for each class looked at."""
@@ -131,14 +151,27 @@ class WaitingClass(Struct, frozen=True):
     head: Task
 
 
-class ClusterView(Protocol):
-    """What waits and what runs, as `rebalance` and `survey` see it."""
+class SurveyView(Protocol):
+    """What waits and what runs, as `survey` sees it."""
 
     def waiting(self) -> Iterable[WaitingClass]:
         """The classes that wait, in no particular order. O(classes)."""
 
     def workers(self) -> Iterable[WorkerInfo]:
         """All workers in the order of joining."""
+
+
+class ClusterView(Protocol):
+    """The workers, as `rebalance` and `steal_for` see them."""
+
+    def workers(self) -> Iterable[WorkerInfo]:
+        """All workers in the order of joining."""
+
+    def longest(self, count: int) -> list[WorkerInfo]:
+        """Up to `count` workers with the longest backlogs, longest first. O(count log workers + changes since)."""
+
+    def draw(self, count: int) -> list[WorkerInfo]:
+        """Draw `count` workers by the engine's dice from those that take work. One may come twice. O(count)."""
 
     def could_run(self, task: Task, worker: WorkerInfo) -> bool:
         """Whether the worker takes work and could run this task if it were empty."""
@@ -201,6 +234,8 @@ class TaskScheduler(ABC):
     ageing_rate: float = 0.0
     #: Seconds between two calls of `refresh`; 0: never.
     refresh_interval_s: float = 0.0
+    #: Backlogs up to this length are left alone by those who steal, as things are now.
+    threshold: int = 0
     #: Seconds between two calls of `make_room` while tasks wait; 0: never.
     preempt_interval_s: float = 0.0
 
@@ -235,6 +270,10 @@ class TaskScheduler(ABC):
         """How many attempts may wait at a worker beyond what hides the round trip."""
         return 0
 
+    def backlog_for(self, task: Task, worker: WorkerInfo) -> int:
+        """How many may wait there when this task comes; never more than `backlog_limit`."""
+        return self.backlog_limit(worker)
+
     def assign_task(self, task: Task, workers: Sequence[WorkerInfo]) -> WorkerId | None:
         """Choose among workers by score, those that can start it at once before all others; None: none fits.
 
@@ -243,7 +282,7 @@ class TaskScheduler(ABC):
         needs = compile_needs(task.requirements)
         best: tuple[float, int, float, int] | None = None
         for position, worker in enumerate(workers):
-            found = fit(needs, task.requirements, worker, self.backlog_limit(worker), self.fills_evenly)
+            found = fit(needs, task.requirements, worker, self.backlog_for(task, worker), self.fills_evenly)
             if found is not None:
                 key = (*found, self.score(task, worker), position)
                 best = key if best is None or key < best else best
@@ -259,8 +298,22 @@ class TaskScheduler(ABC):
                 draft.assign(task, worker)
 
     def rebalance(self, view: ClusterView, now: Instant) -> list[Steal]:
-        """Propose moves out of backlogs: each idle worker takes about half of the longest backlog's surplus."""
+        """Propose moves out of backlogs: each idle worker takes about half of the longest backlog's surplus.
+
+        Called on a timer while there are backlogs; it finds what `steal_for` did not.
+        """
         return steal_half(view, 0)
+
+    def steal_for(self, thief: WorkerInfo, view: ClusterView, now: Instant) -> list[Steal]:
+        """Propose moves to a worker that has just run out of work, from one of the longest backlogs.
+
+        Called when an attempt has ended there, or the worker has come, and the placement pass had nothing for it.
+        """
+        return steal_from(view, thief, view.longest(VICTIMS_LOOKED_AT_MAX), 0)
+
+    def learn_steal(self, gain: StealGain) -> bool:
+        """Learn what a steal has gained, and tell whether it has paid."""
+        return gain.real_s > 0
 
     def began(self, task: Task, now: Instant) -> None:  # noqa: B027 (most policies stop nobody)
         """Note that the current attempt of a task runs; told where there is a `preempt_interval_s`."""
@@ -287,7 +340,7 @@ class TaskScheduler(ABC):
         """Whether `refresh` should come before a placement now; asked where there is a `refresh_interval_s`."""
         return False
 
-    def survey(self, view: ClusterView, now: Instant) -> None:  # noqa: B027
+    def survey(self, view: SurveyView, now: Instant) -> None:  # noqa: B027
         """Look at what waits and runs; called before each `refresh`."""
 
     def refresh(self, now: Instant) -> list[WorkerId]:
@@ -300,42 +353,76 @@ def movable(worker: WorkerInfo) -> int:
     return len(worker.task_queue) - worker.outgoing
 
 
-def steal_half(view: ClusterView, threshold: int) -> list[Steal]:
+def steal_half(view: ClusterView, threshold: int, most: int | None = None) -> list[Steal]:
     """Let each worker without work take from the worker with the longest backlog above `threshold`.
 
-    It takes half of what lies above the threshold and at least one, from the tail: the victim keeps what it will
-    start next, and order within the steal stays. Several thieves see each other's takings. O(workers log workers +
-    tasks looked at).
+    It takes half of what lies above the threshold and at least one, `most` at most, from the tail: the victim keeps
+    what it will start next, and order within the steal stays. Several thieves see each other's takings. O((workers +
+    thieves) log workers + tasks looked at).
     """
     workers = list(view.workers())
-    victims = [w for w in workers if movable(w) > threshold and w.accepts_work]
-    steals: list[Steal] = []
+    victims = [(-movable(w), w.seq, w) for w in workers if movable(w) > threshold and w.accepts_work]
+    heapify(victims)
     taken: dict[WorkerId, int] = {}
+    steals: list[Steal] = []
     for thief in workers:
         if not thief.accepts_work or thief.task_queue or thief.incoming:
             continue
-        candidates = sorted(victims, key=lambda v: (taken.get(v.worker_id, 0) - movable(v), v.seq))
-        for victim in candidates:
+        passed: list[tuple[int, int, WorkerInfo]] = []
+        while victims:
+            left, seq, victim = heappop(victims)
             gone = taken.get(victim.worker_id, 0)
-            surplus = movable(victim) - gone - threshold
-            if surplus <= 0:
-                break
-            moves = _take(view, victim, thief, gone, max(1, surplus // 2))
+            moves = _take(view, victim, thief, gone, share_of(-left - threshold, most))
+            taken[victim.worker_id] = gone + len(moves)
+            if -left - len(moves) > threshold:
+                passed.append((left + len(moves), seq, victim))
             if moves:
-                taken[victim.worker_id] = gone + len(moves)
                 steals.extend(moves)
                 break
+        for entry in passed:
+            heappush(victims, entry)
+        if not victims:
+            break
     return steals
+
+
+def steal_from(
+    view: ClusterView, thief: WorkerInfo, victims: Iterable[WorkerInfo], threshold: int, most: int | None = None
+) -> list[Steal]:
+    """Let one worker take from the first of `victims` that has a surplus it can use, as much as in `steal_half`."""
+    for victim in victims:
+        surplus = movable(victim) - threshold
+        if surplus > 0 and victim is not thief and victim.accepts_work:
+            moves = _take(view, victim, thief, 0, share_of(surplus, most))
+            if moves:
+                return moves
+    return []
+
+
+def share_of(surplus: int, most: int | None) -> int:
+    """How many tasks move at once out of so many that could: about half."""
+    half = max(1, surplus // 2)
+    return half if most is None else min(half, most)
 
 
 def _take(view: ClusterView, victim: WorkerInfo, thief: WorkerInfo, skip: int, most: int) -> list[Steal]:
     """Up to `most` tasks from the tail of a backlog, the last `skip` left out; none unless one could start at once."""
     moves: list[Steal] = []
-    waiting = [t for t in victim.task_queue if t.state.name != "revoking"]
-    for task in reversed(waiting[: len(waiting) - skip] if skip else waiting):
-        if len(moves) == most:
-            break
+    refused: set[int] = set()
+    for task in reversed(victim.task_queue):
+        if isinstance(task.state, Revoking):
+            continue
+        if skip:
+            skip -= 1
+            continue
+        number = task.request.number if task.request is not None else 0
+        if number in refused:
+            continue  # what fits is the same for all of a class
         if view.could_run(task, thief) and (moves or view.has_room(task, thief)):
             moves.append(Steal(task, victim, thief))
+            if len(moves) == most:
+                break
+        elif not moves and number:
+            refused.add(number)
     moves.reverse()
     return moves

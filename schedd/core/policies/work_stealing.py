@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
 from schedd.core.capacity import compile_needs
-from schedd.core.model import Instant, Task, WorkerInfo
-from schedd.core.policies.base import ClusterView, Steal, TaskScheduler, fit, movable, steal_half
+from schedd.core.model import Instant, StealGain, Task, WorkerInfo
+from schedd.core.policies.base import (
+    VICTIMS_LOOKED_AT_MAX,
+    ClusterView,
+    Draft,
+    Steal,
+    TaskScheduler,
+    fit,
+    movable,
+    steal_from,
+    steal_half,
+)
+
+#: Steals after whose measurement the threshold is looked at again.
+ADAPT_EVERY = 8
 
 
 class WorkStealingParams(Struct, frozen=True, forbid_unknown_fields=True):
     """Table [policy.work_stealing].
 
     steal_threshold: a backlog is stolen from only above this length. backlog_per_slot: attempts that may wait at a
-    worker for each of its slots.
+    worker for each of its slots. choices: workers drawn at random for a task, of which the least loaded gets it; 0: the
+    least loaded of all. block: tasks in a row that go to the worker chosen for the first. victims: workers drawn at
+    random by one that runs out of work, of which it steals from that with the longest backlog; 0: the longest of all.
+    steal: how much it takes. adapt: let the threshold follow what steals gain, from steal_threshold on, between 0 and
+    steal_threshold_max; one that gains at least gain_min_s has paid.
     """
 
     steal_threshold: Annotated[int, Meta(ge=0, le=1_000_000)] = 2
     backlog_per_slot: Annotated[int, Meta(ge=1, le=100_000)] = 32
+    choices: Annotated[int, Meta(ge=0, le=100)] = 0
+    block: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    victims: Annotated[int, Meta(ge=0, le=100)] = 0
+    steal: Literal["half", "one"] = "half"
+    adapt: bool = True
+    steal_threshold_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 32
+    gain_min_s: Annotated[float, Meta(ge=0, le=1e7)] = 0.01
 
 
 class WorkStealingScheduler(TaskScheduler):
@@ -28,17 +52,43 @@ class WorkStealingScheduler(TaskScheduler):
 
     To choose for many short tasks of uneven length. Half of a victim's surplus moves at a time, from the tail of its
     backlog (Blumofe and Leiserson, "Scheduling Multithreaded Computations by Work Stealing", 1999, steal from the
-    end that the victim reaches last).
+    end that the victim reaches last). With `choices` = 2 placement looks at two workers and is nearly as good as with
+    all of them (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
     """
 
     name = "work_stealing"
     Params = WorkStealingParams
-    summary = "pushes work into backlogs; idle workers steal from the busiest on a timer"
+    summary = "pushes work into backlogs; a worker that runs out of work steals from the busiest"
     fills_evenly = False
 
-    def __init__(self, steal_threshold: int = 2, backlog_per_slot: int = 32) -> None:
+    def __init__(
+        self,
+        steal_threshold: int = 2,
+        backlog_per_slot: int = 32,
+        choices: int = 0,
+        block: int = 1,
+        victims: int = 0,
+        steal: str = "half",
+        adapt: bool = True,
+        steal_threshold_max: int = 32,
+        gain_min_s: float = 0.01,
+    ) -> None:
         self.steal_threshold = steal_threshold
         self.backlog_per_slot = backlog_per_slot
+        self.choices = choices
+        self.block = block
+        self.victims = victims
+        self.steal = steal
+        self.adapt = adapt
+        self.steal_threshold_max = steal_threshold_max
+        self.gain_min_s = gain_min_s
+        self.threshold = steal_threshold
+        #: Steals measured since the threshold was looked at, and how many of them have paid.
+        self._measured = self._paid = 0
+        self._most = 1 if steal == "one" else None
+        #: The worker that was chosen for the block under way, and how many tasks of it are still to come.
+        self._chosen: WorkerInfo | None = None
+        self._block_left = 0
 
     def score(self, task: Task, worker: WorkerInfo) -> float:
         return worker.load
@@ -46,8 +96,63 @@ class WorkStealingScheduler(TaskScheduler):
     def backlog_limit(self, worker: WorkerInfo) -> int:
         return self.backlog_per_slot * worker.slots
 
+    def plan(self, draft: Draft, now: Instant) -> None:
+        if not self.choices and self.block == 1:
+            super().plan(draft, now)
+            return
+        while (task := draft.head()) is not None:
+            worker = self._choose(draft, task)
+            if worker is None or not draft.offer(task, worker, self.backlog_limit(worker)):
+                self._place_least_loaded(draft, task)
+
+    def _choose(self, draft: Draft, task: Task) -> WorkerInfo | None:
+        """Say where the block goes on, or a new one begins; None: at the least loaded of all."""
+        if self._block_left:
+            self._block_left -= 1
+            return self._chosen
+        self._block_left = self.block - 1
+        self._chosen = min(draft.draw(task, self.choices), key=load_of, default=None) if self.choices else None
+        return self._chosen
+
+    def _place_least_loaded(self, draft: Draft, task: Task) -> None:
+        """Place a task where no worker was drawn, or the chosen one cannot take it; the block goes on there."""
+        worker = self._chosen = draft.candidate(task)
+        if worker is None:
+            self._block_left = 0
+            draft.block(task)
+        else:
+            draft.assign(task, worker)
+
+    def steal_for(self, thief: WorkerInfo, view: ClusterView, now: Instant) -> list[Steal]:
+        if self.victims:
+            victims = sorted(view.draw(self.victims), key=movable, reverse=True)
+        else:
+            victims = view.longest(VICTIMS_LOOKED_AT_MAX)
+        return steal_from(view, thief, victims, self.threshold, self._most)
+
     def rebalance(self, view: ClusterView, now: Instant) -> list[Steal]:
-        return steal_half(view, self.steal_threshold)
+        steals = steal_half(view, self.threshold, self._most)
+        if not steals and self.threshold > self.steal_threshold:
+            self.threshold -= 1  # without steals nothing would ever be learned again
+        return steals
+
+    def learn_steal(self, gain: StealGain) -> bool:
+        """Raise the threshold by half where less than half of the steals pay, lower it by a quarter where most do."""
+        paid = gain.real_s >= self.gain_min_s
+        self._measured += 1
+        self._paid += paid
+        if self._measured == ADAPT_EVERY:
+            if self.adapt:
+                self._adapt(self._paid / self._measured)
+            self._measured = self._paid = 0
+        return paid
+
+    def _adapt(self, share: float) -> None:
+        if share < 0.5:
+            raised = self.threshold + max(1, self.threshold // 2)
+            self.threshold = max(self.threshold, min(raised, self.steal_threshold_max))
+        elif share >= 0.75:
+            self.threshold = max(0, self.threshold - max(1, self.threshold // 4))
 
     def steal_task(self, idle_worker: WorkerInfo, workers: Sequence[WorkerInfo]) -> Task | None:
         """Take one task for `idle_worker` from the longest backlog above the threshold, or return None.
@@ -62,3 +167,8 @@ class WorkStealingScheduler(TaskScheduler):
                     victim.task_queue.remove(task)
                     return task
         return None
+
+
+def load_of(worker: WorkerInfo) -> float:
+    """Running per slot plus backlog."""
+    return worker.load
