@@ -119,7 +119,7 @@ class EngineLoop:
             if self._queries:
                 self._run_queries()
             self._flush()
-            self._arm()
+            self.arm()
         except Exception as error:
             self.stop()
             self._crashed(error)
@@ -147,7 +147,8 @@ class EngineLoop:
         if self._queries:
             self.wake()
 
-    def _arm(self) -> None:
+    def arm(self) -> None:
+        """Have a timer for when the engine wants to be called next."""
         due = self.engine.next_deadline()
         if due == self._timer_at:
             return
@@ -163,7 +164,7 @@ class EngineLoop:
         due, self._timer_at, self._timer = self._timer_at, None, None
         now = self.clock.now_ns()
         if due is not None and now < due:  # timers of the loop have a coarser clock
-            self._arm()
+            self.arm()
             return
         self.lag_ns = now - due if due is not None else 0
         self.post(ev.Wakeup(self.lag_ns))

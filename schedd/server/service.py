@@ -664,8 +664,12 @@ class Service:
         self._on_record.update(worker_id for worker_id, peer in entered if self._workers.get(worker_id) is peer)
 
     def remember(self, workers: Iterable[WorkerId]) -> None:
-        """Take note of the workers that the engine was restored with."""
+        """Take note of the workers that the engine was restored with, and of until when it waits for them.
+
+        At once: a daemon that then does not run for a while is to see that it was late.
+        """
         self._on_record.update(workers)
+        self.loop.arm()
 
     def _on_failing(self) -> None:
         self._holding.let_go()
