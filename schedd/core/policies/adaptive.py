@@ -60,6 +60,8 @@ RECENT_KEPT = 0.99
 #: part of the time to the end in which a task has to fit by that.
 FEARED_DEVIATIONS = 1.0
 END_SHARE = 0.5
+#: A class goes before the one that is first in the queue where it costs clearly less: this times as much, or less.
+CLEARLY = 0.98
 #: Before the model of a cell of `learned`; the name of a worker has no line break.
 MODEL_MARK = "\n"
 
@@ -184,9 +186,9 @@ class AdaptiveScheduler(TaskScheduler):
         self._running: list[tuple[str, str, float, float | None]] = []
         self._idle: list[WorkerId] = []
         self._prices: list[float] = []
-        #: Price of a second in a group, 1 in the mean; and classes, those of the greatest advantage first.
+        #: Price of a second in a group, 1 in the mean; and what each class costs there: see `_order`.
         self._factors: list[float] = []
-        self._orders: list[list[RequestClass]] = []
+        self._orders: list[dict[RequestClass, float]] = []
         #: When that was, seconds in which what waited then could be done, and how much of it was not placed since.
         self.refreshed_ns: Instant = 0
         self._horizon_s = INF
@@ -304,9 +306,11 @@ class AdaptiveScheduler(TaskScheduler):
 
     def _place_best(self, draft: Draft, task: Task, worker: WorkerInfo, now: Instant) -> bool:
         group = self._place(worker)[1]
-        order = self._orders[group] if 0 <= group < len(self._orders) and not worker.task_queue else ()
-        for request in order:
-            if request is task.request:
+        mine = task.request
+        order = self._orders[group] if 0 <= group < len(self._orders) and not worker.task_queue else {}
+        least = order[mine] * CLEARLY if mine is not None and mine in order else 0.0
+        for request, cost in order.items():
+            if cost >= least:
                 break
             other = draft.head_of(request)
             if other is None or other.priority != task.priority or not self._accepts(other, worker, group, now):
@@ -315,8 +319,8 @@ class AdaptiveScheduler(TaskScheduler):
                 return True
         if not self._accepts(task, worker, group, now):
             return False
-        if task.request is not None:
-            draft.head_of(task.request)  # what the draft places next
+        if mine is not None:
+            draft.head_of(mine)  # what the draft places next
         draft.assign(task, worker)
         return True
 
@@ -489,10 +493,10 @@ class AdaptiveScheduler(TaskScheduler):
 
     def _order(
         self, number: int, prices: list[float], rows: list[tuple[list[float], list[float]]]
-    ) -> list[RequestClass]:
-        """The classes by the advantage that a group has over the best of the others."""
+    ) -> dict[RequestClass, float]:
+        """The classes with what a task costs there, over what it costs on the best of the other groups; least first."""
         if len(self._groups) < 2:
-            return []
+            return {}
         found = []
         for position, (waiting, (row, _)) in enumerate(zip(self._waiting, rows, strict=True)):
             if row[number] == INF:
@@ -502,7 +506,7 @@ class AdaptiveScheduler(TaskScheduler):
                 (prices[number] * row[number] / min(others) if min(others) else 0.0, position, waiting.request)
             )
         found.sort(key=lambda entry: entry[:2])
-        return [request for _, _, request in found]
+        return {request: cost for cost, _, request in found}
 
     # -------------------------------------------------------------------------------------------------- over a restart
 

@@ -1,0 +1,138 @@
+"""What `schedd simulate` shows of its runs: tables, CSV, how full a cluster becomes, and a bar while they run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from schedd.cli.output import Column, Output, make_console
+
+if TYPE_CHECKING:
+    from schedd.config import Settings
+    from schedd.simulate.cluster import ClusterRow
+    from schedd.simulate.run import Progress
+    from schedd.simulate.trace import Trace
+
+COLUMNS = (
+    Column("policy"),
+    Column("makespan s", right=True),
+    Column(": bound", right=True),
+    Column("mean JCT s", right=True),
+    Column("p50 JCT s", right=True),
+    Column("p99 JCT s", right=True),
+    Column("mean delay s", right=True),
+    Column("slowdown", right=True),
+    Column("utilisation", right=True),
+    Column("fairness", right=True),
+    Column("steals", right=True),
+    Column("wasted s", right=True),
+    Column("attempts", right=True),
+    Column("failed", right=True),
+    Column("us/placement", right=True),
+)
+SEARCH_COLUMNS = (Column("search end s", right=True), Column("fully trained s", right=True))
+
+
+def cells(name: str, values: dict[str, Any], bound: float | None) -> list[str]:
+    """The row of a policy for `COLUMNS`, and `SEARCH_COLUMNS` where there were searches."""
+    spread = values["ci95"] or {}
+
+    def cell(key: str, digits: int) -> str:
+        half = spread.get(key, 0.0)
+        text = f"{values[key]:,.{digits}f}"
+        return f"{text} ± {half:,.{digits}f}" if half else text
+
+    return [
+        name,
+        cell("makespan_s", 1),
+        f"{values['makespan_s'] / bound:.3f}" if bound else "-",
+        cell("mean_flow_time_s", 1),
+        cell("p50_flow_time_s", 1),
+        cell("p99_flow_time_s", 1),
+        cell("mean_queueing_delay_s", 1),
+        cell("mean_bounded_slowdown", 2),
+        cell("utilisation", 3),
+        cell("fairness", 3),
+        cell("steals", 0),
+        cell("wasted_s", 1),
+        cell("attempts", 0),
+        cell("failed", 0),
+        f"{values['decision_us']:,.0f}",
+        *(cell(key, 1) for key in ("mean_search_end_s", "mean_search_full_s") if key in values),
+    ]
+
+
+def write_csv(out: Output, summaries: dict[str, dict[str, Any]]) -> None:
+    """Write a row for each policy and seed."""
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    runs = [(name, seed, run) for name, values in summaries.items() for seed, run in enumerate(values["per_seed"])]
+    columns = [name for name, value in runs[0][2].items() if not isinstance(value, list)]
+    writer.writerow(["policy", "seed", *columns])
+    writer.writerows([name, seed, *(run[column] for column in columns)] for name, seed, run in runs)
+    out.raw(text.getvalue().encode())
+
+
+def fill(
+    out: Output,
+    policies: dict[str, str],
+    tasks: Trace,
+    cluster: Sequence[ClusterRow],
+    settings: dict[str, Settings],
+    percent: float,
+    seeds: int,
+) -> None:
+    """Fill the cluster under each policy, and show how much of it was given. policies: by label."""
+    from schedd.simulate.contest import fill_under
+    from schedd.simulate.fill import MARKS, fill_summary
+
+    found: dict[str, dict[str, Any]] = {}
+    with progress_of(quiet=out.quiet) as progress:
+        for label, name in policies.items():
+            shown = progress(label)
+            found[label] = fill_summary(
+                [fill_under(name, tasks, cluster, settings[label], percent, seed, shown) for seed in range(seeds)]
+            )
+    if out.as_json:
+        out.json({"lower_bound_s": None, "policies": found})
+        return
+    marks = [mark for mark in MARKS if mark < percent]
+    keys = [*(f"gpu_allocation_ratio_at_{mark}" for mark in marks), "gpu_allocation_ratio"]
+    columns = [Column("policy"), *(Column(f"at {mark:g} %", right=True) for mark in (*marks, percent))]
+    columns += [Column("dropped", right=True), Column("us/placement", right=True)]
+    rows = []
+    for label, values in found.items():
+        spread = values["ci95"] or {}
+        shares = [f"{100 * values[k]:.2f}" + (f" ± {100 * spread[k]:.2f}" if spread else "") for k in keys]
+        rows.append([label, *shares, f"{values['dropped']:,.0f}", f"{values['decision_us']:,.0f}"])
+    out.table(tuple(columns), rows)
+    out.say(f"percent of the GPUs given when so many were asked for; {len(tasks.tasks):,} tasks ({tasks.format})")
+
+
+@contextmanager
+def progress_of(*, quiet: bool) -> Iterator[Any]:
+    """Make a bar for each policy where somebody watches, nothing elsewhere."""
+    from schedd.simulate.run import no_progress
+
+    if quiet or not sys.stderr.isatty():
+        yield lambda name: no_progress
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=make_console(sys.stderr), transient=True) as bar:
+        lines: dict[str, Any] = {}
+
+        def line_for(name: str) -> Progress:
+            if name not in lines:
+                lines[name] = bar.add_task(name, total=None)
+            line = lines[name]
+            return lambda finished, total: bar.update(line, completed=finished, total=total)
+
+        yield line_for
