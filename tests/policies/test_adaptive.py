@@ -300,7 +300,7 @@ def test_slow_worker_does_not_take_the_last_task() -> None:
     assert sooner[0] == "big"
     told = world.engine.explain(world.task(last))
     verdicts = {verdict.worker: verdict.verdict for verdict in told.workers}
-    assert verdicts["old"].startswith("left for big, where it is expected to end sooner")
+    assert verdicts[WorkerId("old")].startswith("left for big, where it is expected to end sooner")
     world.finish(first)
     assert world.where(last) == ["big"]
 

@@ -86,7 +86,7 @@ def _list(session: Session, stats: Stats | None) -> None:
     if out.as_json:
         rows: list[dict[str, Any]] = []
         for name, policy, origin in known:
-            row = {"name": name, "class": policy.__name__, "does": policy.summary, "from": origin}
+            row: dict[str, Any] = {"name": name, "class": policy.__name__, "does": policy.summary, "from": origin}
             row["in_use"] = name == stats.policy if stats is not None else None
             rows.append(row)
             if shadow is not None and shadow.policy == name:
