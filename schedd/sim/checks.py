@@ -269,7 +269,9 @@ class Oracle:
     def _is_forgotten(self, execution: Execution) -> bool:
         """Of a task that nobody was told of, and that died with the daemon before it was on disk."""
         task = self.recording.tasks.get(execution.row.task_id)
-        known = task is not None and task.name == execution.script.name
+        # What was submitted again may have the id that it had before, but was admitted at another time.
+        defined_ns = execution.row.spec.defined_ns
+        known = task is not None and task.name == execution.script.name and defined_ns in task.definitions
         return not known and self._given_ns(execution) < self._daemon_started_ns
 
     def _must_be_alone(self, execution: Execution, others: list[Execution]) -> None:

@@ -42,6 +42,8 @@ class Recorded(Struct):
     after: frozenset[TaskId]
     rules: TaskRules
     is_held: bool
+    #: When it was admitted, and when its requirements were changed: one of these is what an attempt of it goes by.
+    definitions: set[Instant]
     promoted: float | None = None
     cancel_asked: bool = False
     #: The attempt that is to make room, 0: none.
@@ -103,6 +105,7 @@ class Recording:
                 case fx.TaskChanged():
                     task = self.tasks[fact.task_id]
                     task.priority, task.requirements, task.promoted = fact.priority, fact.requirements, fact.promoted
+                    task.definitions.add(fact.defined_ns)
                 case fx.CancelAsked():
                     self.tasks[fact.task_id].cancel_asked = True
                 case fx.PreemptAsked():
@@ -140,6 +143,7 @@ class Recording:
                 frozenset(TaskId(ref) if ref >= 0 else fact.ids[-1 - ref] for ref in refs),
                 spec.rules,
                 spec.hold,
+                {fact.at_ns},
             )
             self.unfinished.add(task_id)
 

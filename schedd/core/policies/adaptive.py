@@ -53,13 +53,13 @@ CLASSES_MAX = 500
 RUNNING_MAX = 4000
 #: With long tasks, beliefs need not be refreshed more often than in a tenth of their length.
 REFRESH_SHARE = 0.1
-#: Recent demand counts beside what waits, as much as this many tasks for each worker.
-RECENT_PER_WORKER = 2.0
-RECENT_KEPT = 0.99
+#: What has come lately is expected to go on: beside what waits counts what would come in so many usual runtimes. How
+#: much comes is a mean over as many, and one more.
+AHEAD_RUNTIMES = 4.0
 #: How far above its mean a runtime is feared to be when it may be the last to end, in standard deviations; and the
 #: part of the time to the end in which a task has to fit by that.
 FEARED_DEVIATIONS = 1.0
-END_SHARE = 0.5
+END_SHARE = 0.7
 #: A class goes before the one that is first in the queue where it costs clearly less: this times as much, or less.
 CLEARLY = 0.98
 #: Before the model of a cell of `learned`; the name of a worker has no line break.
@@ -178,7 +178,9 @@ class AdaptiveScheduler(TaskScheduler):
         self._places: dict[WorkerId, tuple[Ledger, str, int]] = {}
         #: Kinds that were seen since the last refresh.
         self._news: set[str] = set()
-        self._recent: dict[str, float] = {}
+        #: Tasks a second that come, by kind; and what waited at the last survey, less what was placed since.
+        self._arrivals: dict[str, float] = {}
+        self._known: dict[str, int] = {}
         # What the last refresh found.
         self._groups: list[_Group] = []
         self._group_numbers: dict[tuple[str, int, int], int] = {}
@@ -260,7 +262,6 @@ class AdaptiveScheduler(TaskScheduler):
         _row(self._tries, (kind, model), _Tries).add(seconds, success)
         _row(self._worker_tries, worker_id, _Tries).add(seconds, success)
         self._news.add(kind)
-        self._recent[kind] = self._recent.get(kind, 0.0) + 1.0
         if not success:
             return
         hint_s = task.requirements.estimated_time
@@ -299,12 +300,14 @@ class AdaptiveScheduler(TaskScheduler):
             worker = draft.candidate(task)
             if worker is None:
                 draft.block(task)
-            elif self._place_best(draft, task, worker, now):
+            elif (placed := self._place_best(draft, task, worker, now)) is not None:
                 self._left -= 1
+                self._known[placed.kind] = self._known.get(placed.kind, 0) - 1
             else:
                 draft.decline(task)
 
-    def _place_best(self, draft: Draft, task: Task, worker: WorkerInfo, now: Instant) -> bool:
+    def _place_best(self, draft: Draft, task: Task, worker: WorkerInfo, now: Instant) -> Task | None:
+        """Place the task, or one that the worker is better at; None: it should rather wait."""
         group = self._place(worker)[1]
         mine = task.request
         order = self._orders[group] if 0 <= group < len(self._orders) and not worker.task_queue else {}
@@ -316,13 +319,13 @@ class AdaptiveScheduler(TaskScheduler):
             if other is None or other.priority != task.priority or not self._accepts(other, worker, group, now):
                 continue
             if draft.offer(other, worker, 0):
-                return True
+                return other
         if not self._accepts(task, worker, group, now):
-            return False
+            return None
         if mine is not None:
             draft.head_of(mine)  # what the draft places next
         draft.assign(task, worker)
-        return True
+        return task
 
     def _accepts(self, task: Task, worker: WorkerInfo, group: int, now: Instant) -> bool:
         """Whether the worker should take a task that it could start, rather than leave it for a faster one."""
@@ -406,6 +409,35 @@ class AdaptiveScheduler(TaskScheduler):
         waiting = sorted(view.waiting(), key=lambda w: -w.size)
         self._waiting = waiting[:CLASSES_MAX]
         self._waited = self._left = max(1, sum(w.size for w in waiting))
+        self._count_arrivals(waiting, now)
+
+    def _count_arrivals(self, waiting: list[WaitingClass], now: Instant) -> None:
+        """Bring up to date how much of each kind comes; what was there at the first look is no stream."""
+        sizes: dict[str, int] = {}
+        for one in waiting:
+            sizes[one.request.kind] = sizes.get(one.request.kind, 0) + one.size
+        if self.refreshed_ns:
+            span_s = (AHEAD_RUNTIMES + 1) * self._usual_runtime_s()
+            gone_s = (now - self.refreshed_ns) / SECOND
+            kept = math.exp(-gone_s / span_s)
+            come = {kind: max(0, size - self._known.get(kind, 0)) for kind, size in sizes.items()}
+            come.update({kind: -n for kind, n in self._known.items() if n < 0 and kind not in sizes})
+            self._arrivals = {kind: rate * kept for kind, rate in self._arrivals.items() if rate * span_s > 0.01}
+            for kind, count in come.items():
+                if count:
+                    self._arrivals[kind] = self._arrivals.get(kind, 0.0) + count / span_s
+        self._known = sizes
+
+    def _usual_runtime_s(self) -> float:
+        """Seconds that tasks take that wait now, or came lately, on the first group; the median, and one at least."""
+        kinds = [*(w.request.kind for w in self._waiting[:20]), *list(self._arrivals)[:20]]
+        if not self._groups or not kinds:
+            return 1.0
+        model = self._groups[0].model
+        hints = {w.request.kind: w.head.requirements.estimated_time for w in self._waiting[:20]}
+        beliefs = self.beliefs
+        times = [beliefs.guess(k, model, beliefs.usual_hint_s(k, hints.get(k))).mean_s for k in kinds]
+        return max(1.0, median(times))
 
     def _enter(self, worker: WorkerInfo, ledger: Ledger) -> _Group:
         model = ledger.devices[0].model if ledger.devices else ""
@@ -429,16 +461,9 @@ class AdaptiveScheduler(TaskScheduler):
         self._news.clear()
         self.refreshed_ns = now
         self._set_prices()
-        self._recent = {kind: n * RECENT_KEPT for kind, n in self._recent.items() if n > 0.1}
-        usual_s = [self._usual_s(w, self._groups[0].model) for w in self._waiting[:20]] if self._groups else []
-        share_s = REFRESH_SHARE * (median(usual_s) if usual_s else 0.0)
+        share_s = REFRESH_SHARE * self._usual_runtime_s()
         self.refresh_interval_s = max(self.statistics_interval_s, min(share_s, 60 * self.statistics_interval_s))
         return self._idle
-
-    def _usual_s(self, waiting: WaitingClass, model: str) -> float:
-        kind = waiting.request.kind
-        hint_s = self.beliefs.usual_hint_s(kind, waiting.head.requirements.estimated_time)
-        return self.beliefs.guess(kind, model, hint_s).mean_s
 
     def _set_prices(self) -> None:
         groups = self._groups
@@ -458,11 +483,16 @@ class AdaptiveScheduler(TaskScheduler):
         self._orders = [self._order(number, prices, rows) for number in range(len(groups))]
 
     def _demand(self) -> list[float]:
-        """Tasks of each class: what waits, and what has come lately, which will come again."""
-        workers = sum(group.count for group in self._groups)
-        known = sum(self._recent.values())
-        scale = min(1.0, RECENT_PER_WORKER * workers / known) if known else 0.0
-        return [w.size + scale * self._recent.get(w.request.kind, 0.0) for w in self._waiting]
+        """Tasks of each class: what waits, and what will have come before long."""
+        ahead_s = AHEAD_RUNTIMES * self._usual_runtime_s()
+        first: set[str] = set()
+        demand = []
+        for one in self._waiting:
+            kind = one.request.kind
+            more = 0.0 if kind in first else ahead_s * self._arrivals.get(kind, 0.0)
+            first.add(kind)
+            demand.append(one.size + more)
+        return demand
 
     def _row(self, waiting: WaitingClass) -> tuple[list[float], list[float]]:
         """Seconds of a worker that a task of a class takes on each group: drawn from the beliefs, and as believed.

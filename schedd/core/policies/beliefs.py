@@ -18,9 +18,9 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-#: Variances of the parts before anything was seen, of natural logarithms: a factor of 2.7 either way is usual between
+#: Variances of the parts before anything was seen, of natural logarithms: a factor of 2 either way is usual between
 #: kind and model, one of 7 between kinds.
-CELL_VARIANCE = 1.0
+CELL_VARIANCE = 0.5
 MODEL_VARIANCE = 1.0
 KIND_VARIANCE = 4.0
 #: Standard deviation of the noise before anything was seen: of runtimes, and of their ratios to estimates.
