@@ -41,6 +41,7 @@ COMMANDS = {
     "stats": "stats",
     "backup": "journal",
     "journal": "journal",
+    "kinds": "kinds",
     "policies": "policies",
     "simulate": "simulate",
     "check": "check",

@@ -40,12 +40,14 @@ from schedd.wire.messages import (
     DrainWorkers,
     ExplainTask,
     Explanation,
+    GetKinds,
     GetPolicy,
     GetStats,
     HistoryList,
     HoldTasks,
     JobList,
     JobView,
+    Kinds,
     ListHistory,
     ListJobs,
     ListTasks,
@@ -316,6 +318,10 @@ class AsyncClient:
     async def stats(self) -> Stats:
         """Return the daemon's counters."""
         return await self._ask(Stats, GetStats)
+
+    async def kinds(self, limit: int = 1000) -> Kinds:
+        """Return what is believed of kinds on device models, the last seen first."""
+        return await self._ask(Kinds, GetKinds, limit)
 
     async def policy(self) -> PolicyState:
         """Return which policy decides, and what stealing has brought."""

@@ -30,6 +30,7 @@ from schedd.wire.messages import (
     Changed,
     Explanation,
     JobView,
+    Kinds,
     LogData,
     PolicyState,
     Selection,
@@ -249,6 +250,10 @@ class Client:
     def stats(self) -> Stats:
         """Return the daemon's counters."""
         return self._thread.run(self._client.stats())
+
+    def kinds(self, limit: int = 1000) -> Kinds:
+        """Return what is believed of kinds on device models, the last seen first."""
+        return self._thread.run(self._client.kinds(limit))
 
     def policy(self) -> PolicyState:
         """Return which policy decides, and what stealing has brought."""

@@ -21,6 +21,7 @@ from schedd.core.health import KindHold, Quarantine
 from schedd.core.model import (
     SECOND,
     Assigned,
+    Belief,
     CauseLimit,
     Delayed,
     Held,
@@ -262,6 +263,10 @@ class Engine:
     @property
     def policy(self) -> TaskScheduler:
         return self._t.policy
+
+    def believed(self) -> list[Belief]:
+        """What the policy believes of kinds on device models; where it learns nothing, what the engine's rules do."""
+        return self._t.policy.believed() or self._t.runtimes.believed()
 
     @property
     def counters(self) -> Counters:

@@ -365,6 +365,22 @@ class GpuUsage(Struct, frozen=True, array_like=True):
     processes: int | None = None
 
 
+class Belief(Struct, frozen=True, array_like=True):
+    """What is believed of a kind on a device model ("": on all, or where there are no devices).
+
+    mean_s: seconds of a success; low_s, high_s: two thirds of the runtimes are between them; success: from 0 to 1;
+    samples: attempts that count, older ones less.
+    """
+
+    kind: str
+    model: str
+    mean_s: float
+    low_s: float
+    high_s: float
+    success: float
+    samples: float
+
+
 class HostUsage(Struct, frozen=True, array_like=True):
     """A host as measured: CPU percent of all cores, bytes of RAM, bytes a second on the network."""
 

@@ -9,7 +9,7 @@ from itertools import islice
 
 from msgspec import Struct
 
-from schedd.core.model import WorkerId
+from schedd.core.model import Belief, WorkerId
 
 #: What was learned outlives a restart for so many kinds, or kinds on workers: the last seen. Some 20 ms to write down.
 LEARNED_MAX = 20_000
@@ -125,6 +125,21 @@ class RuntimeTable:
     def learned(self) -> list[Learned]:
         """What was seen, the last seen kind last; see `LEARNED_MAX`."""
         return newest({(kind, WorkerId("")): stats for kind, stats in self._by_kind.items()})
+
+    def believed(self) -> list[Belief]:
+        """What is believed of each kind anywhere, the last seen kind last."""
+        return [
+            Belief(
+                kind,
+                "",
+                stats.avg_completion_time,
+                max(0.0, stats.avg_completion_time - stats.deviation),
+                stats.avg_completion_time + stats.deviation,
+                stats.success_rate,
+                stats.total_tasks,
+            )
+            for kind, stats in self._by_kind.items()
+        ]
 
     def recall(self, learned: Iterable[Learned]) -> None:
         """Go on from what was written down. Once, before the first observation."""

@@ -49,6 +49,8 @@ FETCHED_TOGETHER_MAX = 100
 FETCHED_BYTES_MAX = 8 * 1024 * 1024
 #: Names of peers are at most this long, in characters.
 NAME_MAX = 200
+#: Beliefs of kinds in one answer, some 100 bytes each.
+KINDS_LISTED_MAX = 10_000
 #: With more tasks than this queued or under way the end of one may be on disk a moment later.
 BUSY_ABOVE = 64
 
@@ -117,6 +119,7 @@ class Service:
             m.ListWorkers: self._list_workers,
             m.GetStats: self._stats,
             m.GetPolicy: self._policy,
+            m.GetKinds: self._kinds,
             m.ExplainTask: self._explain,
             m.WatchTasks: self._watch,
             m.ReadLog: self._read_log,
@@ -375,6 +378,11 @@ class Service:
 
     def _policy(self, peer: Peer, request: m.GetPolicy) -> None:
         peer.send(m.PolicyState(request.request, self.engine.policy.name, translate.steals_view(self.engine)))
+
+    def _kinds(self, peer: Peer, request: m.GetKinds) -> None:
+        newest = self.engine.believed()[::-1]
+        limit = max(0, min(request.limit, KINDS_LISTED_MAX))
+        peer.send(m.Kinds(request.request, self.engine.policy.name, newest[:limit]))
 
     def _explain(self, peer: Peer, request: m.ExplainTask) -> None:
         task = self.engine.tasks.get(request.task_id)

@@ -17,6 +17,7 @@ from schedd.core.model import AttemptFinished as AttemptFinished
 from schedd.core.model import AttemptRecord as AttemptRecord
 from schedd.core.model import AttemptReport as AttemptReport
 from schedd.core.model import AttemptStarted as AttemptStarted
+from schedd.core.model import Belief as Belief
 from schedd.core.model import Blocker as Blocker
 from schedd.core.model import (
     Cause,
@@ -303,6 +304,13 @@ class GetStats(Struct, frozen=True, tag=True, array_like=True):
     """Answered by `Stats`."""
 
     request: int
+
+
+class GetKinds(Struct, frozen=True, tag=True, array_like=True):
+    """Answered by `Kinds`, of the `limit` that were seen last."""
+
+    request: int
+    limit: int = 1000
 
 
 class GetPolicy(Struct, frozen=True, tag=True, array_like=True):
@@ -681,6 +689,14 @@ class StealsView(Struct, frozen=True):
     recent: list[StealGain] = field(default_factory=list)
 
 
+class Kinds(Struct, frozen=True, tag=True, array_like=True):
+    """What is believed of kinds on device models, the last seen first."""
+
+    request: int
+    policy: str
+    beliefs: list[Belief]
+
+
 class PolicyState(Struct, frozen=True, tag=True, array_like=True):
     """The policy in use, and what can be said of its work."""
 
@@ -729,6 +745,7 @@ ClientRequest = (
     | ListWorkers
     | GetStats
     | GetPolicy
+    | GetKinds
     | ExplainTask
     | WatchTasks
     | CancelTasks
@@ -777,6 +794,7 @@ ToClient = (
     | WorkerList
     | Stats
     | PolicyState
+    | Kinds
     | Explanation
     | Changed
     | LogData

@@ -89,6 +89,11 @@ STATS = wire.Stats(
 )
 
 
+BELIEFS = (
+    wire.Belief("train", "T4", 90.0, 60.0, 140.0, 0.5, 3.0),
+    wire.Belief("train", "A100", 30.0, 20.0, 45.0, 1.0, 12.0),
+    wire.Belief("eval", "", 0.25, 0.2, 0.3, 1.0, 7.0),
+)
 POLICY = wire.PolicyState(
     request=0,
     name="work_stealing",
@@ -237,8 +242,10 @@ class FakeDaemon:
                 return [wire.WorkerList(number, self.workers)]
             case wire.GetStats():
                 return [msgspec.structs.replace(STATS, request=number)]
-            case wire.GetPolicy():
-                return [msgspec.structs.replace(POLICY, request=number)]
+            case wire.GetPolicy() | wire.GetKinds():
+                policy = msgspec.structs.replace(POLICY, request=number)
+                kinds = wire.Kinds(number, "adaptive", list(BELIEFS))
+                return [policy if isinstance(request, wire.GetPolicy) else kinds]
             case wire.WatchTasks(selection=selection):
                 tasks_ = [task for task, _ in self._selected(selection)]
                 ends = [self._done(task) for task in tasks_ if task.state in FINAL]

@@ -394,3 +394,17 @@ def test_logs_of_a_worker_that_is_away(daemon: FakeDaemon, run: Run) -> None:
 def test_views_survive_their_own_json(three: FakeDaemon, run: Run) -> None:
     rows = msgspec.json.decode(run("tasks", "--all", "--json").out, type=list[wire.TaskView])
     assert rows == [task for task, _ in three.tasks.values()]
+
+
+def test_kinds(daemon: FakeDaemon, run: Run) -> None:
+    lines = [line.split() for line in run("kinds").out.splitlines()]
+    assert [line[:2] for line in lines[1:]] == [["train", "T4"], ["train", "A100"], ["eval", "-"]]
+    assert [line[-3:] for line in lines[1:]] == [["3.00", "50%", "3"], ["1.00", "100%", "12"], ["1.00", "100%", "7"]]
+    rows = run("kinds", "--json").json()
+    assert (rows[0]["kind"], rows[0]["model"], rows[0]["success"], len(rows)) == ("train", "T4", 0.5, 3)
+
+
+def test_no_kinds(daemon: FakeDaemon, run: Run) -> None:
+    daemon.answers[wire.GetKinds] = lambda request: [wire.Kinds(request.request, "fifo", [])]
+    ran = run("kinds")
+    assert "nothing is known of any kind" in ran.err

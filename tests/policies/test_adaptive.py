@@ -252,6 +252,21 @@ def test_adaptive_learns_in_the_engine() -> None:
     assert ("refresh", 0) not in world.engine._t.deadlines, "nothing waits and nothing is new"
 
 
+def test_what_it_believes_is_told() -> None:
+    world = World("adaptive")
+    taught(world)
+    (first, *_) = world.engine.believed()
+    assert (first.kind, first.model, round(first.samples)) == ("a", "big", 28)
+    assert first.low_s < first.mean_s < first.high_s
+    plain = World("fifo")
+    plain.join()
+    (i,) = plain.submit(kind="k")
+    plain.start(i)
+    plain.wait(3)
+    plain.finish(i)
+    assert [(one.kind, one.model, one.samples) for one in plain.engine.believed()] == [("k", "", 1)]
+
+
 def two_models(world: World) -> None:
     world.handle(
         joined("big", gpus=(Gpu("GPU-0", "big", 1000),)),

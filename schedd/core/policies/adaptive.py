@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from msgspec import Meta, Struct
 
 from schedd.core.capacity import WHOLE, Ledger, Need
-from schedd.core.model import SECOND, Instant, Running, Task, WorkerId, WorkerInfo
+from schedd.core.model import SECOND, Belief, Instant, Running, Task, WorkerId, WorkerInfo
 from schedd.core.policies.base import Draft, Outcome, SurveyView, TaskScheduler, WaitingClass
 from schedd.core.policies.beliefs import Beliefs, Cell
 from schedd.core.policies.prices import solve
@@ -79,22 +79,6 @@ class AdaptiveParams(Struct, frozen=True, forbid_unknown_fields=True):
     statistics_interval_s: Annotated[float, Meta(gt=0, le=86400)] = 1.0
     exploration: Annotated[float, Meta(ge=0, le=10)] = 0.5
     spare_slow: bool = True
-
-
-class Belief(Struct, frozen=True):
-    """What is believed of a kind on a device model, to be shown.
-
-    mean_s: seconds of a success; low_s, high_s: two thirds of the runtimes are between them; success: from 0 to 1;
-    samples: successes that count, older ones less.
-    """
-
-    kind: str
-    model: str
-    mean_s: float
-    low_s: float
-    high_s: float
-    success: float
-    samples: float
 
 
 class _Tries:
@@ -232,7 +216,6 @@ class AdaptiveScheduler(TaskScheduler):
         return failed_s * (1.0 / max(success, SUCCESS_MIN) - 1.0)
 
     def believed(self) -> list[Belief]:
-        """List what is believed of each kind on each model where it was seen, the last seen kind last."""
         found = []
         for kind, row in self.beliefs.plain.cells.items():
             for model, cell in sorted(row.items()):

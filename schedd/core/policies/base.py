@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from schedd.core.capacity import Need, compile_needs
 from schedd.core.model import (
+    Belief,
     Instant,
     Report,
     Revoking,
@@ -324,6 +325,10 @@ class TaskScheduler(ABC):
 
     def observe(self, outcome: Outcome, now: Instant) -> None:  # noqa: B027 (most policies learn nothing)
         """Learn from an attempt."""
+
+    def believed(self) -> list[Belief]:
+        """List what it believes of each kind on each device model where that was seen, the last seen kind last."""
+        return []
 
     def learned(self) -> list[Learned]:
         """What is to outlive a restart of the daemon; it comes back by `recall`."""
