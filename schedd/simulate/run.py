@@ -188,6 +188,11 @@ class Simulator:
         self._watched = (0, 0)
         self._told = 0
 
+    @property
+    def engine(self) -> Engine:
+        """The engine that is driven: what it has learned, or is to begin with."""
+        return self._engine
+
     def run(self, on_progress: Progress = no_progress) -> Run:
         """Go through the workload. Raises TraceError where there are tasks that no worker could ever run."""
         if isinstance(self._given, Trace):
