@@ -366,7 +366,8 @@ class AdaptiveScheduler(TaskScheduler):
 
     def survey(self, view: SurveyView, now: Instant) -> None:
         """Look at what waits and what runs."""
-        self._groups, self._group_numbers, self._idle, self._running = [], {}, [], []
+        self._groups, self._group_numbers, self._places = [], {}, {}
+        self._idle, self._running = [], []
         left_s, workers = 0.0, 0
         for worker in view.workers():
             ledger = worker.ledger
