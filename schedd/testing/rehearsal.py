@@ -95,7 +95,9 @@ class Rehearsal:
     def turn(self, *events: ev.Event) -> fx.Effects:
         """Let the engine take in some events, and look at what it made of them."""
         effects = self.engine.handle(events, self.now)
+        asked = self.watch.calls.copy()
         self.engine.check()
+        self.watch.calls = asked  # what the check asks for itself is none of the policy's cost
         self._turns.append((events, self.now, _encoded(effects)))
         for action in effects.actions:
             match action:

@@ -149,6 +149,8 @@ _RETURNS: dict[str, Callable[[Any, Sequence[Any], Watch], str]] = {
     "backlog_limit": _limit,
     "plan": _nothing,
     "rebalance": _steals,
+    "steal_for": _steals,
+    "survey": _nothing,
     "began": _nothing,
     "make_room": _preemptions,
     "observe": _nothing,

@@ -24,7 +24,7 @@ from schedd.core.model import SECOND, Belief, Instant, Running, Task, WorkerId, 
 from schedd.core.policies.base import Draft, Outcome, SurveyView, TaskScheduler, WaitingClass
 from schedd.core.policies.beliefs import Beliefs, Cell
 from schedd.core.policies.prices import solve
-from schedd.core.stats import Learned, PerformanceStats, newest
+from schedd.core.stats import LEARNED_MAX, Learned, PerformanceStats, newest
 
 if TYPE_CHECKING:
     from schedd.core.queue import RequestClass
@@ -533,7 +533,8 @@ class AdaptiveScheduler(TaskScheduler):
                     failed = tries.failed / tries.count if tries.count else 0.0
                     values = (cell.total, cell.square, 1.0 - failed, cell.count)
                     cells.append(Learned(kind, mark + model, *values, int(tries.count)))
-        return newest(self._pairs) + cells
+        cells = cells[-(LEARNED_MAX // 2) :]
+        return newest(self._pairs)[-(LEARNED_MAX - len(cells)) :] + cells
 
     def recall(self, learned: Iterable[Learned]) -> None:
         for one in learned:
