@@ -162,6 +162,17 @@ def test_adaptive_tells_kinds_apart() -> None:
     assert policy.assign_task(task(kind="b"), workers) == "w2"
 
 
+def test_each_of_like_workers_is_tried() -> None:
+    policy = AdaptiveScheduler()
+    workers = [row("slow"), row("fast")]
+    policy.record_completion(WorkerId("slow"), task(kind="k"), 0.4, success=True)
+    assert policy.assign_task(task(kind="k"), workers) == "fast"
+    policy.record_completion(WorkerId("fast"), task(kind="k"), 0.1, success=True)
+    assert policy.assign_task(task(kind="k"), workers) == "fast"
+    policy.record_completion(WorkerId("slow"), task(kind="k"), 0.01, success=True)
+    assert policy.assign_task(task(kind="k"), workers) == "slow"
+
+
 def test_adaptive_notices_a_worker_that_is_throttled() -> None:
     policy = AdaptiveScheduler()
     workers = [row("w1"), row("w2")]

@@ -87,7 +87,7 @@ class GoesByHash(Good):
     """Takes the first of a set, whose order changes from process to process."""
 
     def score(self, task: Task, worker: WorkerInfo) -> float:
-        return float(hash(worker.worker_id) % 1000)
+        return float(hash(f"{worker.worker_id} {task.id}") % 1000)
 
 
 class Counts(Good):
@@ -126,14 +126,14 @@ class Remembers(Good):
     """Scores all that ever waited, at each placement."""
 
     def __init__(self) -> None:
-        self.seen: list[Task] = []
+        self.seen: dict[int, Task] = {}
 
     def level(self, task: Task) -> float:
-        self.seen.append(task)
+        self.seen[task.id] = task
         return 0.0
 
     def plan(self, draft: Draft, now: int) -> None:
-        for task in self.seen:
+        for task in self.seen.values():
             if (head := draft.head()) is not None and (worker := draft.candidate(head)) is not None:
                 self.score(task, worker)
         super().plan(draft, now)

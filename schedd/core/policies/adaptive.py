@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
+from itertools import islice
 from random import Random
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -113,6 +114,13 @@ class _Peculiar:
     def mean(self, noise: float) -> float:
         return self.total / (self.weight + noise / WORKER_VARIANCE)
 
+    def doubt(self, noise: float) -> float:
+        """The standard deviation of what is believed: of two that seem alike, the one that was seen less is tried."""
+        return math.sqrt(noise * WORKER_VARIANCE / (noise + self.weight * WORKER_VARIANCE))
+
+
+_UNSEEN = _Peculiar()
+
 
 class _Group:
     """Workers of one shape: a device model, and as many devices and CPUs each."""
@@ -188,11 +196,10 @@ class AdaptiveScheduler(TaskScheduler):
         kind, worker_id = task.kind, worker.worker_id
         model = self._place(worker)[0]
         guess = self.beliefs.guess(kind, model, task.requirements.estimated_time)
-        shift = 0.0
-        if (own := self._peculiar.get(worker_id)) is not None:
-            shift = own.mean(guess.noise)
-            if (pair := self._pair_peculiar.get((kind, worker_id))) is not None:
-                shift += pair.mean(guess.noise)
+        own = self._peculiar.get(worker_id, _UNSEEN)
+        shift = own.mean(guess.noise)
+        if (pair := self._pair_peculiar.get((kind, worker_id))) is not None:
+            shift += pair.mean(guess.noise)
         seconds = guess.mean_s * math.exp(max(-5.0, min(5.0, shift)))
         return seconds + self._failures_s(kind, model, worker_id, seconds)
 
@@ -250,7 +257,9 @@ class AdaptiveScheduler(TaskScheduler):
         hint_s = task.requirements.estimated_time
         guess = self.beliefs.guess(kind, model, hint_s)
         weight = guess.noise / (guess.noise + guess.doubt)
-        difference = math.log(max(seconds, 1e-6)) - guess.log_s
+        # Of a kind that nobody has seen, the first says nothing about its worker.
+        is_known = self.beliefs.plain.knows(kind)
+        difference = math.log(max(seconds, 1e-6)) - guess.log_s if is_known else 0.0
         own = _row(self._peculiar, worker_id, _Peculiar)
         beyond = difference - own.mean(guess.noise)
         own.add(difference, weight)
@@ -275,6 +284,8 @@ class AdaptiveScheduler(TaskScheduler):
         waiting = (len(worker.task_queue) - worker.outgoing + worker.incoming) / worker.slots
         group = self._place(worker)[1]
         factor = self._factors[group] if 0 <= group < len(self._factors) else 1.0
+        doubt = self._peculiar.get(worker.worker_id, _UNSEEN).doubt(self.beliefs.plain.noise)
+        factor *= math.exp(-self.exploration * doubt)
         return self.expected_s(task, worker) * factor * (1.0 + waiting)
 
     def plan(self, draft: Draft, now: Instant) -> None:
@@ -533,18 +544,39 @@ class AdaptiveScheduler(TaskScheduler):
                     failed = tries.failed / tries.count if tries.count else 0.0
                     values = (cell.total, cell.square, 1.0 - failed, cell.count)
                     cells.append(Learned(kind, mark + model, *values, int(tries.count)))
-        cells = cells[-(LEARNED_MAX // 2) :]
+        cells = cells[-(LEARNED_MAX // 2) :] + self._written_peculiar()
         return newest(self._pairs)[-(LEARNED_MAX - len(cells)) :] + cells
+
+    def _written_peculiar(self) -> list[Learned]:
+        """What is peculiar to workers, the last seen ones, and to kinds on them."""
+        rows = [(pair, row) for pair, row in islice(reversed(self._pair_peculiar.items()), LEARNED_MAX // 8)]
+        rows += [(("", worker), row) for worker, row in islice(reversed(self._peculiar.items()), LEARNED_MAX // 8)]
+        mark = MODEL_MARK * 3
+        return [
+            Learned(kind, mark + worker, row.total, 0.0, 1.0, row.weight, 0) for (kind, worker), row in reversed(rows)
+        ]
 
     def recall(self, learned: Iterable[Learned]) -> None:
         for one in learned:
-            if one.worker.startswith(MODEL_MARK):
+            if one.worker.startswith(MODEL_MARK * 3):
+                self._recall_peculiar(one)
+            elif one.worker.startswith(MODEL_MARK):
                 self._recall_cell(one)
             else:
                 stats = self._pairs[one.kind, WorkerId(one.worker)] = PerformanceStats(self.learning_rate)
                 stats.recall(one)
         for logs in (self.beliefs.plain, self.beliefs.ratios):
             logs.fit(list(logs.cells))
+
+    def _recall_peculiar(self, one: Learned) -> None:
+        worker_id = WorkerId(one.worker.removeprefix(MODEL_MARK * 3))
+        if math.isfinite(one.duration) and one.weight > 0:
+            peculiar = _Peculiar()
+            peculiar.total, peculiar.weight = one.duration, one.weight
+            if one.kind:
+                self._pair_peculiar[one.kind, worker_id] = peculiar
+            else:
+                self._peculiar[worker_id] = peculiar
 
     def _recall_cell(self, one: Learned) -> None:
         is_ratio = one.worker.startswith(MODEL_MARK * 2)
