@@ -74,6 +74,7 @@ def test_index_and_list_agree(name: str, seed: int) -> None:
             world.finish(i)
     if dice.random() < 0.3:
         world.handle(ev.DrainWorkers(1, [WorkerId("w0")]))
+    world.engine._refresh()  # what a policy has learned since the last one counts from here on
     draft = world.engine._t.placer
     one = task(cpus=dice.choice([0.5, 1, 2]), min_gpus=dice.choice([0, 0.5, 1]), kind="k")
     one.request = world.engine._t.classes.intern(one.requirements, one.kind, world.engine.policy.by_kind)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from msgspec import Meta, Struct
 
 from schedd.core.capacity import WHOLE, Ledger, Need
-from schedd.core.model import SECOND, Belief, Instant, Running, Task, WorkerId, WorkerInfo
+from schedd.core.model import SECOND, Belief, Instant, Running, Task, WorkerId, WorkerInfo, WorkerStatus
 from schedd.core.policies.base import Draft, Outcome, SurveyView, TaskScheduler, WaitingClass
 from schedd.core.policies.beliefs import Beliefs, Cell
 from schedd.core.policies.prices import solve
@@ -386,7 +386,7 @@ class AdaptiveScheduler(TaskScheduler):
                 continue
             workers += 1
             group = self._enter(worker, ledger)
-            if not worker.running:
+            if worker.status is WorkerStatus.IDLE:
                 self._idle.append(worker.worker_id)
             first_s = INF
             for task in worker.running.values():
