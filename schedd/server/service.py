@@ -591,6 +591,10 @@ class Service:
         attempt = request.attempt or task.attempt
         ended = next((a for a in task.attempts if a.attempt == attempt), None)
         worker_id = ended.worker_id if ended is not None else task.worker_id
+        if not worker_id and self.engine.awaited:
+            text = f"task {task.id} may run on a worker that has not come back yet since the daemon was started anew"
+            peer.send(m.RequestFailed(request.request, m.WORKER_AWAY, text))
+            return
         if not worker_id or not attempt:
             peer.send(m.RequestFailed(request.request, m.ILLEGAL_STATE, f"task {task.id} has not run yet"))
             return
