@@ -113,6 +113,9 @@ class Attempts:
             if found is None:
                 self._stale(event.worker_id, finished.task_id, finished.attempt, drop=False)
                 continue
+            if t.doubtful and finished.task_id in t.doubtful and finished.cause is not _OK:
+                t.put_off.append((event.worker_id, finished))
+                continue
             task, worker = found
             record = self._record(task, worker, finished)
             if not t.steals.is_idle and record.started_at_ns:
@@ -127,6 +130,14 @@ class Attempts:
                 t.steals.ended_at(worker, t.now)
             t.learn(task, worker, record)
             t.conclude(task, self._guard.on_ended(task, worker, record), finished.result)
+
+    def take_put_off(self) -> None:
+        """Once all have come after a restart: take the ends beside which there might have been newer attempts."""
+        t = self._t
+        if t.put_off and not t.awaited:
+            ends, t.put_off = t.put_off, []
+            for worker_id, finished in ends:
+                self.on_attempts_finished(ev.AttemptsFinished(worker_id, [finished]))
 
     def _record(self, task: Task, worker: WorkerInfo, finished: AttemptFinished) -> AttemptRecord:
         state = task.state

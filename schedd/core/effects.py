@@ -225,6 +225,7 @@ class DispatchAttempts(Action, frozen=True):
 
     worker_id: WorkerId
     tasks: list[Task]
+    epoch: int = 0
 
 
 class RevokeAttempts(Action, frozen=True):

@@ -296,6 +296,16 @@ class Engine:
         """Workers that may still come back after a restart; nothing is placed while there are any."""
         return frozenset(self._t.awaited)
 
+    @property
+    def epoch(self) -> int:
+        """Which start of the daemon on its journal this is; 0: it has none."""
+        return self._t.epoch
+
+    @property
+    def is_putting_off(self) -> bool:
+        """Ends that workers have told wait for others to come back: they must not be acknowledged yet."""
+        return bool(self._t.put_off)
+
     def limits_of(self, task: Task) -> list[CauseLimit]:
         """How often a task is tried again after which causes, and how much of that is used up."""
         return limits_of(task, self._t.settings.retries)
@@ -326,6 +336,9 @@ class Engine:
         self._guard.check()
         if not t.placement_wanted and ("place", 0) not in t.deadlines:
             t.placer.check()
+        assert not (t.doubtful or t.put_off) or t.awaited, "what waits for workers to come back outlives that"
+        for task_id in t.doubtful.union(t.epochs):
+            assert t.worker_of(t.tasks.rows[task_id]) is not None, story(t.tasks.rows[task_id])
         for task_id, asked in t.asked.items():
             assert not t.tasks.rows[task_id].state.is_final, story(t.tasks.rows[task_id])
             assert asked.task_id == task_id

@@ -71,6 +71,7 @@ class Fleet:
         t.resources.set_status(worker, worker.status_here)
         self._reconcile(worker, event.holds)
         t.stop_awaiting(worker.worker_id)
+        self._attempts.take_put_off()
         t.deadlines.cancel(("lost", worker.worker_id))
         t.deadlines.set(("lease", worker.worker_id), t.now + t.lease_ns())
         self._note_entered(worker, again)
@@ -130,11 +131,11 @@ class Fleet:
         new: dict[TaskId, Task] = {}
         held: dict[TaskId, HoldsAttempt] = {}
         # A worker may bring the ends of several attempts of one task: only the newest is what it was given last.
-        newest: dict[TaskId, int] = {}
+        newest: dict[TaskId, tuple[int, int]] = {}
         for hold in holds:
             # What the worker may still say of a task that nobody was told of must not fit one that comes now.
             t.tasks.pass_over(hold.task_id)
-            newest[hold.task_id] = max(hold.attempt, newest.get(hold.task_id, 0))
+            newest[hold.task_id] = max(_age(hold), newest.get(hold.task_id, (0, 0)))
         for hold in holds:
             task = before.get(hold.task_id)
             if (again := held.get(hold.task_id)) is not None and again.attempt == hold.attempt:
@@ -144,7 +145,7 @@ class Fleet:
             elif (
                 again is None
                 and task is None
-                and hold.attempt == newest[hold.task_id]
+                and _age(hold) == newest[hold.task_id]
                 and (brought := self._bring(worker, hold)) is not None
             ):
                 new[hold.task_id] = brought
@@ -168,29 +169,45 @@ class Fleet:
                 t.stop(task, worker.worker_id)
 
     def _bring(self, worker: WorkerInfo, hold: HoldsAttempt) -> Task | None:
-        """After a restart: the task of an attempt that a worker comes with, unless a newer attempt of it is known.
+        """After a restart: the task of an attempt that a worker comes with, unless a newer attempt of it is known."""
+        task = self._t.tasks.get(hold.task_id)
+        if task is None or hold.attempt > ATTEMPT_MAX:
+            return None
+        # What the worker may still say of an attempt that is not adopted must not fit the next one.
+        self._t.pass_over(task, hold.attempt)
+        return task if self._take(task, worker, hold) else None
 
-        Of two workers with attempts of one task the higher attempt wins, the other is told to drop its own. What lies
-        in the backlog of a worker that an earlier start has given up may run elsewhere, under the same number.
+    def _is_doubtful(self, worker: WorkerInfo, hold: HoldsAttempt) -> bool:
+        """Whether somebody who has not come back yet may have a newer attempt of the task.
+
+        Nobody has where the last start gave this one out, and has not given up the worker. An earlier one may have
+        given the worker up, and the task, under the very same number, to somebody else; that the worker came back in
+        between, and was told to drop its own, it may not have heard.
         """
         t = self._t
-        task = t.tasks.get(hold.task_id)
-        if task is None or not task.attempt < hold.attempt <= ATTEMPT_MAX:
-            return None
-        if hold.phase == "backlog" and worker.worker_id not in t.awaited:
-            t.pass_over(task, hold.attempt)
-            return None
+        return bool(t.awaited) and (hold.epoch < t.epoch - 1 or worker.worker_id not in t.awaited_at_start)
+
+    def _take(self, task: Task, worker: WorkerInfo, hold: HoldsAttempt) -> bool:
+        """Give a worker the attempt that it comes with. Of two workers the newer attempt wins, the other drops its own.
+
+        Newer is what a later start has given out: each gives out only what it believes that nobody has.
+        """
+        t = self._t
         holder = t.worker_of(task)
+        if hold.epoch >= t.epoch or (holder is None and hold.attempt <= task.attempt):
+            return False  # not of an earlier start
+        if holder is not None and _age(hold) <= (t.epochs.get(task.id, t.epoch), task.attempt):
+            return False
+        if hold.phase == "backlog" and self._is_doubtful(worker, hold):
+            return False  # it might begin before we know better
         meant = task.id < t.restored_below and task.defined_ns == hold.defined_ns and _could_be(task, worker, hold)
         may_run = isinstance(task.state, Waiting | Queued | Delayed) or (
             isinstance(task.state, Held) and bool(task.state.reason)
         )
         if not meant or (holder is None and not may_run):
             # Of another task that had this id and that nobody was told of, or of other requirements; or its user holds
-            # it. What the worker may still say of this attempt must not fit the next one.
-            if holder is None and not task.state.is_final:
-                task.attempt = hold.attempt
-            return None
+            # it.
+            return False
         if holder is not None:
             t.drop(holder.worker_id, task.id, task.attempt)
             t.release(task, holder)
@@ -209,16 +226,21 @@ class Fleet:
         began = hold.started_at_ns if task.submitted_ns <= hold.started_at_ns <= t.now else t.now
         t.tasks.set_state(task, Assigned(worker.worker_id, began))
         t.facts.append(fx.AttemptDispatched(task.id, task.attempt, worker.worker_id, t.now))
-        return task
+        return True
 
     def _adopt(self, task: Task, worker: WorkerInfo, hold: HoldsAttempt) -> None:
+        t = self._t
+        if hold.epoch < t.epoch:
+            t.epochs[task.id] = hold.epoch
+            if self._is_doubtful(worker, hold):
+                t.doubtful.add(task.id)
         need, ledger = need_of(task), worker.ledger
         begun = isinstance(task.state, Running)
         if hold.phase != "running" and not begun:
-            self._t.resources.attach(task, worker)
+            t.resources.attach(task, worker)
             return
         known = ledger is not None and ledger.knows_devices(need, hold.devices)
-        self._t.resources.attach_running(task, worker, hold.devices if known else tuple(range(need.gpus)))
+        t.resources.attach_running(task, worker, hold.devices if known else tuple(range(need.gpus)))
         if hold.phase == "running" and not begun:
             started = AttemptStarted(task.id, task.attempt, hold.started_at_ns, hold.devices)
             self._attempts.on_attempts_started(ev.AttemptsStarted(worker.worker_id, [started]))
@@ -313,6 +335,7 @@ class Fleet:
             # What it has goes to others, which the start after this one has to know, too: see `_bring`.
             t.facts.append(fx.WorkerGone(worker_id, "", t.now, True, 0, NOT_BACK))
         t.stop_awaiting()
+        self._attempts.take_put_off()
 
     def on_lease_expired(self, worker_id: WorkerId) -> None:
         t = self._t
@@ -417,6 +440,11 @@ def _ended_before(worker: WorkerInfo, holds: list[HoldsAttempt]) -> list[Task]:
     had = {task.id: task for task in (*worker.running.values(), *worker.task_queue)}
     ended = (had.pop(hold.task_id, None) for hold in holds if hold.phase == "finished" and _is_of(had, hold))
     return [task for task in ended if task is not None]
+
+
+def _age(hold: HoldsAttempt) -> tuple[int, int]:
+    """What is greater for the newer of two attempts of one task."""
+    return hold.epoch, hold.attempt
 
 
 def _is_of(tasks: dict[TaskId, Task], hold: HoldsAttempt) -> bool:

@@ -557,7 +557,7 @@ class Selection(Struct, frozen=True, omit_defaults=True):
 class HoldsAttempt(Struct, frozen=True, array_like=True):
     """An attempt that a reconnecting worker still has: `phase` is "backlog", "running" or "finished".
 
-    `defined_ns` is that of the task as it was dispatched.
+    `defined_ns` is that of the task as it was dispatched, `epoch` that of the daemon which did: which start it was.
     """
 
     task_id: TaskId
@@ -567,6 +567,7 @@ class HoldsAttempt(Struct, frozen=True, array_like=True):
     devices: tuple[int, ...] = ()
     variant: int = 0
     defined_ns: int = 0
+    epoch: int = 0
 
 
 class AttemptStarted(Struct, frozen=True, array_like=True):

@@ -32,7 +32,7 @@ class Recorded(Struct):
     changes: what changed the others, in the order in which it happened. finished: tasks that ended, the oldest end
     first. workers: those that were there. draining: the incarnations of those of them that were; who comes back as
     another takes work. verdicts: `WorkerQuarantined` and `KindHeld` that stood. submits: those that their clients may
-    send again.
+    send again. epoch: which start this is.
     """
 
     batches: Iterable[fx.TasksAdmitted] = ()
@@ -44,6 +44,7 @@ class Recorded(Struct):
     draining: Mapping[WorkerId, str] = {}
     verdicts: Iterable[fx.Fact] = ()
     submits: Iterable[Admitted] = ()
+    epoch: int = 1
 
 
 class Restore:
@@ -68,6 +69,7 @@ class Restore:
         for admitted in recorded.submits:
             self._t.submits.add(admitted, 0)
         self._t.drained = dict(recorded.draining)
+        self._t.epoch = recorded.epoch
         yield from self._finish(recorded.workers, recorded.next_id, grace_ns)
 
     def _enter(self, batches: Iterable[fx.TasksAdmitted], ended: Set[int]) -> Iterator[None]:
@@ -163,6 +165,7 @@ class Restore:
         t.tasks.next_id = max(t.tasks.next_id, next_id)
         t.restored_below = TaskId(t.tasks.next_id)
         t.awaited = set(workers)
+        t.awaited_at_start = frozenset(t.awaited)
         if t.awaited:
             t.deadlines.set(("adopt", 0), t.now + grace_ns)
         self._cancel()

@@ -14,6 +14,7 @@ from schedd.core.memory import More, ask_for_more
 from schedd.core.model import (
     SECOND,
     Assigned,
+    AttemptFinished,
     AttemptRecord,
     AttemptReport,
     Cancelled,
@@ -131,12 +132,21 @@ class Tables:
         self.now: Instant = 0
         #: Set by whatever may let a task start; the placement pass at the end of the turn clears it.
         self.placement_wanted = False
-        #: After a restart: workers that may come back with attempts; nothing is placed while there are any. And the
-        #: first id that this start gave: only tasks below it can be brought by a worker.
+        #: After a restart: workers that may come back with attempts; nothing is placed while there are any. Those that
+        #: it began with. And the first id that this start gave: only tasks below it can be brought by a worker.
         self.awaited: set[WorkerId] = set()
+        self.awaited_at_start: frozenset[WorkerId] = frozenset()
         self.restored_below = TaskId(0)
-        #: Attempts that were not adopted while others may still bring one of that number, by task.
-        self._passed_over: dict[TaskId, int] = {}
+        #: Which start of the daemon on its journal this is.
+        self.epoch = 0
+        #: Of the current attempts, those that an earlier start has given out: which one.
+        self.epochs: dict[TaskId, int] = {}
+        #: Those of them beside which somebody who has not come back yet may have a newer one. A success is one; any
+        #: other end of theirs is put off until all have come.
+        self.doubtful: set[TaskId] = set()
+        self.put_off: list[tuple[WorkerId, AttemptFinished]] = []
+        #: Numbers of attempts that somebody may still speak of: the next one of the task is above.
+        self._numbers_used: dict[TaskId, int] = {}
         #: Workers that were draining before the restart, by their incarnation, until they come.
         self.drained: dict[WorkerId, str] = {}
         #: What was asked of attempts to make room, by task; one of an attempt that is not the current one says nothing.
@@ -182,7 +192,7 @@ class Tables:
         if self._drops or self._stops or self._revokes:
             self._take_orders(actions)
         for worker_id, tasks in self._dispatches.items():
-            actions.append(fx.DispatchAttempts(worker_id, tasks))
+            actions.append(fx.DispatchAttempts(worker_id, tasks, self.epoch))
         if self._reports:
             actions.append(fx.PublishReports(self._reports))
             self._reports = []
@@ -254,6 +264,8 @@ class Tables:
         if self.health.holds and (hold := self.health.is_kept_back(task)) is not None:
             self.keep_back(task, hold)
             return
+        if self._numbers_used:
+            task.attempt = max(task.attempt, self._numbers_used.pop(task.id, 0))
         task.attempt += 1
         task.variant = variant
         task.cancelling = False
@@ -322,6 +334,9 @@ class Tables:
             self.unsend(task, worker)
         if type(task.state) is Revoking:
             self.end_steal(task, worker)
+        if self.epochs:
+            self.epochs.pop(task.id, None)
+            self.doubtful.discard(task.id)
         self.resources.detach(task, worker)
         self.placement_wanted = True
 
@@ -500,6 +515,8 @@ class Tables:
         waiting = self.tasks.finish(task, state, result)
         if self.asked:
             self.asked.pop(task.id, None)
+        if self._numbers_used:
+            self._numbers_used.pop(task.id, None)
         self.counters.finished += 1
         self.facts.append(fx.TaskFinished(task.id, state.name, self.now, message, result))
         self._finished.append(task)
@@ -521,21 +538,15 @@ class Tables:
         if not self.awaited:
             self.deadlines.cancel(("adopt", 0))
             self.placement_wanted = True
-            for task_id, attempt in self._passed_over.items():
-                task = self.tasks.get(task_id)
-                if task is not None:
-                    self.pass_over(task, attempt)
-            self._passed_over.clear()
+            self.doubtful.clear()
 
     def pass_over(self, task: Task, attempt: int) -> None:
-        """Give the next attempt of a task that nobody has another number than one that was not adopted.
+        """Give the next attempt of a task another number than one that was not adopted, or is no longer.
 
-        After a restart not before all have come back: another worker may rightly have one of that number.
+        The current one keeps its own: another worker may rightly have it.
         """
-        if self.awaited:
-            self._passed_over[task.id] = max(attempt, self._passed_over.get(task.id, 0))
-        elif not task.state.is_final and self.worker_of(task) is None:
-            task.attempt = max(task.attempt, attempt)
+        if not task.state.is_final:
+            self._numbers_used[task.id] = max(attempt, task.attempt, self._numbers_used.get(task.id, 0))
 
     def heartbeat_ns(self) -> int:
         """How long a worker may wait before it sends the next heartbeat, by the number of workers."""

@@ -7,6 +7,7 @@ such a page are taken from the history, which has every submit too.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -27,7 +28,7 @@ from schedd.journal.records import (
     ends_row,
 )
 from schedd.journal.schema import version_of
-from schedd.journal.store import CANNOT_SALVAGE, open_database, read_only
+from schedd.journal.store import CANNOT_SALVAGE, EPOCH_KEY, open_database, read_only
 
 #: The version of the tables that brought `verdicts`.
 VERDICTS_SINCE = 2
@@ -53,6 +54,7 @@ class _Found(Struct):
     submits: list[tuple[Any, ...]] = field(default_factory=list)
     admitted_before: dict[int, fx.TasksAdmitted] = field(default_factory=dict)
     next_id: int = 1
+    epoch: int = 0
 
 
 def salvage(source: Path, target: Path) -> Salvaged:
@@ -131,6 +133,8 @@ def _copy(old: _Reading, new: sqlite3.Connection, version: int) -> Salvaged:
     for key, value in old.small("meta", "key, value"):
         if key == "next_id" and bytes(value).isdigit():
             found.next_id = int(value)
+        if key == EPOCH_KEY and bytes(value).isdigit():
+            found.epoch = int(value)
     salvaged.finished = _copy_history(old, new, found)
     if batches_damaged:
         found.batches = found.admitted_before | found.batches
@@ -191,5 +195,8 @@ def _write_live(new: sqlite3.Connection, found: _Found) -> int:
     new.executemany("INSERT INTO workers VALUES (?, ?)", found.workers)
     new.executemany("INSERT INTO verdicts VALUES (?, ?)", found.verdicts)
     new.executemany("INSERT INTO submits VALUES (?, ?, ?, ?)", found.submits)
-    new.execute("INSERT INTO meta VALUES ('next_id', ?)", (str(found.next_id).encode(),))
+    # Nobody has started that often: it is above whatever the damaged file said.
+    epoch = found.epoch or int(time.time())
+    for key, number in (("next_id", found.next_id), (EPOCH_KEY, epoch)):
+        new.execute("INSERT INTO meta VALUES (?, ?)", (key, str(number).encode()))
     return len(live)

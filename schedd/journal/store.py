@@ -67,6 +67,8 @@ VACUUM_PAGES = 1000
 FREE_PAGES_KEPT = 2000
 #: Rows of `meta` with what was learned have this before the name of who has.
 LEARNED_KEY = "learned."
+#: The row of `meta` that counts the starts.
+EPOCH_KEY = "epoch"
 #: Without work the writer looks so often whether something has grown too old.
 IDLE_S = 1.0
 #: Of what nobody is in a hurry for, one commit takes all that comes in this time: each costs some 200 us of CPU, which
@@ -205,6 +207,14 @@ class Journal:
         except JournalError:
             os.close(self._lock)
             raise
+        self._epoch_written = False
+        try:
+            #: Which start on this journal this is.
+            self.epoch = self._begin_epoch()
+        except JournalError:
+            self._db.close()
+            os.close(self._lock)
+            raise
         self._index = LiveIndex()
         self._inbox: SimpleQueue[_Turn | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="schedd-journal", daemon=True)
@@ -221,6 +231,23 @@ class Journal:
         self._submit_count = 0
         self._stopping = threading.Event()
         self.commits = 0
+
+    def _begin_epoch(self) -> int:
+        """Count this start, on disk before anything comes of it. Raises JournalError."""
+        try:
+            epoch = int(self._meta(EPOCH_KEY, b"0")) + 1
+            # A daemon starts on a disk that refuses, too: then the number comes with the first that can be written.
+            with suppress(sqlite3.OperationalError):
+                self._write_epoch(epoch)
+                self._epoch_written = True
+        except ValueError:
+            raise JournalError(f"{self.path}: the number of its starts is damaged", SALVAGE) from None
+        except sqlite3.Error as error:
+            raise _unreadable(self.path, error) from error
+        return epoch
+
+    def _write_epoch(self, epoch: int) -> None:
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (EPOCH_KEY, str(epoch).encode()))
 
     # ------------------------------------------------------------------------------------------------------- restart
 
@@ -452,7 +479,10 @@ class Journal:
             if newest:
                 # Ids are never given twice, even when nothing of their batches is left.
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('next_id', ?)", (str(newest + 1).encode(),))
+            if not self._epoch_written:
+                self._write_epoch(self.epoch)
             db.execute("COMMIT")
+            self._epoch_written = True
         except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")

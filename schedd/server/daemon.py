@@ -11,7 +11,6 @@ import random
 import resource
 import signal
 import socket
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,7 +108,7 @@ class Daemon:
         policy = settings.policy
         engine = Engine(policy.build(), engine_settings(settings), random.Random(), policy.build_shadow())
         reactor = asyncio.get_running_loop()
-        service = Service(engine, clock, settings, uuid.uuid4().hex, self._crashed, reactor, random.Random())
+        service = Service(engine, clock, settings, self._crashed, reactor, random.Random())
         service.lag.start()
         self._collect(engine)
         try:
@@ -181,6 +180,7 @@ class Daemon:
             draining={worker.worker_id: worker.incarnation for worker in live.workers if worker.draining},
             verdicts=live.verdicts,
             submits=live.submits,
+            epoch=journal.epoch,
         )
         await _through(engine.restoring(recorded, clock.now_ns(), grace_ns))
         engine.recall(live.learned)

@@ -69,7 +69,6 @@ class Service:
         engine: Engine,
         clock: Clock,
         settings: Settings,
-        epoch: str,
         crashed: Callable[[BaseException], None],
         reactor: Reactor,
         rng: random.Random,
@@ -77,7 +76,6 @@ class Service:
         self.engine = engine
         self.clock = clock
         self.settings = settings
-        self.epoch = epoch
         self.address: Address | None = None
         self.outbox_bytes_max = int(settings.server.outbox_mb_max * 1024 * 1024)
         self.handshake_timeout_s = settings.server.handshake_timeout_s
@@ -196,13 +194,9 @@ class Service:
         return row is None or row.status != WorkerStatus.UNREACHABLE
 
     def _welcome(self, peer: Peer) -> None:
-        interval_s = self.engine.heartbeat_ns() / SECOND
-        name = self.settings.policy.name
-        peer.welcome(
-            m.Welcome(
-                m.PROTOCOL, schedd.__version__, self.epoch, name, interval_s, FRAME_BYTES_MAX - ENVELOPE_BYTES_MAX
-            )
-        )
+        engine, name = self.engine, self.settings.policy.name
+        interval_s, bytes_max = engine.heartbeat_ns() / SECOND, FRAME_BYTES_MAX - ENVELOPE_BYTES_MAX
+        peer.welcome(m.Welcome(m.PROTOCOL, schedd.__version__, engine.epoch, name, interval_s, bytes_max))
 
     def received(self, peer: Peer, body: bytes) -> None:
         if peer.worker_id is not None:
@@ -697,7 +691,9 @@ class Service:
 
     def _handled_acks(self) -> list[tuple[Peer, int]]:
         """What is to be acknowledged of the events of this turn."""
-        acks = []
+        acks: list[tuple[Peer, int]] = []
+        if self.engine.is_putting_off:
+            return acks
         while self._acks and self._acks[0][0] <= self.loop.handled:
             acks.append(self._acks.popleft()[1:])
         return acks

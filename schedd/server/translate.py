@@ -112,7 +112,7 @@ def _worker_event(worker_id: WorkerId, message: m.FromWorker) -> ev.Event | None
 # ------------------------------------------------------------------------------------------------- actions to messages
 
 
-def dispatch_messages(tasks: list[Task]) -> list[m.Dispatch]:
+def dispatch_messages(tasks: list[Task], epoch: int = 0) -> list[m.Dispatch]:
     """Write the current attempts of rows, in as many messages as frames can hold.
 
     What attempts of one message have in common is written once.
@@ -135,7 +135,8 @@ def dispatch_messages(tasks: list[Task]) -> list[m.Dispatch]:
             payload = task.payload
             if payload is None:
                 raise ValueError(f"task {task.id} has no payload")
-            specs.append(m.WireSpec(payload, task.requirements, task.rules, task.kind, task.job, task.defined_ns))
+            common = (payload, task.requirements, task.rules, task.kind, task.job)
+            specs.append(m.WireSpec(*common, task.defined_ns, epoch))
         attempts.append(m.WireAttempt(task.id, task.attempt, index, task.argument, task.variant))
     messages.append(m.Dispatch(specs, attempts))
     return messages
@@ -157,7 +158,7 @@ def worker_messages(action: fx.Action) -> Sequence[Any]:
     """The messages of an action for a worker."""
     match action:
         case fx.DispatchAttempts():
-            return dispatch_messages(action.tasks)
+            return dispatch_messages(action.tasks, action.epoch)
         case fx.StopAttempts():
             return (m.StopAttempts(action.attempts, action.cause, action.grace_s),)
         case fx.RevokeAttempts():

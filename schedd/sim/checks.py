@@ -78,6 +78,8 @@ class Oracle:
         self._heard_ns: dict[str, Instant] = {}
         #: Newest attempt and its worker, as the present start of the daemon told it.
         self._current: dict[TaskId, tuple[int, WorkerId]] = {}
+        #: Those of them that it has not given out itself.
+        self._found: set[TaskId] = set()
         #: When an attempt was given to a worker, or found there; each time.
         self._dispatched_ns: dict[tuple[TaskId, int, str], list[Instant]] = {}
         #: When a task was held or changed the last time.
@@ -91,6 +93,7 @@ class Oracle:
     def daemon_started(self, daemon: Daemon) -> None:
         """A daemon has read its disk."""
         self._current.clear()
+        self._found.clear()
         self._freeze = (0, 0)
         self.verdicts.restarted(self.recording.verdicts)
         self._daemon_started_ns = self._kernel.now_ns
@@ -102,12 +105,13 @@ class Oracle:
     def on_turn(self, daemon: Daemon, effects: fx.Effects) -> None:
         """The facts of a turn, before anybody hears of them."""
         self.verdicts.on_turn(effects.facts)
+        given_out = {
+            task.id for action in effects.actions if isinstance(action, fx.DispatchAttempts) for task in action.tasks
+        }
         for fact in effects.facts:
             match fact:
                 case fx.AttemptDispatched():
-                    before = self._current.get(fact.task_id)
-                    must(before is None or before[0] < fact.attempt, f"attempt of {fact} was given before: {before}")
-                    self._current[fact.task_id] = (fact.attempt, fact.worker_id)
+                    self._on_dispatched(fact, is_found=fact.task_id not in given_out)
                     given = self._dispatched_ns.setdefault((fact.task_id, fact.attempt, fact.worker_id), [])
                     given.append(self._kernel.now_ns)
                 case fx.AttemptBegan():
@@ -129,6 +133,15 @@ class Oracle:
         for action in effects.actions:
             if isinstance(action, fx.DropAttempts):
                 self._dropped.update((task_id, number, action.worker_id) for task_id, number in action.attempts)
+
+    def _on_dispatched(self, fact: fx.AttemptDispatched, *, is_found: bool) -> None:
+        """Numbers rise, but where two workers come with what two earlier starts have given to them."""
+        before, was_found = self._current.get(fact.task_id), fact.task_id in self._found
+        number, worker_id = before or (0, "")
+        are_found = is_found and was_found and worker_id != fact.worker_id
+        must(number < fact.attempt or are_found, f"attempt of {fact} was given before: {before}")
+        self._current[fact.task_id] = (fact.attempt, fact.worker_id)
+        (self._found.add if is_found else self._found.discard)(fact.task_id)
 
     def _on_preempt_asked(self, daemon: Daemon, fact: fx.PreemptAsked) -> None:
         current = self._current.get(fact.task_id)

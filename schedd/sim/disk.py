@@ -55,6 +55,7 @@ class Disk:
         #: (at_ns, facts, finished) of each transaction.
         self.history: list[tuple[Instant, bytes, bytes]] = []
         self.next_id = 1
+        self.epoch = 0
         self.is_full = False
         self.sync_s = 0.0
 
@@ -86,7 +87,7 @@ class Disk:
 
     def load(self, index: LiveIndex, finished_max: int) -> Live:
         """Read what a restart starts from, as `Journal.load` does."""
-        live = Live(self.next_id)
+        live = Live(self.next_id, self.epoch)
         ended_of: dict[int, int] = {}
         for first_id, blob in self.ended:
             ids = decode_ids(blob)
@@ -123,13 +124,14 @@ class Disk:
 class Live:
     """What a restart starts from, see `journal.store.Live`."""
 
-    def __init__(self, next_id: int) -> None:
+    def __init__(self, next_id: int, epoch: int) -> None:
         self.batches: list[fx.TasksAdmitted] = []
         self.ended: set[int] = set()
         self.changes: list[AnyFact] = []
         self.workers: list[fx.WorkerEntered] = []
         self.finished: list[FinishedTask] = []
         self.next_id = next_id
+        self.epoch = epoch
         self.verdicts: list[AnyFact] = []
         self.submits: list[Admitted] = []
 
@@ -145,6 +147,7 @@ class Live:
             draining={worker.worker_id: worker.incarnation for worker in self.workers if worker.draining},
             verdicts=self.verdicts,
             submits=self.submits,
+            epoch=self.epoch,
         )
         engine.restore(recorded, now, grace_ns)
 
@@ -202,6 +205,7 @@ class Journal:
         return not self._waiting and self._writing is None
 
     def load(self, finished_max: int) -> Live:
+        self._disk.epoch += 1
         return self._disk.load(self._index, finished_max)
 
     def append(

@@ -39,7 +39,7 @@ from schedd.core.model import WorkerVerdict as WorkerVerdict
 from schedd.errors import RemoteProtocolError
 
 #: Grows with each incompatible change. Both sides must have the same number.
-PROTOCOL = 1
+PROTOCOL = 2
 
 # Codes of `Refused` and `RequestFailed`.
 BAD_VERSION = "bad_version"
@@ -95,11 +95,11 @@ class Hello(Struct, frozen=True):
 
 
 class Welcome(Struct, frozen=True, tag=True, array_like=True):
-    """The daemon takes the connection. `epoch` changes with each start of the daemon."""
+    """The daemon takes the connection. `epoch` counts the starts of the daemon on its journal; 0: it has none."""
 
     protocol: int
     version: str
-    epoch: str
+    epoch: int
     policy: str = ""
     heartbeat_interval_s: float = 5.0
     frame_bytes_max: int = 0
@@ -119,8 +119,8 @@ class Refused(Struct, frozen=True, tag=True, array_like=True):
 class WireSpec(Struct, frozen=True, array_like=True):
     """What several attempts of one frame have in common.
 
-    `defined_ns` comes back with `HoldsAttempt`: a daemon that was killed may have lost what it had told nobody, and
-    mean something else by these ids.
+    `defined_ns` and `epoch` come back with `HoldsAttempt`: a daemon that was killed may have lost what it had told
+    nobody, and mean something else by these ids, or have given the same number to somebody else since.
     """
 
     payload: Payload
@@ -129,6 +129,7 @@ class WireSpec(Struct, frozen=True, array_like=True):
     kind: str
     job: str
     defined_ns: int = 0
+    epoch: int = 0
 
 
 class WireAttempt(Struct, frozen=True, array_like=True):

@@ -41,13 +41,25 @@ KEEP_RUNTIME_NS = SECOND
 ENDS_MAX = 100_000
 ENDS_BYTES_MAX = 512 * 1024 * 1024
 
+#: `defined_ns` and `epoch` of what was dispatched, see `WireSpec`.
+Origin = tuple[int, int]
+NO_ORIGIN: Origin = (0, 0)
+
 
 class Kept(Struct, frozen=True, array_like=True):
-    """A batch of ends as it is on disk; `defined_ns` of the task of each, as it was dispatched."""
+    """A batch of ends as it is on disk; of each `defined_ns` of its task, as it was dispatched, and by which epoch.
+
+    The epochs are missing in files of older versions.
+    """
 
     seq: int
     attempts: list[AttemptFinished]
     defined_ns: list[int]
+    epochs: list[int] = []
+
+    def origins(self) -> list[Origin]:
+        """Where each end comes from."""
+        return [*zip(self.defined_ns, self.epochs or [0] * len(self.defined_ns), strict=True)]
 
 
 class Batch(Struct, eq=False):
@@ -85,8 +97,8 @@ class Outbox:
         self._old_seq = 0
         #: The newest attempt of each task among the ends not yet acknowledged.
         self._finished_attempts: dict[TaskId, int] = {}
-        #: Which definition of those tasks it was, for the next greeting.
-        self._defined: dict[TaskId, int] = {}
+        #: Where the ends not yet acknowledged come from, for the next greeting.
+        self._origins: dict[tuple[TaskId, int], Origin] = {}
         #: Batches up to this one were given out for the present connection.
         self._sent_seq = 0
         self._started: dict[TaskId, AttemptStarted] = {}
@@ -114,9 +126,9 @@ class Outbox:
     def started(self, news: AttemptStarted) -> None:
         self._started[news.task_id] = news
 
-    def finished(self, news: AttemptFinished, defined_ns: int = 0) -> None:
+    def finished(self, news: AttemptFinished, origin: Origin = NO_ORIGIN) -> None:
         self._started.pop(news.task_id, None)
-        self._defined[news.task_id] = defined_ns
+        self._origins[news.task_id, news.attempt] = origin
         self._finished.append(news)
         self._count(1, len(news.result or b""))
         self._finished_attempts[news.task_id] = news.attempt
@@ -147,7 +159,7 @@ class Outbox:
         if not self.holds_end_of(task_id, attempt):
             return
         del self._finished_attempts[task_id]
-        defined_ns = self._defined.pop(task_id)
+        self._origins.pop((task_id, attempt), None)
         self._finished = self._without(self._finished, task_id, attempt)
         for batch in self._unacked:
             ends = batch.message.attempts
@@ -156,7 +168,7 @@ class Outbox:
             batch.bytes_count -= size - self._end_bytes
         older = [end.attempt for end in self._ends() if end.task_id == task_id]
         if older:
-            self._finished_attempts[task_id], self._defined[task_id] = max(older), defined_ns
+            self._finished_attempts[task_id] = max(older)
 
     def _ends(self) -> Iterator[AttemptFinished]:
         """All ends that were not acknowledged."""
@@ -179,8 +191,9 @@ class Outbox:
             batch = self._unacked.popleft()
             ends = batch.message.attempts
             for end in ends:
+                self._origins.pop((end.task_id, end.attempt), None)
                 if self.holds_end_of(end.task_id, end.attempt):
-                    del self._finished_attempts[end.task_id], self._defined[end.task_id]
+                    del self._finished_attempts[end.task_id]
             self._count(-len(ends), -batch.bytes_count)
             if batch.is_kept:
                 self._over.append(batch.seq)
@@ -192,9 +205,9 @@ class Outbox:
     def restore(self, batches: Iterable[Kept]) -> None:
         """Take over the ends that the last run of this worker left on disk. First of all, in the order of `seq`."""
         for kept in batches:
-            for end, defined_ns in zip(kept.attempts, kept.defined_ns, strict=True):
+            for end, origin in zip(kept.attempts, kept.origins(), strict=True):
                 self.forget(end.task_id, end.attempt)  # the daemon did not want it, and had the same run again
-                self._defined[end.task_id] = defined_ns
+                self._origins[end.task_id, end.attempt] = origin
                 self._finished_attempts[end.task_id] = end.attempt
             size = sum(len(end.result or b"") for end in kept.attempts)
             self._count(len(kept.attempts), size)
@@ -217,7 +230,8 @@ class Outbox:
 
     def _kept(self, batch: Batch) -> Kept:
         ends = list(batch.message.attempts)
-        return Kept(batch.seq, ends, [self._defined.get(end.task_id, 0) for end in ends])
+        origins = [self._origins.get((end.task_id, end.attempt), NO_ORIGIN) for end in ends]
+        return Kept(batch.seq, ends, [defined_ns for defined_ns, _ in origins], [epoch for _, epoch in origins])
 
     def take_over(self) -> list[int]:
         """Give out the numbers of what need no longer be on disk."""
@@ -242,7 +256,8 @@ class Outbox:
                 "finished",
                 end.started_at_ns,
                 end.devices,
-                defined_ns=self._defined.get(end.task_id, 0),
+                0,
+                *self._origins.get((end.task_id, end.attempt), NO_ORIGIN),
             )
             for batch in self._unacked
             for end in batch.message.attempts

@@ -84,6 +84,6 @@ def read_batch(path: Path) -> Kept:
     if crc32(body) != int.from_bytes(data[:CHECKSUM_BYTES], "big"):
         raise ValueError("its checksum is wrong")
     kept = _decoder.decode(body)
-    if len(kept.attempts) != len(kept.defined_ns):
+    if len(kept.attempts) != len(kept.defined_ns) or (kept.epochs and len(kept.epochs) != len(kept.attempts)):
         raise ValueError("it is not complete")
     return kept

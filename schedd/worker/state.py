@@ -45,7 +45,7 @@ from schedd.wire.messages import (
     WireSpec,
 )
 from schedd.worker.attempts import Action, Attempt, Ending, KillAttempt, StartAttempt, TerminateAttempt
-from schedd.worker.outbox import Kept, Outbox
+from schedd.worker.outbox import NO_ORIGIN, Kept, Outbox
 
 #: Distinct needs that are remembered, so that equal ones are one object; a new start of the memory costs nothing.
 NEEDS_MAX = 1024
@@ -111,8 +111,8 @@ class WorkerState:
                 needs[key] = self._need_of(message.specs, wire)
             need = needs[key]
             if isinstance(need, str):
-                defined_ns = message.specs[wire.spec].defined_ns if 0 <= wire.spec < len(message.specs) else 0
-                self._reject(wire, need, now_ns, defined_ns)
+                spec = message.specs[wire.spec] if 0 <= wire.spec < len(message.specs) else None
+                self._reject(wire, need, now_ns, spec)
             else:
                 self._admit(wire, message.specs[wire.spec], need)
         self._start_heads(now_ns)
@@ -141,10 +141,10 @@ class WorkerState:
         row = Attempt(wire.task_id, wire.attempt, spec, wire.argument, need, wire.variant)
         self.backlog[row.task_id] = row
 
-    def _reject(self, wire: WireAttempt, reason: str, now_ns: Instant, defined_ns: Instant) -> None:
+    def _reject(self, wire: WireAttempt, reason: str, now_ns: Instant, spec: WireSpec | None) -> None:
         if self._is_new(wire):
             finished = AttemptFinished(wire.task_id, wire.attempt, Cause.REJECTED, 0, now_ns, message=reason)
-            self._outbox.finished(finished, defined_ns)
+            self._outbox.finished(finished, (spec.defined_ns, spec.epoch) if spec is not None else NO_ORIGIN)
 
     def _is_new(self, wire: WireAttempt) -> bool:
         """Tell whether to take an attempt. One that replaces an older attempt of its task drops that one first."""
@@ -287,6 +287,7 @@ class WorkerState:
                     row.devices,
                     row.variant,
                     row.spec.defined_ns,
+                    row.spec.epoch,
                 )
                 for row in rows.values()
             ]
@@ -468,7 +469,7 @@ class WorkerState:
                 row.stop_message or ("" if stopped else ending.message),
                 row.devices,
             ),
-            row.spec.defined_ns,
+            (row.spec.defined_ns, row.spec.epoch),
         )
 
     def _add_deadline(self, at_ns: Instant, row: Attempt) -> None:

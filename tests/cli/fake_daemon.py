@@ -194,7 +194,7 @@ class FakeDaemon:
                 else:
                     wire.decode_hello(body)
                     greeted = True
-                    writer.write(encode_frame([wire.Welcome(wire.PROTOCOL, "0.1.0", "epoch", "priority")]))
+                    writer.write(encode_frame([wire.Welcome(wire.PROTOCOL, "0.1.0", 7, "priority")]))
         writer.close()
 
     @staticmethod

@@ -51,7 +51,7 @@ class FakeDaemon:
         self.hellos: list[wire.Hello] = []
         self.peers: list[Peer] = []
         #: What is said to a Hello.
-        self.greeting: Any = wire.Welcome(wire.PROTOCOL, "0.0", "epoch", "fifo")
+        self.greeting: Any = wire.Welcome(wire.PROTOCOL, "0.0", 7, "fifo")
         #: May answer a request in the daemon's place: a message, or None for "as usual".
         self.override: Callable[[Any], Any] = lambda request: None
 

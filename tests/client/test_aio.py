@@ -460,7 +460,7 @@ async def test_tasks_in_pages(client: AsyncClient, idle: FakeDaemon, monkeypatch
 async def test_address_of_the_environment(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCHEDD_ADDRESS", daemon.address)
     async with AsyncClient(program="me") as client:
-        assert (await client.connect()).epoch == "epoch"
+        assert (await client.connect()).epoch == 7
     assert len(daemon.hellos) == 1
 
 

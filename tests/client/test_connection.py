@@ -64,7 +64,7 @@ async def peer_that_says(data: bytes, *, hang_up: bool = False) -> AsyncIterator
 
 async def test_greeting(daemon: FakeDaemon) -> None:
     connection, welcome = await open_connection(parse_address(daemon.address), "test")
-    assert welcome.epoch == "epoch"
+    assert welcome.epoch == 7
     hello = daemon.hellos[0]
     assert (hello.protocol, hello.version) == (wire.PROTOCOL, __version__)
     assert isinstance(hello.peer, wire.ClientHello)
@@ -98,7 +98,7 @@ async def test_unix_socket(tmp_path: Path) -> None:
 
 
 async def test_daemon_of_another_protocol(daemon: FakeDaemon) -> None:
-    daemon.greeting = wire.Welcome(99, "9.9", "epoch")
+    daemon.greeting = wire.Welcome(99, "9.9", 7)
     with pytest.raises(RemoteProtocolError, match=f"schedd 9.9 with protocol 99, this client is schedd {__version__}"):
         await connect(daemon)
 
@@ -133,7 +133,7 @@ async def test_peer_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_greeting_cut_at_every_byte() -> None:
-    frame = encode_frame([wire.Welcome(wire.PROTOCOL, "0.0", "epoch")])
+    frame = encode_frame([wire.Welcome(wire.PROTOCOL, "0.0", 7)])
     for cut in range(len(frame)):
         async with peer_that_says(frame[:cut], hang_up=True) as address:
             with pytest.raises(ConnectionLost):
@@ -186,7 +186,7 @@ async def test_answer_to_a_request_that_was_given_up(daemon: FakeDaemon) -> None
 
 
 async def test_request_above_the_bound_spares_the_others(daemon: FakeDaemon) -> None:
-    daemon.greeting = wire.Welcome(wire.PROTOCOL, "0.0", "epoch", frame_bytes_max=10_000)
+    daemon.greeting = wire.Welcome(wire.PROTOCOL, "0.0", 7, frame_bytes_max=10_000)
     connection = await connect(daemon)
     large = connection.request(wire.Changed, wire.DrainWorkers, ["x" * 20_000])
     small = connection.request(wire.JobList, wire.ListJobs)

@@ -308,7 +308,7 @@ async def test_daemon_that_does_not_come_back(idle: FakeDaemon) -> None:
 @pytest.mark.asyncio
 async def test_daemon_of_another_version_comes_back(idle: FakeDaemon, client: AsyncClient) -> None:
     task = await client.submit(add, 1)
-    idle.greeting = wire.Welcome(99, "9.9", "epoch")
+    idle.greeting = wire.Welcome(99, "9.9", 7)
     idle.hang_up()
     with pytest.raises(RemoteProtocolError, match=r"schedd 9\.9"):
         await task

@@ -164,8 +164,9 @@ def holds(
     devices: tuple[int, ...] = (),
     variant: int = 0,
     defined_ns: int = START,
+    epoch: int = 0,
 ) -> HoldsAttempt:
-    return HoldsAttempt(TaskId(task_id), attempt, phase, started_at_ns, devices, variant, defined_ns)
+    return HoldsAttempt(TaskId(task_id), attempt, phase, started_at_ns, devices, variant, defined_ns, epoch)
 
 
 def started(name: str, task_id: int, attempt: int, at_ns: int, devices: tuple[int, ...] = ()) -> ev.AttemptsStarted:

@@ -23,6 +23,7 @@ class Recorded:
         self.draining: set[WorkerId] = set()
         self.finished: list[FinishedTask] = []
         self.verdicts: dict[str, fx.Fact] = {}
+        self.epoch = 0
 
     def record(self, effects: fx.Effects) -> None:
         self.add(effects.facts, finished_records(effects.facts, effects.finished))
@@ -59,6 +60,7 @@ class Recorded:
 
     def restore(self, engine: Engine, now: int, grace_ns: int) -> None:
         """Fill a new engine. Batches and changes of what has ended are gone from a journal."""
+        self.epoch += 1
         recorded = restore.Recorded(
             batches=[batch for batch in self.batches if not self.ended.issuperset(batch.ids)],
             ended=self.ended,
@@ -69,6 +71,7 @@ class Recorded:
             draining={name: run for name, run in self.workers.items() if name in self.draining},
             verdicts=list(self.verdicts.values()),
             submits=[admitted(batch) for batch in self.batches if batch.client],
+            epoch=self.epoch,
         )
         engine.restore(recorded, now, grace_ns)
         engine.check()

@@ -26,7 +26,7 @@ from schedd.core.model import (
 from schedd.core.policies import POLICIES
 from schedd.journal.records import FinishedTask, finished_records
 
-from .builders import START, World, dispatches, finished, holds, joined, of, selection, spec
+from .builders import START, World, dispatches, finished, holds, joined, of, selection, spec, worker_of
 from .recorded import Recorded
 from .test_random import Chaos
 
@@ -600,6 +600,127 @@ def test_backlog_of_a_worker_that_an_earlier_start_has_given_up() -> None:
     assert (world.where(2), world.task(2).attempt) == (["w1"], 2), "what is still said of the first is not of this one"
 
 
+class GivenUp(Restartable):
+    """Restarts after which two workers have an attempt of task 1 with the same number.
+
+    w1 had the first, and missed the grace of a restart; so w2 got another. Then w1 came back after all, and may or may
+    not have heard that its own is of no interest any more when the daemon died once more.
+    """
+
+    def __init__(self, *, came_back: bool = True) -> None:
+        super().__init__()
+        self.recorded.epoch = 1
+        self.engine._t.epoch = 1  # as a first start on a journal has it
+        self.join("w1", cpus=1)
+        self.submit(rules=TaskRules(retries=1, retry_delay_s=0))
+        self.restart()
+        self.join("w2", cpus=1)
+        self.pass_grace()
+        assert (self.where(1), self.task(1).attempt) == (["w2"], 1)
+        self.start(1)
+        if came_back:
+            self.join("w1", holds=[self.old("finished")], cpus=1)
+        self.restart()
+
+    @staticmethod
+    def old(phase: str) -> HoldsAttempt:
+        return holds(1, 1, phase, START, epoch=1)
+
+    @staticmethod
+    def new(phase: str) -> HoldsAttempt:
+        return holds(1, 1, phase, START, epoch=2)
+
+
+@pytest.mark.parametrize("came_back", [False, True])
+@pytest.mark.parametrize("phase", ["running", "finished"])
+def test_newer_of_two_attempts_with_one_number_wins(came_back: bool, phase: str) -> None:
+    world = GivenUp(came_back=came_back)
+    world.join("w1", holds=[world.old(phase)], cpus=1)
+    assert world.where(1) == ["w1"]
+    effects = world.join("w2", holds=[world.new("running")], cpus=1)
+    assert drops(effects) == {"w1": [(1, 1)]}
+    assert (world.states(1), world.where(1)) == (["running"], ["w2"])
+
+
+@pytest.mark.parametrize("came_back", [False, True])
+def test_older_of_two_attempts_with_one_number_loses(came_back: bool) -> None:
+    world = GivenUp(came_back=came_back)
+    world.join("w2", holds=[world.new("running")], cpus=1)
+    assert drops(world.join("w1", holds=[world.old("running")], cpus=1)) == {"w1": [(1, 1)]}
+    assert (world.states(1), world.where(1)) == (["running"], ["w2"])
+
+
+@pytest.mark.parametrize("came_back", [False, True])
+def test_failure_of_the_older_attempt_waits_for_the_newer(came_back: bool) -> None:
+    """Else the task would run once more while the newer one has done its work."""
+    world = GivenUp(came_back=came_back)
+    world.join("w1", holds=[world.old("finished")], cpus=1)
+    effects = world.handle(finished("w1", 1, 1, Cause.ERROR, START, START))
+    assert not of(effects.facts, fx.AttemptEnded)
+    assert world.engine.is_putting_off, "a worker that is told that it may forget the end forgets it"
+    world.join("w2", holds=[world.new("finished")], cpus=1)
+    assert not world.engine.is_putting_off
+    world.handle(finished("w2", 1, 1, Cause.OK, START, START, result=b"new"))
+    assert (world.states(1), world.task(1).result) == (["succeeded"], b"new")
+
+
+def test_failure_of_the_older_attempt_counts_where_the_newer_does_not_come() -> None:
+    world = GivenUp()
+    world.join("w1", holds=[world.old("finished")], cpus=1)
+    world.handle(finished("w1", 1, 1, Cause.ERROR, START, START))
+    ended = of(world.pass_grace().facts, fx.AttemptEnded)
+    assert [(end.record.worker_id, end.record.cause) for end in ended] == [("w1", Cause.ERROR)]
+    world.wake_in(0)
+    assert (world.where(1), world.task(1).attempt) == (["w1"], 2)
+    assert drops(world.join("w2", holds=[world.new("running")], cpus=1)) == {"w2": [(1, 1)]}
+    world.finish(1)
+    assert world.states(1) == ["succeeded"]
+
+
+def test_success_of_the_older_attempt_is_one() -> None:
+    world = GivenUp()
+    world.join("w1", holds=[world.old("finished")], cpus=1)
+    world.handle(finished("w1", 1, 1, Cause.OK, START, START, result=b"old"))
+    assert world.states(1) == ["succeeded"]
+    assert drops(world.join("w2", holds=[world.new("running")], cpus=1)) == {"w2": [(1, 1)]}
+    assert world.task(1).result == b"old"
+
+
+def test_backlog_of_a_worker_that_came_back_in_between() -> None:
+    """It would begin at once what another runs already."""
+    world = GivenUp()
+    assert drops(world.join("w1", holds=[world.old("backlog")], cpus=1)) == {"w1": [(1, 1)]}
+    world.join("w2", holds=[world.new("running")], cpus=1)
+    assert (world.states(1), world.where(1)) == (["running"], ["w2"])
+
+
+def test_what_an_earlier_start_gave_out_goes_on_through_any_number_of_restarts() -> None:
+    world = Restartable()
+    world.recorded.epoch = 1
+    world.engine._t.epoch = 1
+    world.join("w1")
+    world.join("w2")
+    world.submit(rules=TaskRules(retries=1, retry_delay_s=0))
+    world.start(1)
+    name = worker_of(world.task(1))
+    for _ in range(3):
+        world.restart()
+        assert not drops(world.join(name, holds=[holds(1, 1, "running", START, epoch=1)]))
+    effects = world.finish(1, cause=Cause.ERROR)
+    assert not of(effects.facts, fx.AttemptEnded), "w2 might have a newer one, for all that we know"
+    ended = of(world.join("w2" if name == "w1" else "w1").facts, fx.AttemptEnded)
+    assert [end.record.cause for end in ended] == [Cause.ERROR]
+    assert world.task(1).attempt == 2
+
+
+def test_claim_of_a_start_that_is_still_to_come(world: Restartable) -> None:
+    """No honest worker has one; it must not take from others what they have."""
+    world.join("w1", holds=[holds(1, 1, "running", START)])
+    claim = holds(1, 2, "running", START, epoch=1 << 40)
+    assert drops(world.join("w2", holds=[claim])) == {"w2": [(1, 2)]}
+    assert world.where(1) == ["w1"]
+
+
 def test_higher_attempt_wins(world: Restartable) -> None:
     world.join("w1", holds=[holds(1, 1, "running", START)])
     effects = world.join("w2", holds=[holds(1, 2, "running", START)])
@@ -658,7 +779,7 @@ def test_what_was_tried_waits_for_nothing_after_a_restart(world: Restartable) ->
     (task_id,) = world.submit(after=[1], rules=TaskRules(retries=3, retry_delay_s=0))
     assert world.states(task_id) == ["waiting"]
     world.restart()
-    claim = holds(task_id, 1, "running", START, defined_ns=world.task(task_id).defined_ns)
+    claim = holds(task_id, 1, "running", START, defined_ns=world.task(task_id).defined_ns, epoch=1)
     world.join("w1", holds=[claim])
     world.finish(task_id, cause=Cause.ERROR)
     world.restart()

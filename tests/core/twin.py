@@ -37,6 +37,7 @@ class Held(Struct):
     variant: int
     devices: tuple[int, ...] = ()
     started_at_ns: int = 0
+    epoch: int = 0
     #: Asked to make room; it goes on until somebody ends it.
     stopping: bool = False
 
@@ -57,7 +58,7 @@ class TwinWorker(Struct):
     running: dict[TaskId, Held] = field(default_factory=dict)
     #: Ends that the engine may not have heard of.
     unheard: list[AttemptFinished] = field(default_factory=list)
-    defined: dict[TaskId, int] = field(default_factory=dict)
+    origins: dict[TaskId, tuple[int, int]] = field(default_factory=dict)
     #: What is under way to the worker, and to the engine.
     inbox: deque[Sent] = field(default_factory=deque)
     outbox: deque[ev.Event] = field(default_factory=deque)
@@ -151,7 +152,7 @@ class TwinWorker(Struct):
 
     def _end(self, held: Held, cause: Cause, now: int) -> AttemptFinished:
         result = b"r%d.%d" % (held.task_id, held.submitted_ns) if cause is Cause.OK else None
-        self.defined[held.task_id] = held.defined_ns
+        self.origins[held.task_id] = (held.defined_ns, held.epoch)
         return AttemptFinished(held.task_id, held.attempt, cause, held.started_at_ns, now, result, devices=held.devices)
 
     def _tell_ends(self, ends: list[AttemptFinished]) -> None:
@@ -171,13 +172,13 @@ class TwinWorker(Struct):
         self.inbox.clear()
         holds = [
             HoldsAttempt(
-                e.task_id, e.attempt, "finished", e.started_at_ns, e.devices, 0, self.defined.get(e.task_id, 0)
+                e.task_id, e.attempt, "finished", e.started_at_ns, e.devices, 0, *self.origins.get(e.task_id, (0, 0))
             )
             for e in self.unheard
         ]
         for phase, rows in (("running", list(self.running.values())), ("backlog", self.backlog)):
             holds += [
-                HoldsAttempt(h.task_id, h.attempt, phase, h.started_at_ns, h.devices, h.variant, h.defined_ns)
+                HoldsAttempt(h.task_id, h.attempt, phase, h.started_at_ns, h.devices, h.variant, h.defined_ns, h.epoch)
                 for h in rows
             ]
         self.outbox.clear()
@@ -235,7 +236,8 @@ class Twin:
             match action:
                 case fx.DispatchAttempts():
                     sent = [
-                        Held(t.id, t.attempt, need_of(t), t.submitted_ns, t.defined_ns, t.variant) for t in action.tasks
+                        Held(t.id, t.attempt, need_of(t), t.submitted_ns, t.defined_ns, t.variant, epoch=action.epoch)
+                        for t in action.tasks
                     ]
                     worker.inbox.append(("DispatchAttempts", [(h.task_id, h.attempt, h) for h in sent]))
                 case fx.RevokeAttempts() | fx.StopAttempts() | fx.DropAttempts():

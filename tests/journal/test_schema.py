@@ -231,6 +231,8 @@ def test_salvage_of_what_is_whole_is_a_copy(tmp_path: Path) -> None:
     assert Reader(new).check() == Reader(path).check()
     assert reopened(new) == reopened(path)
     assert reopened(new).verdicts == [kind_held("job", "k"), quarantined("w1")]
+    with closing(Journal(new)) as journal:
+        assert journal.epoch > 1, "what an earlier start gave out is not of this one"
 
 
 def test_salvage_of_a_file_of_version_1(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from unittest.mock import Mock
 
 import pytest
 
@@ -72,6 +73,30 @@ def test_what_was_written_is_what_a_restart_finds(path: Path) -> None:
     assert [worker.worker_id for worker in live.workers] == ["a"]
     assert [(task.id, task.result) for task in live.finished] == [(1, b""), (4, None)]
     assert live.next_id == 6
+
+
+def test_each_start_has_a_number_of_its_own(path: Path) -> None:
+    """On disk at once: one that is killed before it has written anything has given out what nobody recorded."""
+    for number in (1, 2, 3):
+        with closing(sqlite3.connect(path)) if number > 1 else nullcontext() as db:
+            if db is not None:
+                assert db.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone() == (b"%d" % (number - 1),)
+        journal = Journal(path)
+        assert journal.epoch == number
+        journal.close()
+
+
+def test_number_of_a_start_that_could_not_write_it_comes_with_the_first_commit(path: Path) -> None:
+    refuses = Mock(side_effect=sqlite3.OperationalError("database or disk is full"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "_write_epoch", refuses)
+        running = Running(path)
+    with running:
+        assert running.journal.epoch == 1
+        running.commit(admitted([1]))
+    journal = Journal(path)
+    assert journal.epoch == 2
+    journal.close()
 
 
 def test_verdicts_that_stand_are_what_a_restart_finds(path: Path) -> None:

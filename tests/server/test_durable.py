@@ -13,7 +13,7 @@ import pytest
 from helpers import Cluster, DaemonProcess, wait_until
 
 from schedd.core import effects as fx
-from schedd.core.model import Call, Cause, HoldsAttempt, Instant, TaskId
+from schedd.core.model import Call, Cause, HoldsAttempt, HostUsage, Instant, TaskId
 from schedd.journal.records import FinishedTask
 from schedd.server.durable import Promises
 from schedd.wire import messages as m
@@ -204,6 +204,35 @@ def test_cancel_of_what_runs_survives_a_kill(cluster: Cluster) -> None:
     with RawClient(cluster.address) as client, RawWorker(cluster.address, "w1", holds=[hold]) as worker:
         assert worker.expect(m.DropAttempts).attempts == [(1, 1)]
         assert client.state_of(TaskId(1)) == "cancelled"
+
+
+def test_failure_that_may_be_out_of_date_is_not_acknowledged_before_all_have_come(cluster: Cluster) -> None:
+    """It is an attempt of the start before the last: somebody who is still to come may have a newer one."""
+    daemon = cluster.start_daemon()
+    with RawClient(cluster.address) as client, RawWorker(cluster.address, "w1") as worker:
+        client.submit()
+        (attempt,) = worker.attempts()
+        worker.start(attempt)
+        wait_until(lambda: client.state_of(TaskId(1)) == "running")
+        spec = worker.specs[0]
+        assert spec.epoch == 1
+        with RawWorker(cluster.address, "w2") as other:
+            client.submit()
+            other.attempts()
+            daemon.kill()
+    cluster.start_daemon().kill()
+    cluster.start_daemon()
+    hold = HoldsAttempt(TaskId(1), 1, "finished", 1, (), 0, spec.defined_ns, spec.epoch)
+    with RawClient(cluster.address) as client, RawWorker(cluster.address, "w1", holds=[hold]) as worker:
+        worker.send(m.AttemptsFinished(1, [m.AttemptFinished(TaskId(1), 1, Cause.ERROR, 1, 2)]))
+        wait_until(lambda: client.state_of(TaskId(1)) == "assigned")
+        client.submit()  # is answered after the commit of what came before
+        worker.send(m.Heartbeat(HostUsage()))
+        worker.expect(m.HeartbeatReply)
+        assert not [message for message in worker.inbox if isinstance(message, m.AckFinished)]
+        with RawWorker(cluster.address, "w2"):
+            assert worker.expect(m.AckFinished).seq == 1
+        wait_until(lambda: client.state_of(TaskId(1)) == "failed")
 
 
 @contextlib.contextmanager

@@ -32,12 +32,12 @@ def test_client_is_welcomed_with_what_it_must_know(address: str) -> None:
     assert welcome.protocol == m.PROTOCOL
     assert welcome.version == schedd.__version__
     assert welcome.policy == "priority"
-    assert welcome.epoch
+    assert welcome.epoch == 1, "the first start on its journal"
     assert welcome.heartbeat_interval_s == 0.5
     assert FRAME_BYTES_MAX * 0.99 < welcome.frame_bytes_max < FRAME_BYTES_MAX
 
 
-@pytest.mark.parametrize("protocol", [0, 2, -1, 2**63])
+@pytest.mark.parametrize("protocol", [0, m.PROTOCOL - 1, m.PROTOCOL + 1, -1, 2**63])
 def test_other_protocol_is_refused_with_both_versions(address: str, protocol: int) -> None:
     with RawPeer(address) as peer:
         peer.write(greeting(m.Hello(protocol, "9.9.9", m.ClientHello())))

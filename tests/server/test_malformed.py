@@ -46,7 +46,7 @@ FROM_ANYBODY: dict[str, bytes] = {
     "a list of four billion": raw(b"\xdd\xff\xff\xff\xff"),
     "too large a frame": (FRAME_BYTES_MAX + 1).to_bytes(4, "big"),
     "unknown message": frame_of([["FormatDisk", 1]]),
-    "a message of the other direction": encode_frame([m.Welcome(1, "", "")]),
+    "a message of the other direction": encode_frame([m.Welcome(1, "", 1)]),
     "no tag": frame_of([[]]),
     "a tag that is a number": frame_of([[1, 2]]),
     "random": raw(random.Random(7).randbytes(5000)),

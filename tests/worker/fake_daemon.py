@@ -165,7 +165,7 @@ class FakeDaemon:
             writer.close()
             return True
         self._writer = writer
-        writer.write(encode_frame([Welcome(PROTOCOL, "0", "epoch", "fifo", self.heartbeat_interval_s)]))
+        writer.write(encode_frame([Welcome(PROTOCOL, "0", 7, "fifo", self.heartbeat_interval_s)]))
         return True
 
     def _take(self, messages: list[Any], writer: asyncio.StreamWriter) -> None:
