@@ -184,9 +184,11 @@ class JournalSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LogSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """Table [log]."""
+    """Table [log]: what is told, and how."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    attempts_per_s: NotNegative = 20.0
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):

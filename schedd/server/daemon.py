@@ -59,7 +59,7 @@ class ListenError(ScheddError):
 
 def serve(settings: Settings, *, address_file: str | None = None) -> int:
     """Run the daemon until a signal stops it; returns the exit status: 0 after an orderly stop, 1 after a failure."""
-    set_up(settings.log.level)
+    set_up(settings.log.level, settings.log.format)
     gc.set_threshold(*COLLECT_THRESHOLDS)
     _raise_file_limit(settings.server.connections_max)
     try:

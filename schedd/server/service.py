@@ -19,13 +19,14 @@ from schedd.core.model import SECOND, Assigned, Instant, Queued, Running, Task, 
 from schedd.core.tasks import RESULT_DROPPED, is_meant
 from schedd.journal.records import FinishedTask, finished_row
 from schedd.log import Log
-from schedd.server import recording, translate
+from schedd.server import translate
 from schedd.server.connections import Peer
 from schedd.server.durable import Promise, Promises
 from schedd.server.holding import Holding
 from schedd.server.lag import LagProbe
 from schedd.server.loop import EngineLoop
 from schedd.server.ports import Archive, Clock, Reactor
+from schedd.server.recording import Recorder
 from schedd.server.watching import Listener, Watch, Watchers
 from schedd.wire import messages as m
 from schedd.wire.framing import FRAME_BYTES_MAX
@@ -95,6 +96,7 @@ class Service:
         #: The newest greeting of each worker that is not gone: its incarnation and session.
         self._sessions: dict[WorkerId, tuple[str, int]] = {}
         self._watchers = Watchers()
+        self._recorder = Recorder(settings.log.attempts_per_s)
         self._dirty: list[Peer] = []
         self.promises = Promises(self._flush, reactor, self._on_failing)
         self._holding = Holding()
@@ -627,7 +629,7 @@ class Service:
     # ------------------------------------------------------------------------------------------------------- outward
 
     def _outward(self, effects: fx.Effects) -> None:
-        recording.record(effects.facts, self.engine.tasks)
+        self._recorder.record(effects.facts, self.engine.tasks, self.clock.now_ns())
         for action in effects.actions:
             if type(action) is fx.PublishReports:  # of what ended in this very turn, too: before its end
                 self._publish(action)
