@@ -44,6 +44,7 @@ from schedd.journal.records import (
     ends_row,
 )
 from schedd.journal.schema import VERSION, prepare, version_of
+from schedd.tally import Histogram
 
 Durability = Literal["full", "normal", "off"]
 
@@ -74,6 +75,8 @@ IDLE_S = 1.0
 GATHER_S = 0.005
 #: Rows of the history that are read for one result. One is enough, but where the wall clock was set back in between.
 ROWS_PER_RESULT_MAX = 50
+#: Seconds of a transaction, with its sync.
+COMMIT_BOUNDS = (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 SALVAGE = (
     "keep the file; `schedd journal salvage FILE NEW` writes what can be read of it to a new one, which you put in its "
@@ -221,6 +224,8 @@ class Journal:
         self._submit_count = 0
         self._stopping = threading.Event()
         self.commits = 0
+        #: How long the transactions took, those that the disk refused left out.
+        self.commit_seconds = Histogram(COMMIT_BOUNDS)
 
     # ------------------------------------------------------------------------------------------------------- restart
 
@@ -328,6 +333,16 @@ class Journal:
         """Start the writer thread."""
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the writer thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def history_bytes(self) -> int:
+        """What the facts and the finished tasks of the history take."""
+        return self._history_bytes
+
     def append(
         self, turn: int, facts: list[fx.Fact], finished: list[FinishedTask], now: Instant, can_wait: bool = False
     ) -> None:
@@ -398,6 +413,7 @@ class Journal:
         history = (turns[-1].at_ns, size, len(finished), finished_blob, told_blob)
         rows = self._index.plan(facts)
         while True:
+            began = time.perf_counter()
             try:
                 self._commit(rows, history, ends_row(finished) if finished else None, facts)
             except sqlite3.Error as error:
@@ -410,6 +426,7 @@ class Journal:
             self._failed = ""
             self._failing("")
         self.commits += 1
+        self.commit_seconds.observe(time.perf_counter() - began)
         self._submit_count += len(rows.submits)
         self._history_bytes += size
         self._committed(turns[-1].number)

@@ -20,11 +20,12 @@ from schedd.core.tasks import RESULT_DROPPED, is_meant
 from schedd.journal.records import FinishedTask, finished_row
 from schedd.log import Log
 from schedd.server import translate
-from schedd.server.connections import Peer
+from schedd.server.connections import Peer, Traffic
 from schedd.server.durable import Promise, Promises
 from schedd.server.holding import Holding
 from schedd.server.lag import LagProbe
 from schedd.server.loop import EngineLoop
+from schedd.server.meter import Meter
 from schedd.server.ports import Archive, Clock, Reactor
 from schedd.server.recording import Recorder
 from schedd.server.watching import Listener, Watch, Watchers
@@ -87,6 +88,9 @@ class Service:
         self.loop = EngineLoop(engine, clock, self._outward, self._flush, crashed, reactor)
         self.lag = LagProbe(lambda: clock.now_ns() / SECOND, reactor.call_later)
         self.started_ns = clock.now_ns()
+        self.traffic = Traffic()
+        #: Set where somebody wants to know what it counts.
+        self.meter: Meter | None = None
         self.stopping = False
         self._peers: dict[Peer, None] = {}
         self._workers: dict[WorkerId, Peer] = {}
@@ -228,6 +232,19 @@ class Service:
     @property
     def connection_count(self) -> int:
         return len(self._peers)
+
+    @property
+    def not_ready(self) -> str:
+        """Why no submit is taken now; "": they are."""
+        if self.stopping:
+            return "the daemon is stopping"
+        if self.address is None:
+            return "the journal is being restored"
+        return f"the journal cannot be written: {self.promises.failure}" if self.promises.failure else ""
+
+    @property
+    def worker_connection_count(self) -> int:
+        return len(self._workers)
 
     # ---------------------------------------------------------------------------------------------------- from workers
 
@@ -630,6 +647,8 @@ class Service:
 
     def _outward(self, effects: fx.Effects) -> None:
         self._recorder.record(effects.facts, self.engine.tasks, self.clock.now_ns())
+        if self.meter is not None:
+            self.meter.note(effects.facts, self.engine.tasks)
         for action in effects.actions:
             if type(action) is fx.PublishReports:  # of what ended in this very turn, too: before its end
                 self._publish(action)
