@@ -38,6 +38,8 @@ from schedd.wire.messages import (
     Changed,
     ClientRequest,
     DrainWorkers,
+    Event,
+    EventList,
     ExplainTask,
     Explanation,
     GetKinds,
@@ -48,6 +50,7 @@ from schedd.wire.messages import (
     JobList,
     JobView,
     Kinds,
+    ListEvents,
     ListHistory,
     ListJobs,
     ListTasks,
@@ -76,6 +79,8 @@ from schedd.wire.messages import (
 
 #: Tasks of one `ListTasks` answer: about 200 KiB, and some milliseconds of the daemon's time.
 PAGE_TASKS = 1000
+#: A question for events that nothing answers is asked again after so many seconds.
+EVENTS_WAIT_S = 30.0
 
 
 class AsyncClient:
@@ -358,6 +363,35 @@ class AsyncClient:
             if cursor == (0, 0):
                 break
         return rows
+
+    async def events(
+        self,
+        *,
+        since: float | None = None,
+        follow: bool = False,
+        types: Iterable[str] = (),
+        tasks: Iterable[TaskId | int] = (),
+        workers: Iterable[str] = (),
+        jobs: Iterable[str] = (),
+        on_missed: Callable[[int], None] = lambda transactions: None,
+    ) -> AsyncGenerator[Event, None]:
+        """Yield what has happened, in its order and as soon as it is on the daemon's disk.
+
+        since: seconds since the epoch; None: from the oldest that the journal has, or, to `follow`, from now on.
+        follow: go on for ever, over restarts of the daemon, too. types, tasks, workers, jobs: of any of these, empty
+        for all. on_missed: told how many transactions of the journal were forgotten before they were read here.
+        """
+        chosen = (list(types), [TaskId(i) for i in tasks], list(workers), list(jobs))
+        since_ns, wait_s = int((since or 0) * SECOND), EVENTS_WAIT_S if follow else 0.0
+        cursor = (-1, 0) if follow and since is None else (0, 0)
+        more = True
+        while more or follow:
+            page = await self._ask(EventList, ListEvents, cursor, since_ns, *chosen, PAGE_TASKS, wait_s)
+            cursor, more = page.cursor, page.more
+            if page.missed:
+                on_missed(page.missed)
+            for event in page.events:
+                yield event
 
     async def backup(self, path: str | os.PathLike[str]) -> BackedUp:
         """Have the daemon write a copy of its journal, as of now, to a new file: an absolute path on its machine.

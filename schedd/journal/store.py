@@ -549,6 +549,20 @@ def _superfluous(oldest: list[tuple[int, Instant, int]], old_ns: Instant, excess
     return last, freed
 
 
+def _newest(db: sqlite3.Connection) -> int:
+    row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'history'").fetchone()
+    return int(row[0]) if row is not None else 0
+
+
+class Happened(Struct, frozen=True):
+    """What one transaction wrote. `finished` stands for the `TaskFinished` among the facts, behind the others."""
+
+    seq: int
+    at_ns: Instant
+    facts: list[AnyFact]
+    finished: list[FinishedTask]
+
+
 #: Where a page of finished tasks goes on: a row of the history, and how many of its newest are passed over.
 Cursor = tuple[int, int]
 FROM_THE_NEWEST: Cursor = (0, 0)
@@ -616,6 +630,26 @@ class Reader:
                 records = decode_finished(blob)[::-1]
                 for position in range(start, len(records)):
                     yield (seq, position + 1), records[position]
+
+    def newest(self) -> int:
+        """The number of the newest row of the history, forgotten ones included; 0: there was none."""
+        with closing(self._open()) as db:
+            return _newest(db)
+
+    def happened(self, cursor: Cursor, since_ns: Instant = 0) -> Iterator[Happened]:
+        """Yield the rows of the history in their order, from the one that the cursor is in.
+
+        FROM_THE_OLDEST begins with the first row that was written at `since_ns` or later.
+        """
+        seq = min(max(0, cursor[0]), SEQ_MAX)
+        with closing(self._open()) as db:
+            if not seq:
+                since_ns = min(max(0, since_ns), SEQ_MAX)
+                first = db.execute("SELECT seq FROM history WHERE at_ns >= ? ORDER BY at_ns LIMIT 1", (since_ns,))
+                seq = (first.fetchone() or (_newest(db) + 1,))[0]
+            rows = db.execute("SELECT seq, at_ns, facts, finished FROM history WHERE seq >= ? ORDER BY seq", (seq,))
+            for number, at_ns, facts, finished in rows:
+                yield Happened(number, at_ns, decode_facts(facts), decode_finished(finished))
 
     def backup(self, target: Path) -> int:
         """Write a copy as of now to a new file; returns its bytes. Raises JournalError where it cannot be written."""

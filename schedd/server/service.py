@@ -22,6 +22,7 @@ from schedd.log import Log
 from schedd.server import translate
 from schedd.server.connections import Peer, Traffic
 from schedd.server.durable import Promise, Promises
+from schedd.server.following import Following
 from schedd.server.holding import Holding
 from schedd.server.lag import LagProbe
 from schedd.server.loop import EngineLoop
@@ -53,6 +54,8 @@ FETCHED_BYTES_MAX = 8 * 1024 * 1024
 NAME_MAX = 200
 #: Beliefs of kinds in one answer, some 100 bytes each.
 KINDS_LISTED_MAX = 10_000
+#: Tasks, workers and jobs that a question for events names.
+EVENT_NAMES_MAX = 1000
 #: With more tasks than this queued or under way the end of one may be on disk a moment later.
 BUSY_ABOVE = 64
 
@@ -104,6 +107,8 @@ class Service:
         self._dirty: list[Peer] = []
         self.promises = Promises(self._flush, reactor, self._on_failing)
         self._holding = Holding()
+        self._following = Following(reactor, self._with_jobs)
+        self.promises.written = self._following.written
         #: Set where there is a journal.
         self.archive: Archive | None = None
         #: Ends that workers told, to be acknowledged when they are on disk; first the number of the event.
@@ -131,6 +136,7 @@ class Service:
             m.ReadLog: self._read_log,
             m.ListHistory: self._history,
             m.BackUp: self._back_up,
+            m.ListEvents: self._events,
         }
 
     # ---------------------------------------------------------------------------------------------------- connections
@@ -142,6 +148,7 @@ class Service:
     def closed(self, peer: Peer) -> None:
         self._peers.pop(peer, None)
         self._holding.forget(peer)
+        self._following.forget(peer)
         for watch in peer.watches:
             watch.peer = None
         worker_id = peer.worker_id
@@ -505,14 +512,34 @@ class Service:
     def _back_up(self, peer: Peer, request: m.BackUp) -> None:
         self._ask_archive(peer, request.request, lambda archive: archive.back_up(request), peer.send)
 
+    def _events(self, peer: Peer, request: m.ListEvents) -> None:
+        named = max(len(names) for names in (request.types, request.tasks, request.workers, request.jobs))
+        if named > EVENT_NAMES_MAX:
+            text = f"events of {named} at a time were asked for, the bound is {EVENT_NAMES_MAX}"
+            peer.send(m.RequestFailed(request.request, m.TOO_LARGE, text))
+        elif self.archive is None:
+            self._no_journal(peer, request.request)
+        else:
+            self._following.ask(self.archive, peer, request)
+
+    def _with_jobs(
+        self, peer: Peer, request: int, ids: list[TaskId], answer: Callable[[dict[TaskId, str]], None]
+    ) -> None:
+        """Give `answer` the jobs of these tasks, as far as they are known."""
+        self._with_rows(peer, request, ids, lambda rows: answer({i: task.job for i, task in rows.items()}))
+
+    @staticmethod
+    def _no_journal(peer: Peer, request: int) -> None:
+        hint = "set journal.enabled = true in config.toml"
+        peer.send(m.RequestFailed(request, m.NO_JOURNAL, "this daemon keeps no journal", hint))
+
     def _ask_archive(
         self, peer: Peer, request: int, question: Callable[[Archive], T], answer: Callable[[T], None]
     ) -> None:
         """Give `answer` what the archive says, once it knows all that has happened so far."""
         archive = self.archive
         if archive is None:
-            hint = "set journal.enabled = true in config.toml"
-            peer.send(m.RequestFailed(request, m.NO_JOURNAL, "this daemon keeps no journal", hint))
+            self._no_journal(peer, request)
             return
 
         def failed(message: str, hint: str) -> None:
