@@ -145,6 +145,7 @@ class Meter:
     def measure(self, engine: Engine, clock: Clock) -> None:
         """Take the time of each placement pass from now on."""
         run = engine.run_pass
+        self.passes[engine.policy.name] = Histogram(PASS_BOUNDS)  # a series that begins with zero has a rate at once
 
         def timed(now: Instant) -> bool:
             began = clock.now_ns()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 import urllib.error
 import urllib.request
@@ -15,28 +14,14 @@ from helpers import Cluster, wait_until
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from schedd.address import Address
-from schedd.assembly import engine_settings
-from schedd.config import Settings, parse_settings
+from schedd.config import parse_settings
 from schedd.core import events as ev
-from schedd.core.engine import Engine
-from schedd.core.model import (
-    Cause,
-    Command,
-    Gpu,
-    GpuUsage,
-    HostUsage,
-    TaskEntry,
-    TaskRequirements,
-    TaskSpec,
-    WorkerId,
-    WorkerResources,
-)
+from schedd.core.model import Cause, TaskRequirements, WorkerId
 from schedd.errors import ConfigError
-from schedd.server.clock import Clock
-from schedd.server.meter import LABEL_MAX, Meter
-from schedd.server.metrics import CLASSES_SHOWN_MAX, MODELS_SHOWN_MAX, Metrics, class_name
-from schedd.server.service import Service
+from schedd.server.meter import LABEL_MAX
+from schedd.server.metrics import CLASSES_SHOWN_MAX, MODELS_SHOWN_MAX, class_name
+
+from .metered import Daemon, submit, worker
 
 CONFIG = '[metrics]\nlisten = "127.0.0.1:0"\n'
 
@@ -135,44 +120,6 @@ def test_other_machines_are_told_nothing_unless_one_wants_it() -> None:
     assert parse_settings('[metrics]\nlisten = "0.0.0.0:9708"\ninsecure = true\n').metrics.insecure
 
 
-class Daemon:
-    """A service with an engine, on the running loop, that nobody connects to."""
-
-    def __init__(self) -> None:
-        settings, self.clock = Settings(), Clock()
-        self.engine = Engine(settings.policy.build(), engine_settings(settings), random.Random(1))
-        reactor = asyncio.get_running_loop()
-        rng = random.Random(1)
-        self.service = Service(self.engine, self.clock, settings, "epoch", _raise, reactor, rng)
-        self.service.address = Address("127.0.0.1", 1)
-        self.meter = self.service.meter = Meter(0)
-        self.metrics = Metrics(self.service, self.meter)
-
-    def handle(self, *events: ev.Event) -> None:
-        self.meter.note(self.engine.handle(events, self.clock.now_ns()).facts, self.engine.tasks)
-
-    def families(self) -> dict[str, Metric]:
-        return {family.name: family for family in self.metrics.steps() if family is not None}
-
-
-def _raise(error: BaseException) -> None:
-    raise error
-
-
-def worker(name: str, model: str, gpus: int) -> tuple[ev.WorkerJoined, ev.Heartbeat]:
-    devices = tuple(Gpu(f"{name}-{i}", model, 40_000) for i in range(gpus))
-    usage = HostUsage(ram_used_bytes=1 << 30, gpus=tuple(GpuUsage(gpu.uuid, 1000) for gpu in devices))
-    resources = WorkerResources(cpus=8, ram_gb=16, gpus=devices)
-    return ev.WorkerJoined(WorkerId(name), "one", resources, []), ev.Heartbeat(WorkerId(name), usage)
-
-
-def submit(requirements: list[TaskRequirements], kinds: list[str]) -> ev.SubmitTasks:
-    specs = [
-        TaskSpec(Command(["x"]), kind=kind, requirements=need) for kind, need in zip(kinds, requirements, strict=True)
-    ]
-    return ev.SubmitTasks(1, specs, [TaskEntry(i) for i in range(len(specs))])
-
-
 def by_label(family: Metric) -> dict[str, float]:
     return {next(iter(sample.labels.values())): sample.value for sample in family.samples}
 
@@ -204,7 +151,7 @@ def test_devices_add_up_by_model() -> None:
 def test_series_are_bounded_and_steps_are_small_whatever_peers_send() -> None:
     async def body() -> None:
         daemon = Daemon()
-        count = 400
+        count = 200
         for number in range(count):
             daemon.handle(*worker(f"w{number}", "x" * 150 + f"{number}" if number % 2 else f"m{number}\n", 1))
         odd = [TaskRequirements(cpus=100 + number, labels={"l" * 150: f"{number}"}) for number in range(count)]
