@@ -20,6 +20,9 @@ WAIT_S_MAX = 60.0
 #: What is written within so many seconds is read in one go: each look costs a thread and a database some 300 us.
 GATHER_S = 0.05
 
+#: Questions of one peer that are being read for at a time.
+READING_MAX = 4
+
 #: Gives each of these tasks the name of its job to a callback, as far as they are known.
 JobsOf = Callable[[Peer, int, list[TaskId], Callable[[dict[TaskId, str]], None]], None]
 
@@ -42,15 +45,26 @@ class Following:
         self._reactor = reactor
         self._jobs_of = jobs_of
         self._waiting: dict[Peer, _Waiting] = {}
+        #: How many questions of a peer are being read for.
+        self._reading: dict[Peer, int] = {}
         self._is_due = False
         #: How often something was written.
         self._writes = 0
 
     def ask(self, archive: Archive, peer: Peer, request: m.ListEvents) -> None:
         """Answer with events from the cursor on; where there are none, once there are, or the time is over."""
+        if self._reading.get(peer, 0) >= READING_MAX:
+            text = f"{READING_MAX} questions of this connection for events are under way"
+            peer.send(m.RequestFailed(request.request, m.TOO_MANY, text, "ask for the next page after the last"))
+        else:
+            self._read(archive, peer, request)
+
+    def _read(self, archive: Archive, peer: Peer, request: m.ListEvents) -> None:
         writes = self._writes
+        self._reading[peer] = self._reading.get(peer, 0) + 1
 
         def answer(page: m.EventList) -> None:
+            self._read_for(peer)
             if request.jobs and page.events:
                 ids = [TaskId(event.fields["task"]) for event in page.events if "task" in event.fields]
                 self._jobs_of(peer, request.request, ids, lambda jobs: go_on(_of_jobs(page, request.jobs, jobs)))
@@ -64,16 +78,23 @@ class Following:
             if page.events or page.missed or not request.wait_s > 0 or request.cursor[0] < 0:
                 peer.send(page)
             elif page.more:  # others' events, so far
-                self.ask(archive, peer, moved)
+                self._read(archive, peer, moved)
             else:
                 self._wait(archive, peer, moved)
                 if self._writes != writes:  # after the journal was read, perhaps
                     self._arm()
 
         def failed(message: str, hint: str) -> None:
+            self._read_for(peer)
             peer.send(m.RequestFailed(request.request, m.JOURNAL_FAILING, message, hint))
 
         archive.ask(lambda: archive.events(request), answer, failed)
+
+    def _read_for(self, peer: Peer) -> None:
+        """Count a question of a peer as read for."""
+        self._reading[peer] -= 1
+        if not self._reading[peer]:
+            del self._reading[peer]
 
     def _wait(self, archive: Archive, peer: Peer, request: m.ListEvents) -> None:
         self._give_up(peer)
@@ -109,7 +130,7 @@ class Following:
         asking, self._waiting = self._waiting, {}
         for peer, waiting in asking.items():
             waiting.timer.cancel()
-            self.ask(waiting.archive, peer, waiting.request)
+            self._read(waiting.archive, peer, waiting.request)
 
 
 def _of_jobs(page: m.EventList, wanted: list[str], jobs: dict[TaskId, str]) -> m.EventList:

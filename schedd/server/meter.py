@@ -116,6 +116,7 @@ class Meter:
                 self._ended(fact, tasks)  # type: ignore[arg-type]
             elif kind is fx.TaskFinished:
                 self.finished[fact.state] += 1  # type: ignore[attr-defined]
+                self._begun.discard(fact.task_id)  # type: ignore[attr-defined]
 
     def _began(self, fact: fx.AttemptBegan, tasks: TaskTable) -> None:
         task = tasks.get(fact.task_id)

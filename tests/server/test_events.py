@@ -17,7 +17,7 @@ from schedd.core import effects as fx
 from schedd.core.model import Cause, TaskId
 from schedd.server.archive import Archive
 from schedd.server.facts import event_of, type_of
-from schedd.server.following import GATHER_S, Following
+from schedd.server.following import GATHER_S, READING_MAX, Following
 from schedd.wire import messages as m
 
 from .peers import RawClient, RawWorker
@@ -320,3 +320,16 @@ def test_many_commits_are_one_look() -> None:
         following.written()
     later.look()
     assert len(later.answers) == 1
+
+
+def test_flood_of_questions_is_declined() -> None:
+    later: Any = Later()
+    following = Following(later, lambda peer, request, ids, answer: answer({}))
+    for number in range(100):
+        following.ask(later, later, m.ListEvents(number, (5, 0), wait_s=FOR_LONG))
+    assert len(later.answers) == READING_MAX
+    assert {message.code for message in later.sent} == {m.TOO_MANY}
+    for answer in list(later.answers):
+        answer(m.EventList(1, [], (5, 0)))
+    following.ask(later, later, m.ListEvents(101, (5, 0), wait_s=FOR_LONG))
+    assert len(later.answers) == READING_MAX + 1
