@@ -29,9 +29,11 @@ from schedd.core.tasks import RESULT_DROPPED
 from schedd.errors import JournalError
 from schedd.journal.records import (
     AnyFact,
+    EndOfTask,
     FinishedTask,
     LiveIndex,
     Rows,
+    decode_ends,
     decode_fact,
     decode_facts,
     decode_finished,
@@ -560,7 +562,7 @@ class Happened(Struct, frozen=True):
     seq: int
     at_ns: Instant
     facts: list[AnyFact]
-    finished: list[FinishedTask]
+    finished: list[EndOfTask]
 
 
 #: Where a page of finished tasks goes on: a row of the history, and how many of its newest are passed over.
@@ -649,7 +651,7 @@ class Reader:
                 seq = (first.fetchone() or (_newest(db) + 1,))[0]
             rows = db.execute("SELECT seq, at_ns, facts, finished FROM history WHERE seq >= ? ORDER BY seq", (seq,))
             for number, at_ns, facts, finished in rows:
-                yield Happened(number, at_ns, decode_facts(facts), decode_finished(finished))
+                yield Happened(number, at_ns, decode_facts(facts), decode_ends(finished))
 
     def backup(self, target: Path) -> int:
         """Write a copy as of now to a new file; returns its bytes. Raises JournalError where it cannot be written."""

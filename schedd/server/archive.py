@@ -118,6 +118,8 @@ class _Page:
         self._limit = min(max(1, request.limit), EVENTS_LIMIT_MAX)
         self._types = frozenset(request.types)
         self._tasks, self._workers = frozenset(request.tasks), frozenset(request.workers)
+        names = (request.types, request.tasks, request.workers, request.jobs)
+        self._wants_all = not any(names) and request.since_ns <= 0
         self._events: list[m.Event] = []
         #: Where the next page begins: a row, and how many events of it are passed over.
         self._cursor = (max(0, request.cursor[0]), max(0, request.cursor[1]))
@@ -163,6 +165,8 @@ class _Page:
         return True
 
     def _is_wanted(self, event: m.Event) -> bool:
+        if self._wants_all:
+            return True
         if self._types and event.type not in self._types:
             return False
         if self._request.jobs and "task" not in event.fields and "tasks" not in event.fields:

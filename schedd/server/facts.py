@@ -10,7 +10,7 @@ from msgspec import structs
 
 from schedd.core import effects as fx
 from schedd.core.model import Instant, TaskId
-from schedd.journal.records import FinishedTask
+from schedd.journal.records import EndOfTask
 from schedd.wire import messages as m
 
 #: Jobs and kinds of one submit that an event names.
@@ -35,7 +35,7 @@ def event_of(fact: fx.Fact, written_ns: Instant) -> m.Event:
     )
 
 
-def event_of_end(record: FinishedTask) -> m.Event:
+def event_of_end(record: EndOfTask) -> m.Event:
     """Write down the end of a task, with what is remembered of it."""
     fields: dict[str, Any] = {
         "task": record.id,

@@ -11,7 +11,7 @@ from heapq import nlargest
 
 from schedd.core import effects as fx
 from schedd.core.engine import Engine
-from schedd.core.model import SECOND, Cause, Instant, Task, TaskId
+from schedd.core.model import SECOND, AttemptRecord, Cause, Instant, Task, TaskId
 from schedd.core.tasks import FINAL, TaskTable
 from schedd.server.ports import Clock
 from schedd.tally import Histogram
@@ -92,6 +92,11 @@ class Kinds:
             self._followed = {name: uses // 2 for name, uses in self._followed.items() if uses > 1}
 
 
+def _first_started(attempts: tuple[AttemptRecord, ...], current: int) -> int:
+    """The first attempt that ran: one of those that have ended, or the one at hand."""
+    return next((ended.attempt for ended in attempts if ended.started_at_ns), current)
+
+
 class Meter:
     """Counts by facts, and how long the placement passes take."""
 
@@ -138,8 +143,8 @@ class Meter:
 
     def _count_delay(self, task: Task, attempt: int, started_at_ns: Instant) -> None:
         """Count from the submit to the first start; a repetition has waited for its failure, not for a place."""
-        first = next((ended.attempt for ended in task.attempts if ended.started_at_ns), attempt)
-        if first == attempt:
+        attempts = task.attempts
+        if not attempts or attempts[0].attempt == attempt or attempt == _first_started(attempts, attempt):
             delay_s = max(0, started_at_ns - task.submitted_ns) / SECOND
             self.kinds.of(task.kind).delay.observe(delay_s)
 

@@ -304,6 +304,7 @@ def test_what_is_written_while_the_journal_is_read_is_not_overlooked() -> None:
     later: Any = Later()
     following = Following(later, lambda peer, request, ids, answer: answer({}))
     following.ask(later, later, m.ListEvents(1, (5, 0), wait_s=FOR_LONG))
+    later.look()
     following.written()  # the thread may have read all there was just before
     later.answers.pop()(m.EventList(1, [], (5, 0)))
     later.look()
@@ -315,6 +316,7 @@ def test_many_commits_are_one_look() -> None:
     later: Any = Later()
     following = Following(later, lambda peer, request, ids, answer: answer({}))
     following.ask(later, later, m.ListEvents(1, (5, 0), wait_s=FOR_LONG))
+    later.look()
     later.answers.pop()(m.EventList(1, [], (5, 0)))
     for _ in range(100):
         following.written()
@@ -326,10 +328,10 @@ def test_flood_of_questions_is_declined() -> None:
     later: Any = Later()
     following = Following(later, lambda peer, request, ids, answer: answer({}))
     for number in range(100):
-        following.ask(later, later, m.ListEvents(number, (5, 0), wait_s=FOR_LONG))
+        following.ask(later, later, m.ListEvents(number, (5, 0)))
     assert len(later.answers) == READING_MAX
     assert {message.code for message in later.sent} == {m.TOO_MANY}
     for answer in list(later.answers):
         answer(m.EventList(1, [], (5, 0)))
-    following.ask(later, later, m.ListEvents(101, (5, 0), wait_s=FOR_LONG))
+    following.ask(later, later, m.ListEvents(101, (5, 0)))
     assert len(later.answers) == READING_MAX + 1
