@@ -45,8 +45,10 @@ LOG_BYTES_MAX = 1024 * 1024
 REPORTS_PER_MESSAGE_MAX = 1000
 #: What the daemon may have to add to what a peer sent when it passes it on.
 ENVELOPE_BYTES_MAX = 64 * 1024
-#: A heartbeat is asked for after the interval times a random factor between these.
-HEARTBEAT_STAGGER = (0.8, 1.0)
+#: A heartbeat is asked for after the interval times a random factor between these, or up to a slot before, so that it
+#: comes at one of so many instants of an interval: those that come together share a turn, and the daemon wakes less.
+HEARTBEAT_STAGGER = (0.82, 1.0)
+HEARTBEAT_SLOTS = 50
 #: Results, and bytes of them, that are read from the journal for a watcher in one go.
 FETCHED_TOGETHER_MAX = 100
 FETCHED_BYTES_MAX = 8 * 1024 * 1024
@@ -263,9 +265,7 @@ class Service:
             if isinstance(message, m.AttemptsFinished):
                 self._acks.append((number, peer, message.seq))
             elif isinstance(message, m.Heartbeat):
-                # Staggered, or a whole cluster that came back together would report together for ever.
-                stagger = self._rng.uniform(*HEARTBEAT_STAGGER)
-                peer.send(m.HeartbeatReply(stagger * self.engine.heartbeat_ns() / SECOND))
+                peer.send(m.HeartbeatReply(self._next_heartbeat_s()))
             elif isinstance(message, m.LogPiece):
                 self._log_piece(worker_id, message)
             elif isinstance(message, m.WorkerGoodbye):
@@ -274,6 +274,15 @@ class Service:
                 peer.worker_id = None
                 peer.close()
                 return
+
+    def _next_heartbeat_s(self) -> float:
+        """When a worker is to report again, from now on.
+
+        Staggered, or a whole cluster that came back together would report together for ever.
+        """
+        interval, now = self.engine.heartbeat_ns(), self.clock.now_ns()
+        due = now + int(self._rng.uniform(*HEARTBEAT_STAGGER) * interval)
+        return (due - due % max(1, interval // HEARTBEAT_SLOTS) - now) / SECOND
 
     # ---------------------------------------------------------------------------------------------------- from clients
 
