@@ -335,3 +335,16 @@ def test_flood_of_questions_is_declined() -> None:
         answer(m.EventList(1, [], (5, 0)))
     following.ask(later, later, m.ListEvents(101, (5, 0)))
     assert len(later.answers) == READING_MAX + 1
+
+
+def test_blocking_client_reads_and_follows(cluster: Cluster) -> None:
+    cluster.start_daemon()
+    client = cluster.client
+    client.submit(["true"], hold=True)
+    assert kinds(client.events()) == ["tasks_admitted"]
+    following = client.events(follow=True, since=1.0)
+    assert next(following).fields["tasks"] == [[1, 1]]
+    cluster.new_client().submit(["true"], hold=True)
+    assert next(following).fields["tasks"] == [[2, 2]]
+    following.close()  # type: ignore[attr-defined]
+    assert client.stats().submitted_total == 2
