@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 import pytest
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schedd.server.http import EXCHANGES_MAX, REQUEST_BYTES_MAX, Answer, Site
+
+T = TypeVar("T")
 
 #: More than a socket's buffers hold.
 LARGE = b"x" * 30_000_000
@@ -65,11 +69,9 @@ async def answer_to(data: bytes) -> bytes:
         return await ask(port, data)
 
 
-def run(body: Awaitable[bytes]) -> bytes:
-    async def whole() -> bytes:
-        return await body
-
-    return asyncio.run(whole())
+def run(body: Coroutine[Any, Any, T]) -> T:
+    """Run on the loop that the daemon has."""
+    return uvloop.run(body)
 
 
 def test_answer_is_whole_and_the_connection_ends() -> None:
@@ -146,7 +148,7 @@ def test_who_is_slow_is_cut_off(data: bytes) -> None:
             await _until(lambda: not site.open)  # though nobody has read or said anything
             writer.close()
 
-    asyncio.run(body())
+    run(body())
 
 
 def test_flood_of_connections_is_told_to_come_later_and_others_are_served_after_it() -> None:
