@@ -183,10 +183,19 @@ class JournalSettings(Struct, frozen=True, forbid_unknown_fields=True):
     keep_mb: NotNegative = 4096.0
 
 
+class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Table [metrics]: where Prometheus, and whoever asks how the daemon is, may look."""
+
+    listen: str = ""
+    insecure: bool = False
+
+
 class LogSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """Table [log]."""
+    """Table [log]: what is told, and how."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    attempts_per_s: NotNegative = 20.0
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -201,6 +210,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     failures: FailureSettings = FailureSettings()
     limits: LimitsSettings = LimitsSettings()
     journal: JournalSettings = JournalSettings()
+    metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
     worker: WorkerSettings = WorkerSettings()
 
@@ -304,7 +314,12 @@ def _check_relations(settings: Settings, source: str) -> None:
         raise ConfigError(f"{source}: retries.delay_max_s is less than retries.delay_s")
     if settings.failures.probe_after_max_s < settings.failures.probe_after_s:
         raise ConfigError(f"{source}: failures.probe_after_max_s is less than failures.probe_after_s")
-    for key, text in (("server.listen", settings.server.listen), ("worker.connect", settings.worker.connect)):
+    addresses = {
+        "server.listen": settings.server.listen,
+        "worker.connect": settings.worker.connect,
+        "metrics.listen": settings.metrics.listen,
+    }
+    for key, text in addresses.items():
         if not text:
             continue
         try:
@@ -315,6 +330,11 @@ def _check_relations(settings: Settings, source: str) -> None:
             raise ConfigError(
                 f"{source}: server.listen = {text!r} is open to other machines, without authentication",
                 "listen on 127.0.0.1, or set server.insecure = true if the network is your own",
+            )
+        if key == "metrics.listen" and not address.is_loopback and not settings.metrics.insecure:
+            raise ConfigError(
+                f"{source}: metrics.listen = {text!r} is open to other machines, to whom it tells what runs here",
+                "listen on 127.0.0.1, or set metrics.insecure = true if everybody there may know",
             )
     if settings.worker.reconnect_delay_max_s < settings.worker.reconnect_delay_s:
         raise ConfigError(f"{source}: worker.reconnect_delay_max_s is less than worker.reconnect_delay_s")

@@ -89,6 +89,8 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "oom": functools.cache(_oom),
     "ip": _tool("ip", "iproute2"),
     "nsenter": _tool("nsenter", "util-linux"),
+    "prometheus": _tool("prometheus", "prometheus"),
+    "promtool": _tool("promtool", "prometheus"),
     "tun": _device("/dev/net/tun"),
     "cgroup2": _cgroup2,
     "pid_namespace": _pid_namespace,

@@ -41,6 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "log": set(),
     "address": {"errors"},
     "keepalive": set(),
+    "tally": set(),
     # It looks at what is installed: only where a file names a policy that is not built in.
     "plugins": {"errors", "core.policies"},
     "testing": {"core"},
@@ -50,8 +51,8 @@ ROOMS: dict[str, set[str]] = {
     "assembly": {"config", "core"},
     # A replay is made of facts, and of what is remembered of tasks: rows of a journal, which others read from its file.
     "simulate": {"core", "config", "assembly", "errors", "demo.asha", "journal.records"},
-    "journal": {"core", "errors", "config", "log"},
-    "server": {"core", "assembly", "wire", "journal", "config", "log", "errors", "address", "keepalive"},
+    "journal": {"core", "errors", "config", "log", "tally"},
+    "server": {"core", "assembly", "wire", "journal", "config", "log", "errors", "address", "keepalive", "tally"},
     "worker": {"wire", "core.model", "core.capacity", "config", "log", "errors", "address"},
     "client": {"wire", "core.model", "config", "log", "errors", "address", "keepalive"},
     # The service and its connections do no I/O and know no clock: loop, clock, dice, journal and archive are given to

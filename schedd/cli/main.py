@@ -35,6 +35,7 @@ COMMANDS = {
     "set": "set",
     "retry": "retry",
     "history": "history",
+    "events": "events",
     "workers": "workers",
     "drain": "workers",
     "top": "top",

@@ -33,6 +33,10 @@ STATES = (
 )
 
 
+LOG_LEVEL = click.Choice(["debug", "info", "warning", "error"])
+LOG_FORMAT = click.Choice(["text", "json"])
+
+
 class BadInput(click.UsageError):
     """A usage error that knows what to do about it; the hint may be empty."""
 

@@ -171,6 +171,10 @@ class Output:
         if joined := "\n".join(map(printable, texts)):
             _print(joined, sys.stdout)
 
+    def flush(self) -> None:
+        """Let whoever reads stdout have what was written so far."""
+        _write_bytes(b"")
+
     def raw(self, data: bytes) -> None:
         """Write bytes to stdout as they are."""
         _write_bytes(data)

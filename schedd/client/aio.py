@@ -14,6 +14,8 @@ from contextlib import aclosing
 from itertools import zip_longest
 from typing import Any
 
+from msgspec import Struct
+
 from schedd.address import daemon_address
 from schedd.client.connection import Answer
 from schedd.client.line import RECONNECT_S, RECONNECT_S_MAX, Line, OnChange
@@ -38,6 +40,8 @@ from schedd.wire.messages import (
     Changed,
     ClientRequest,
     DrainWorkers,
+    Event,
+    EventList,
     ExplainTask,
     Explanation,
     GetKinds,
@@ -48,6 +52,7 @@ from schedd.wire.messages import (
     JobList,
     JobView,
     Kinds,
+    ListEvents,
     ListHistory,
     ListJobs,
     ListTasks,
@@ -76,6 +81,20 @@ from schedd.wire.messages import (
 
 #: Tasks of one `ListTasks` answer: about 200 KiB, and some milliseconds of the daemon's time.
 PAGE_TASKS = 1000
+#: A question for events that nothing answers is asked again after so many seconds.
+EVENTS_WAIT_S = 30.0
+
+
+class EventQuery(Struct, frozen=True):
+    """What is asked of `AsyncClient.events`."""
+
+    since: float | None
+    follow: bool
+    types: list[str]
+    tasks: list[TaskId]
+    workers: list[str]
+    jobs: list[str]
+    on_missed: Callable[[int], None]
 
 
 class AsyncClient:
@@ -358,6 +377,44 @@ class AsyncClient:
             if cursor == (0, 0):
                 break
         return rows
+
+    async def events(
+        self,
+        *,
+        since: float | None = None,
+        follow: bool = False,
+        types: Iterable[str] = (),
+        tasks: Iterable[TaskId | int] = (),
+        workers: Iterable[str] = (),
+        jobs: Iterable[str] = (),
+        on_missed: Callable[[int], None] = lambda transactions: None,
+    ) -> AsyncGenerator[Event, None]:
+        """Yield what has happened, in its order and as soon as it is on the daemon's disk.
+
+        since: seconds since the epoch; None: from the oldest that the journal has, or, to `follow`, from now on.
+        follow: go on for ever, over restarts of the daemon, too. types, tasks, workers, jobs: of any of these, empty
+        for all. on_missed: told how many transactions of the journal were forgotten before they were read here.
+        """
+        wanted = EventQuery(
+            since, follow, list(types), [TaskId(i) for i in tasks], list(workers), list(jobs), on_missed
+        )
+        async with aclosing(self.event_pages(wanted)) as pages:
+            async for page in pages:
+                for event in page:
+                    yield event
+
+    async def event_pages(self, wanted: EventQuery) -> AsyncGenerator[list[Event], None]:
+        """Yield what `events` does as it comes, several at a time; empty lists where nothing has come for a while."""
+        since_ns, wait_s = int((wanted.since or 0) * SECOND), EVENTS_WAIT_S if wanted.follow else 0.0
+        chosen = (wanted.types, wanted.tasks, wanted.workers, wanted.jobs)
+        cursor = (-1, 0) if wanted.follow and wanted.since is None else (0, 0)
+        more = True
+        while more or wanted.follow:
+            page = await self._ask(EventList, ListEvents, cursor, since_ns, *chosen, PAGE_TASKS, wait_s)
+            cursor, more = page.cursor, page.more
+            if page.missed:
+                wanted.on_missed(page.missed)
+            yield page.events
 
     async def backup(self, path: str | os.PathLike[str]) -> BackedUp:
         """Have the daemon write a copy of its journal, as of now, to a new file: an absolute path on its machine.

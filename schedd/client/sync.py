@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from schedd.client import codec
-from schedd.client.aio import AsyncClient
+from schedd.client.aio import AsyncClient, EventQuery
 from schedd.client.line import RECONNECT_S
 from schedd.client.mapping import Calls
 from schedd.client.options import NOT_OF_MAP, read_options
@@ -28,6 +28,7 @@ from schedd.wire.messages import (
     AttemptReport,
     BackedUp,
     Changed,
+    Event,
     Explanation,
     JobView,
     Kinds,
@@ -40,6 +41,8 @@ from schedd.wire.messages import (
     TaskView,
     WorkerView,
 )
+
+T = TypeVar("T")
 
 
 class Task:
@@ -94,9 +97,9 @@ async def _within(task: AsyncTask, timeout: float | None) -> TaskDone:  # noqa: 
         raise TimeoutError(f"task {task.id} is not final after {timeout} s") from None
 
 
-async def _next(reports: Any) -> AttemptReport | None:
-    report: AttemptReport | None = await anext(reports, None)
-    return report
+async def _next(iterator: AsyncIterator[T]) -> T | None:
+    following: T | None = await anext(iterator, None)
+    return following
 
 
 def _close(client: AsyncClient, thread: LoopThread) -> None:
@@ -238,6 +241,29 @@ class Client:
     ) -> list[tuple[TaskView, list[AttemptRecord]]]:
         """List tasks that have ended, the newest end first. As `AsyncClient.history`."""
         return self._thread.run(self._client.history(job=job, kind=kind, states=states, since=since, limit=limit))
+
+    def events(
+        self,
+        *,
+        since: float | None = None,
+        follow: bool = False,
+        types: Iterable[str] = (),
+        tasks: Iterable[TaskId | int] = (),
+        workers: Iterable[str] = (),
+        jobs: Iterable[str] = (),
+        on_missed: Callable[[int], None] = lambda transactions: None,
+    ) -> Iterator[Event]:
+        """Yield what has happened, and what happens. As `AsyncClient.events`."""
+        wanted = EventQuery(
+            since, follow, list(types), [TaskId(i) for i in tasks], list(workers), list(jobs), on_missed
+        )
+        pages = self._client.event_pages(wanted)
+        try:
+            while (page := self._thread.run(_next(pages))) is not None:
+                yield from page
+        finally:
+            with contextlib.suppress(ConnectionLost):  # closed meanwhile
+                self._thread.run(pages.aclose())
 
     def backup(self, path: str | os.PathLike[str]) -> BackedUp:
         """Have the daemon write a copy of its journal. As `AsyncClient.backup`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from schedd.core import effects as fx
@@ -31,6 +32,7 @@ from schedd.core.model import (
     Running,
     Task,
     TaskId,
+    TaskRequirements,
     WorkerId,
     WorkerInfo,
     WorkerStatus,
@@ -113,6 +115,8 @@ class Engine:
         self._handlers = {event: (handler, event in LIFE) for event, handler in handlers.items()}
         #: When the turn before this one was.
         self._before_ns: Instant = 0
+        #: One placement pass. The shell may put something around it: a clock, for instance.
+        self.run_pass: Callable[[Instant], bool] = t.placer.run
 
     # ------------------------------------------------------------------------------------------------------ the door
 
@@ -155,7 +159,7 @@ class Engine:
         interval_s = policy.refresh_interval_s
         if interval_s and policy.is_stale(now):
             self._refresh()
-        if t.placer.run(now):
+        if self.run_pass(now):
             t.deadlines.set(("place", 0), now)
         if interval_s and t.queue.size and ("refresh", 0) not in t.deadlines:
             t.deadlines.set(("refresh", 0), now + int(interval_s * SECOND))
@@ -263,6 +267,11 @@ class Engine:
     @property
     def policy(self) -> TaskScheduler:
         return self._t.policy
+
+    def queued(self, classes_max: int) -> list[tuple[TaskRequirements, int]]:
+        """What the queued tasks of the first so many request classes ask for, and how many they are."""
+        classes = islice(self._t.queue.classes(), classes_max)
+        return [(each.request.requirements, each.size) for each in classes]
 
     def believed(self) -> list[Belief]:
         """What the policy believes of kinds on device models; where it learns nothing, what the engine's rules do."""

@@ -29,9 +29,11 @@ from schedd.core.tasks import RESULT_DROPPED
 from schedd.errors import JournalError
 from schedd.journal.records import (
     AnyFact,
+    EndOfTask,
     FinishedTask,
     LiveIndex,
     Rows,
+    decode_ends,
     decode_fact,
     decode_facts,
     decode_finished,
@@ -44,6 +46,7 @@ from schedd.journal.records import (
     ends_row,
 )
 from schedd.journal.schema import VERSION, prepare, version_of
+from schedd.tally import Histogram
 
 Durability = Literal["full", "normal", "off"]
 
@@ -76,6 +79,8 @@ IDLE_S = 1.0
 GATHER_S = 0.005
 #: Rows of the history that are read for one result. One is enough, but where the wall clock was set back in between.
 ROWS_PER_RESULT_MAX = 50
+#: Seconds of a transaction, with its sync.
+COMMIT_BOUNDS = (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 SALVAGE = (
     "keep the file; `schedd journal salvage FILE NEW` writes what can be read of it to a new one, which you put in its "
@@ -231,6 +236,8 @@ class Journal:
         self._submit_count = 0
         self._stopping = threading.Event()
         self.commits = 0
+        #: How long the transactions took, those that the disk refused left out.
+        self.commit_seconds = Histogram(COMMIT_BOUNDS)
 
     def _begin_epoch(self) -> int:
         """Count this start, on disk before anything comes of it. Raises JournalError."""
@@ -355,6 +362,16 @@ class Journal:
         """Start the writer thread."""
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the writer thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def history_bytes(self) -> int:
+        """What the facts and the finished tasks of the history take."""
+        return self._history_bytes
+
     def append(
         self, turn: int, facts: list[fx.Fact], finished: list[FinishedTask], now: Instant, can_wait: bool = False
     ) -> None:
@@ -425,6 +442,7 @@ class Journal:
         history = (turns[-1].at_ns, size, len(finished), finished_blob, told_blob)
         rows = self._index.plan(facts)
         while True:
+            began = time.perf_counter()
             try:
                 self._commit(rows, history, ends_row(finished) if finished else None, facts)
             except sqlite3.Error as error:
@@ -437,6 +455,7 @@ class Journal:
             self._failed = ""
             self._failing("")
         self.commits += 1
+        self.commit_seconds.observe(time.perf_counter() - began)
         self._submit_count += len(rows.submits)
         self._history_bytes += size
         self._committed(turns[-1].number)
@@ -562,6 +581,20 @@ def _superfluous(oldest: list[tuple[int, Instant, int]], old_ns: Instant, excess
     return last, freed
 
 
+def _newest(db: sqlite3.Connection) -> int:
+    row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'history'").fetchone()
+    return int(row[0]) if row is not None else 0
+
+
+class Happened(Struct, frozen=True):
+    """What one transaction wrote. `finished` stands for the `TaskFinished` among the facts, behind the others."""
+
+    seq: int
+    at_ns: Instant
+    facts: list[AnyFact]
+    finished: list[EndOfTask]
+
+
 #: Where a page of finished tasks goes on: a row of the history, and how many of its newest are passed over.
 Cursor = tuple[int, int]
 FROM_THE_NEWEST: Cursor = (0, 0)
@@ -629,6 +662,26 @@ class Reader:
                 records = decode_finished(blob)[::-1]
                 for position in range(start, len(records)):
                     yield (seq, position + 1), records[position]
+
+    def newest(self) -> int:
+        """The number of the newest row of the history, forgotten ones included; 0: there was none."""
+        with closing(self._open()) as db:
+            return _newest(db)
+
+    def happened(self, cursor: Cursor, since_ns: Instant = 0) -> Iterator[Happened]:
+        """Yield the rows of the history in their order, from the one that the cursor is in.
+
+        FROM_THE_OLDEST begins with the first row that was written at `since_ns` or later.
+        """
+        seq = min(max(0, cursor[0]), SEQ_MAX)
+        with closing(self._open()) as db:
+            if not seq:
+                since_ns = min(max(0, since_ns), SEQ_MAX)
+                first = db.execute("SELECT seq FROM history WHERE at_ns >= ? ORDER BY at_ns LIMIT 1", (since_ns,))
+                seq = (first.fetchone() or (_newest(db) + 1,))[0]
+            rows = db.execute("SELECT seq, at_ns, facts, finished FROM history WHERE seq >= ? ORDER BY seq", (seq,))
+            for number, at_ns, facts, finished in rows:
+                yield Happened(number, at_ns, decode_facts(facts), decode_ends(finished))
 
     def backup(self, target: Path) -> int:
         """Write a copy as of now to a new file; returns its bytes. Raises JournalError where it cannot be written."""

@@ -34,9 +34,19 @@ DONE_PER_FRAME_MAX = 5000
 RESULT_BYTES_PER_FRAME_MAX = 8 * 1024 * 1024
 
 
+class Traffic:
+    """Bytes of the wire, both ways, of workers and of clients."""
+
+    __slots__ = ("from_clients", "from_workers", "to_clients", "to_workers")
+
+    def __init__(self) -> None:
+        self.from_clients = self.from_workers = self.to_clients = self.to_workers = 0
+
+
 class Hub(Protocol):
     """What a connection needs of the daemon."""
 
+    traffic: Traffic
     outbox_bytes_max: int
     handshake_timeout_s: float
     reactor: Reactor
@@ -102,6 +112,10 @@ class Peer(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._closing:
             return
+        if self.worker_id is not None:
+            self._hub.traffic.from_workers += len(data)
+        else:
+            self._hub.traffic.from_clients += len(data)
         try:
             frames = self._reader.feed(data)
             if not frames and self.worker_id is not None:
@@ -213,6 +227,10 @@ class Peer(asyncio.Protocol):
             transport.write(frames[0])
         elif frames:
             transport.writelines(frames)
+        if self.worker_id is not None:
+            self._hub.traffic.to_workers += sum(map(len, frames))
+        else:
+            self._hub.traffic.to_clients += sum(map(len, frames))
 
     def refuse(self, code: str, message: str, hint: str = "") -> None:
         """Say why, and close the connection once that is written."""

@@ -33,6 +33,9 @@ from schedd.server.archive import Archive
 from schedd.server.clock import Clock
 from schedd.server.connections import Peer
 from schedd.server.durable import Promises
+from schedd.server.http import Answer, Site
+from schedd.server.meter import Meter
+from schedd.server.metrics import CONTENT_TYPE, Metrics
 from schedd.server.service import Service
 from schedd.server.systemd import notify
 
@@ -58,7 +61,7 @@ class ListenError(ScheddError):
 
 def serve(settings: Settings, *, address_file: str | None = None) -> int:
     """Run the daemon until a signal stops it; returns the exit status: 0 after an orderly stop, 1 after a failure."""
-    set_up(settings.log.level)
+    set_up(settings.log.level, settings.log.format)
     gc.set_threshold(*COLLECT_THRESHOLDS)
     _raise_file_limit(settings.server.connections_max)
     try:
@@ -146,8 +149,11 @@ class Daemon:
     async def _start(self, engine: Engine, service: Service, clock: Clock) -> None:
         """Start from the journal, then listen. A refusal to start ends the daemon."""
         try:
+            metrics = await self._show_metrics(service, clock) if self._settings.metrics.listen else None
             if self._settings.journal.enabled:
                 await self._restore(engine, service, clock)
+                if metrics is not None:
+                    metrics.journal = self._journal
             else:
                 log.warning("no_journal", effect="what is unfinished when the daemon stops is lost")
             await self._listen(service)
@@ -236,6 +242,37 @@ class Daemon:
         log.info("listening", address=address, policy=self._settings.policy.name, version=schedd.__version__)
         notify("READY=1", f"STATUS=listening on {address}, policy {self._settings.policy.name}")
 
+    async def _show_metrics(self, service: Service, clock: Clock) -> Metrics:
+        """Answer over HTTP, from before the restart on: that it is not ready is what one wants to see there."""
+        meter = service.meter = Meter(service.started_ns)
+        meter.measure(service.engine, clock)
+        metrics = Metrics(service, meter)
+
+        async def tell() -> Answer:
+            return Answer(200, await metrics.text(), CONTENT_TYPE)
+
+        async def tell_health() -> Answer:
+            return _verdict(self._ill(service))
+
+        async def tell_readiness() -> Answer:
+            return _verdict(service.not_ready)
+
+        site = Site({"/metrics": tell, "/healthz": tell_health, "/readyz": tell_readiness})
+        address = parse_address(self._settings.metrics.listen)
+        try:
+            bound = self._bind(address)
+        except ListenError as error:
+            raise ListenError(f"metrics: {error.message}", "choose another [metrics] listen") from error
+        self._servers.append(await asyncio.get_running_loop().create_server(site, sock=bound))
+        log.info("metrics", address=address if address.path else Address(*bound.getsockname()[:2]))
+        return metrics
+
+    def _ill(self, service: Service) -> str:
+        """What only a restart would mend; "": nothing. That there is an answer at all says that the loop runs."""
+        journal = self._journal
+        is_dead = journal is not None and journal is service.promises.journal and not journal.is_alive
+        return "the journal's writer has ended" if is_dead else ""
+
     async def _stop_on_signal(self, service: Service, signals: AsyncIterator[signal.Signals]) -> None:
         async for number in signals:
             if number == signal.SIGHUP:
@@ -287,6 +324,10 @@ class Daemon:
         for path in self._made:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _verdict(trouble: str) -> Answer:
+    return Answer(503, f"{trouble}\n".encode()) if trouble else Answer(200, b"ok\n")
 
 
 def _consumed(rows: list[Any]) -> Iterator[Any]:

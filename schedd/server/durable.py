@@ -40,6 +40,8 @@ class Promises:
         self._questions: deque[tuple[int, Promise]] = deque()
         #: Why the journal cannot be written now; "": it can.
         self.failure = ""
+        #: Called when something is on disk that was not before.
+        self.written: Promise = lambda: None
 
     @property
     def pending_count(self) -> int:
@@ -83,6 +85,7 @@ class Promises:
     def _keep(self, turn: int) -> None:
         self._written = turn
         self._ask(turn)
+        self.written()
         waiting = self._waiting
         if not waiting or waiting[0][0] > turn:
             return

@@ -1,4 +1,8 @@
-"""Facts as log lines: one rich line for each attempt that ended, the life of workers, and nothing for what is usual."""
+"""Facts as log lines: one rich line for each attempt that ended, the life of workers, and nothing for what is usual.
+
+A second of a busy daemon has thousands of attempts that went well. Of those a bounded number is told one by one, and
+how many there were besides.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,58 @@ from collections.abc import Callable
 from typing import Any
 
 from schedd.core import effects as fx
-from schedd.core.model import SECOND, AttemptRecord, Cause, Task
+from schedd.core.model import SECOND, AttemptRecord, Cause, Instant, Task
 from schedd.core.tasks import TaskTable
 from schedd.log import Log
 
 log = Log("schedd.server")
 
 
-def record(facts: list[fx.Fact], tasks: TaskTable) -> None:
-    """Log the facts of a turn. Attempts that went well are of level debug, all others of level info."""
-    attempts_wanted = log.enabled(logging.DEBUG)
-    for fact in facts:
-        kind = type(fact)
-        if kind is fx.AttemptEnded:
-            ended: fx.AttemptEnded = fact  # type: ignore[assignment]
-            if attempts_wanted or ended.record.cause is not Cause.OK:
-                _attempt(ended, tasks.get(ended.task_id))
-        elif kind in _LINES:
-            _LINES[kind](fact)
+#: After a quiet time so many seconds' worth of lines may come at once.
+BURST_S = 10
+#: Seconds between two lines that count what was left out.
+COUNT_INTERVAL_S = 10
+
+
+class Recorder:
+    """Logs facts. Of attempts that went well, at level info, `attempts_per_s` in the mean; all at level debug."""
+
+    def __init__(self, attempts_per_s: float) -> None:
+        self._per_s = attempts_per_s
+        self._room = self._room_max = attempts_per_s * BURST_S
+        self._before: Instant = 0
+        #: Attempts that went well and have no line, and when they are told of.
+        self._left_out = 0
+        self._count_at: Instant = 0
+
+    def record(self, facts: list[fx.Fact], tasks: TaskTable, now: Instant) -> None:
+        """Log the facts of a turn."""
+        for fact in facts:
+            kind = type(fact)
+            if kind is fx.AttemptEnded:
+                ended: fx.AttemptEnded = fact  # type: ignore[assignment]
+                if ended.record.cause is not Cause.OK or self._has_room(now):
+                    _attempt(ended, tasks.get(ended.task_id))
+            elif kind in _LINES:
+                _LINES[kind](fact)
+        if self._left_out and now >= self._count_at:
+            log.info("attempts_not_logged", outcome=Cause.OK, count=self._left_out)
+            self._left_out = 0
+
+    def _has_room(self, now: Instant) -> bool:
+        """Whether an attempt that went well has a line of its own: a bucket that fills with `attempts_per_s`."""
+        if self._room < 1:
+            self._room = min(self._room_max, self._room + self._per_s * (now - self._before) / SECOND)
+            self._before = now
+        if self._room >= 1:
+            self._room -= 1
+            return True
+        if log.enabled(logging.DEBUG):
+            return True
+        if self._per_s:
+            self._count_at = self._count_at if self._left_out else now + COUNT_INTERVAL_S * SECOND
+            self._left_out += 1
+        return False
 
 
 def _attempt(fact: fx.AttemptEnded, task: Task | None) -> None:
@@ -35,8 +73,11 @@ def _attempt(fact: fx.AttemptEnded, task: Task | None) -> None:
         task=fact.task_id,
         attempt=r.attempt,
         worker=r.worker_id,
+        kind=task.kind if task is not None else None,
+        job=(task.job or None) if task is not None else None,
         outcome=r.cause,
         exit_code=r.exit_code,
+        signal=r.signal,
         queueing_delay_s=(began - task.submitted_ns) / SECOND if began and task is not None else None,
         runtime_s=(r.finished_at_ns - began) / SECOND if began else None,
         message=r.message or None,

@@ -19,13 +19,16 @@ from schedd.core.model import SECOND, Assigned, Instant, Queued, Running, Task, 
 from schedd.core.tasks import RESULT_DROPPED, is_meant
 from schedd.journal.records import FinishedTask, finished_row
 from schedd.log import Log
-from schedd.server import recording, translate
-from schedd.server.connections import Peer
+from schedd.server import translate
+from schedd.server.connections import Peer, Traffic
 from schedd.server.durable import Promise, Promises
+from schedd.server.following import Following
 from schedd.server.holding import Holding
 from schedd.server.lag import LagProbe
 from schedd.server.loop import EngineLoop
+from schedd.server.meter import Meter
 from schedd.server.ports import Archive, Clock, Reactor
+from schedd.server.recording import Recorder
 from schedd.server.watching import Listener, Watch, Watchers
 from schedd.wire import messages as m
 from schedd.wire.framing import FRAME_BYTES_MAX
@@ -42,8 +45,10 @@ LOG_BYTES_MAX = 1024 * 1024
 REPORTS_PER_MESSAGE_MAX = 1000
 #: What the daemon may have to add to what a peer sent when it passes it on.
 ENVELOPE_BYTES_MAX = 64 * 1024
-#: A heartbeat is asked for after the interval times a random factor between these.
-HEARTBEAT_STAGGER = (0.8, 1.0)
+#: A heartbeat is asked for after the interval times a random factor between these, or up to a slot before, so that it
+#: comes at one of so many instants of an interval: those that come together share a turn, and the daemon wakes less.
+HEARTBEAT_STAGGER = (0.82, 1.0)
+HEARTBEAT_SLOTS = 50
 #: Results, and bytes of them, that are read from the journal for a watcher in one go.
 FETCHED_TOGETHER_MAX = 100
 FETCHED_BYTES_MAX = 8 * 1024 * 1024
@@ -51,6 +56,8 @@ FETCHED_BYTES_MAX = 8 * 1024 * 1024
 NAME_MAX = 200
 #: Beliefs of kinds in one answer, some 100 bytes each.
 KINDS_LISTED_MAX = 10_000
+#: Tasks, workers and jobs that a question for events names.
+EVENT_NAMES_MAX = 1000
 #: With more tasks than this queued or under way the end of one may be on disk a moment later.
 BUSY_ABOVE = 64
 
@@ -84,6 +91,9 @@ class Service:
         self.loop = EngineLoop(engine, clock, self._outward, self._flush, crashed, reactor)
         self.lag = LagProbe(lambda: clock.now_ns() / SECOND, reactor.call_later)
         self.started_ns = clock.now_ns()
+        self.traffic = Traffic()
+        #: Set where somebody wants to know what it counts.
+        self.meter: Meter | None = None
         self.stopping = False
         self._peers: dict[Peer, None] = {}
         self._workers: dict[WorkerId, Peer] = {}
@@ -93,9 +103,12 @@ class Service:
         #: The newest greeting of each worker that is not gone: its incarnation and session.
         self._sessions: dict[WorkerId, tuple[str, int]] = {}
         self._watchers = Watchers()
+        self._recorder = Recorder(settings.log.attempts_per_s)
         self._dirty: list[Peer] = []
         self.promises = Promises(self._flush, reactor, self._on_failing)
         self._holding = Holding()
+        self._following = Following(reactor, self._with_jobs)
+        self.promises.written = self._following.written
         #: Set where there is a journal.
         self.archive: Archive | None = None
         #: Ends that workers told, to be acknowledged when they are on disk; first the number of the event.
@@ -123,6 +136,7 @@ class Service:
             m.ReadLog: self._read_log,
             m.ListHistory: self._history,
             m.BackUp: self._back_up,
+            m.ListEvents: self._events,
         }
 
     # ---------------------------------------------------------------------------------------------------- connections
@@ -134,6 +148,7 @@ class Service:
     def closed(self, peer: Peer) -> None:
         self._peers.pop(peer, None)
         self._holding.forget(peer)
+        self._following.forget(peer)
         for watch in peer.watches:
             watch.peer = None
         worker_id = peer.worker_id
@@ -221,6 +236,19 @@ class Service:
     def connection_count(self) -> int:
         return len(self._peers)
 
+    @property
+    def not_ready(self) -> str:
+        """Why no submit is taken now; "": they are."""
+        if self.stopping:
+            return "the daemon is stopping"
+        if self.address is None:
+            return "the journal is being restored"
+        return f"the journal cannot be written: {self.promises.failure}" if self.promises.failure else ""
+
+    @property
+    def worker_connection_count(self) -> int:
+        return len(self._workers)
+
     # ---------------------------------------------------------------------------------------------------- from workers
 
     def _from_worker(self, peer: Peer, worker_id: WorkerId, messages: list[m.FromWorker]) -> None:
@@ -231,9 +259,7 @@ class Service:
             if isinstance(message, m.AttemptsFinished):
                 self._acks.append((number, peer, message.seq))
             elif isinstance(message, m.Heartbeat):
-                # Staggered, or a whole cluster that came back together would report together for ever.
-                stagger = self._rng.uniform(*HEARTBEAT_STAGGER)
-                peer.send(m.HeartbeatReply(stagger * self.engine.heartbeat_ns() / SECOND))
+                peer.send(m.HeartbeatReply(self._next_heartbeat_s()))
             elif isinstance(message, m.LogPiece):
                 self._log_piece(worker_id, message)
             elif isinstance(message, m.WorkerGoodbye):
@@ -242,6 +268,15 @@ class Service:
                 peer.worker_id = None
                 peer.close()
                 return
+
+    def _next_heartbeat_s(self) -> float:
+        """When a worker is to report again, from now on.
+
+        Staggered, or a whole cluster that came back together would report together for ever.
+        """
+        interval, now = self.engine.heartbeat_ns(), self.clock.now_ns()
+        due = now + int(self._rng.uniform(*HEARTBEAT_STAGGER) * interval)
+        return (due - due % max(1, interval // HEARTBEAT_SLOTS) - now) / SECOND
 
     # ---------------------------------------------------------------------------------------------------- from clients
 
@@ -480,14 +515,34 @@ class Service:
     def _back_up(self, peer: Peer, request: m.BackUp) -> None:
         self._ask_archive(peer, request.request, lambda archive: archive.back_up(request), peer.send)
 
+    def _events(self, peer: Peer, request: m.ListEvents) -> None:
+        named = max(len(names) for names in (request.types, request.tasks, request.workers, request.jobs))
+        if named > EVENT_NAMES_MAX:
+            text = f"events of {named} at a time were asked for, the bound is {EVENT_NAMES_MAX}"
+            peer.send(m.RequestFailed(request.request, m.TOO_LARGE, text))
+        elif self.archive is None:
+            self._no_journal(peer, request.request)
+        else:
+            self._following.ask(self.archive, peer, request)
+
+    def _with_jobs(
+        self, peer: Peer, request: int, ids: list[TaskId], answer: Callable[[dict[TaskId, str]], None]
+    ) -> None:
+        """Give `answer` the jobs of these tasks, as far as they are known."""
+        self._with_rows(peer, request, ids, lambda rows: answer({i: task.job for i, task in rows.items()}))
+
+    @staticmethod
+    def _no_journal(peer: Peer, request: int) -> None:
+        hint = "set journal.enabled = true in config.toml"
+        peer.send(m.RequestFailed(request, m.NO_JOURNAL, "this daemon keeps no journal", hint))
+
     def _ask_archive(
         self, peer: Peer, request: int, question: Callable[[Archive], T], answer: Callable[[T], None]
     ) -> None:
         """Give `answer` what the archive says, once it knows all that has happened so far."""
         archive = self.archive
         if archive is None:
-            hint = "set journal.enabled = true in config.toml"
-            peer.send(m.RequestFailed(request, m.NO_JOURNAL, "this daemon keeps no journal", hint))
+            self._no_journal(peer, request)
             return
 
         def failed(message: str, hint: str) -> None:
@@ -621,7 +676,9 @@ class Service:
     # ------------------------------------------------------------------------------------------------------- outward
 
     def _outward(self, effects: fx.Effects) -> None:
-        recording.record(effects.facts, self.engine.tasks)
+        self._recorder.record(effects.facts, self.engine.tasks, self.clock.now_ns())
+        if self.meter is not None:
+            self.meter.note(effects.facts, self.engine.tasks)
         for action in effects.actions:
             if type(action) is fx.PublishReports:  # of what ended in this very turn, too: before its end
                 self._publish(action)

@@ -303,3 +303,7 @@ class Archive:
     def back_up(self, request: m.BackUp) -> m.BackedUp:
         """Nobody in here asks for it."""
         return m.BackedUp(request.request, request.path, 0)
+
+    def events(self, request: m.ListEvents) -> m.EventList:
+        """Nobody in here asks for it."""
+        return m.EventList(request.request, [], request.cursor)

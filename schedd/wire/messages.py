@@ -53,10 +53,35 @@ KEY_CONFLICT = "key_conflict"
 ILLEGAL_STATE = "illegal_state"
 QUEUE_FULL = "queue_full"
 TOO_LARGE = "too_large"
+TOO_MANY = "too_many"
 SHUTTING_DOWN = "shutting_down"
 WORKER_AWAY = "worker_away"
 JOURNAL_FAILING = "journal_failing"
 NO_JOURNAL = "no_journal"
+
+#: What happens, in the order of a task's life, then of a worker's. Each is a fact of the engine.
+EVENT_TYPES = (
+    "tasks_admitted",
+    "task_held",
+    "task_released",
+    "task_changed",
+    "attempt_dispatched",
+    "attempt_stolen",
+    "attempt_began",
+    "preempt_asked",
+    "cancel_asked",
+    "attempt_ended",
+    "task_finished",
+    "worker_entered",
+    "worker_went_silent",
+    "worker_gone",
+    "worker_started_draining",
+    "worker_stopped_draining",
+    "worker_quarantined",
+    "worker_cleared",
+    "kind_held",
+    "kind_released",
+)
 
 
 # ------------------------------------------------------------------------------------------------------- handshake
@@ -443,6 +468,25 @@ class BackUp(Struct, frozen=True, tag=True, array_like=True):
     path: str
 
 
+class ListEvents(Struct, frozen=True, tag=True, array_like=True):
+    """Ask for what has happened, in its order, as far as it is on disk; answered by `EventList`.
+
+    `cursor`: where the last answer ended; zeros: begin with the oldest, or with the first at `since_ns`; -1, 0: only
+    say where the newest ends. `types`, `tasks`, `workers`, `jobs`: of any of these, empty for all. `wait_s`: where
+    there is nothing, wait so long for something; of a connection one such question waits.
+    """
+
+    request: int
+    cursor: tuple[int, int] = (0, 0)
+    since_ns: int = 0
+    types: list[str] = field(default_factory=list)
+    tasks: list[TaskId] = field(default_factory=list)
+    workers: list[str] = field(default_factory=list)
+    jobs: list[str] = field(default_factory=list)
+    limit: int = 1000
+    wait_s: float = 0.0
+
+
 # ------------------------------------------------------------------------------------------------ daemon to client
 
 
@@ -562,6 +606,25 @@ class HistoryList(Struct, frozen=True, tag=True, array_like=True):
     tasks: list[TaskView]
     attempts: list[list[AttemptRecord]]
     cursor: tuple[int, int] = (0, 0)
+
+
+class Event(Struct, frozen=True, array_like=True):
+    """Something that happened: one of `EVENT_TYPES`, and its fields by name. Times are nanoseconds since the epoch."""
+
+    at_ns: int
+    type: str
+    fields: dict[str, Any]
+
+
+class EventList(Struct, frozen=True, tag=True, array_like=True):
+    """`more`: there are others already; ask again from `cursor` on. `missed`: so many transactions of the journal lie
+    between the cursor that was given and the first of these, and are forgotten."""
+
+    request: int
+    events: list[Event]
+    cursor: tuple[int, int]
+    more: bool = False
+    missed: int = 0
 
 
 class BackedUp(Struct, frozen=True, tag=True, array_like=True):
@@ -759,6 +822,7 @@ ClientRequest = (
     | ReadLog
     | ListHistory
     | BackUp
+    | ListEvents
 )
 FromWorker = (
     Heartbeat
@@ -801,6 +865,7 @@ ToClient = (
     | LogData
     | HistoryList
     | BackedUp
+    | EventList
 )
 
 _hello_decoder = msgspec.msgpack.Decoder(Hello)

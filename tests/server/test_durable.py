@@ -422,7 +422,7 @@ def test_daemon_without_a_journal(cluster: Cluster) -> None:
     assert "no_journal" in daemon.log()
     with RawClient(cluster.address) as client:
         client.submit()
-        for request in (m.ListHistory, m.BackUp):
+        for request in (m.ListHistory, m.ListEvents, m.BackUp):
             refused = client.ask(request, *(["/tmp/x"] if request is m.BackUp else []))
             assert refused.code == m.NO_JOURNAL
     daemon.kill()

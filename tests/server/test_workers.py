@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 from helpers import Cluster, wait_until
 
 from schedd.core.model import (
+    SECOND,
     AttemptFinished,
     AttemptReport,
     AttemptStarted,
@@ -23,10 +25,12 @@ from schedd.core.model import (
     WorkerId,
     WorkerResources,
 )
+from schedd.server.service import HEARTBEAT_SLOTS
 from schedd.server.translate import ENDS_PER_EVENT
 from schedd.wire import messages as m
 from schedd.wire.framing import encode_frame
 
+from .metered import Daemon
 from .peers import CLIENT_HELLO, RawClient, RawPeer, RawWorker, greeting
 
 UNKNOWN = TaskId(10**9)
@@ -341,3 +345,21 @@ def test_ends_of_many_turns_are_acknowledged_when_all_are_handled(cluster: Clust
         ids = client.submit(count)
         worker.finish(*worker.attempts(count))
         assert {view.state for view in client.ask(m.ListTasks, m.Selection(ids=ids)).tasks} == {"succeeded"}
+
+
+def test_heartbeats_of_a_cluster_spread_over_an_interval_and_share_turns() -> None:
+    async def body() -> None:
+        daemon = Daemon()
+        interval, slot = daemon.engine.heartbeat_ns(), daemon.engine.heartbeat_ns() // HEARTBEAT_SLOTS
+        arrivals = set()
+        for _ in range(500):
+            before = daemon.clock.now_ns()
+            delay_s = daemon.service._next_heartbeat_s()
+            after = daemon.clock.now_ns()
+            assert 0.79 * interval <= delay_s * SECOND <= interval
+            number = round((before + delay_s * SECOND) / slot)
+            assert before - slot / 100 <= number * slot - delay_s * SECOND <= after + slot / 100
+            arrivals.add(number)
+        assert len(arrivals) >= HEARTBEAT_SLOTS // 8
+
+    asyncio.run(body())

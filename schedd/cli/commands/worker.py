@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from schedd.cli.options import BadInput
+from schedd.cli.options import LOG_FORMAT, LOG_LEVEL, BadInput
 from schedd.cli.session import command
 from schedd.cli.values import parse_amounts, parse_pairs
 
 if TYPE_CHECKING:
-    from schedd.config import WorkerSettings
+    from schedd.config import LogSettings, WorkerSettings
 
 EXAMPLES = """
 schedd worker --connect head:7077
@@ -35,7 +35,8 @@ schedd worker --config worker.toml --no-gpus
     help="What holds the processes of a task together. Default: the best there is.",
 )
 @click.option("--config", metavar="FILE", help="Settings; the tables [worker] and [log] count.")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Default: info.")
+@click.option("--log-level", type=LOG_LEVEL, help="Over the settings. Default: info.")
+@click.option("--log-format", type=LOG_FORMAT, help="Over the settings. Default: text, which is key=value.")
 def worker_command(
     connect: str | None,
     cpus: float | None,
@@ -48,6 +49,7 @@ def worker_command(
     containment: str | None,
     config: str | None,
     log_level: str | None,
+    log_format: str | None,
 ) -> int:
     """Offer this machine to a daemon: run tasks until told to stop.
 
@@ -59,7 +61,7 @@ def worker_command(
     from schedd.log import set_up
     from schedd.worker.main import main as run_worker
 
-    settings, level = _settings(config)
+    settings, logged = _settings(config)
     try:
         given = {
             "connect": connect,
@@ -75,12 +77,12 @@ def worker_command(
     except ValueError as error:
         raise BadInput(str(error)) from None
     settings = replace(settings, **{key: value for key, value in given.items() if value is not None})
-    set_up(log_level or level)
+    set_up(log_level or logged.level, log_format or logged.format)
     return run_worker(settings, daemon_address(settings.connect))
 
 
-def _settings(config: str | None) -> tuple[WorkerSettings, str]:
+def _settings(config: str | None) -> tuple[WorkerSettings, LogSettings]:
     from schedd.config import load_settings
 
     settings = load_settings(config, with_policy=False)
-    return settings.worker, settings.log.level
+    return settings.worker, settings.log
