@@ -37,7 +37,7 @@ class Daemon:
         self.engine = Engine(settings.policy.build(), engine_settings(settings), random.Random(1))
         reactor = asyncio.get_running_loop()
         rng = random.Random(1)
-        self.service = Service(self.engine, self.clock, settings, "epoch", _raise, reactor, rng)
+        self.service = Service(self.engine, self.clock, settings, _raise, reactor, rng)
         self.service.address = Address("127.0.0.1", 1)
         self.meter = self.service.meter = Meter(0)
         self.meter.measure(self.engine, self.clock)
