@@ -39,6 +39,7 @@ COMMANDS = {
     "drain": "workers",
     "top": "top",
     "stats": "stats",
+    "reload": "reload",
     "backup": "journal",
     "journal": "journal",
     "kinds": "kinds",

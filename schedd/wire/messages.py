@@ -57,6 +57,7 @@ SHUTTING_DOWN = "shutting_down"
 WORKER_AWAY = "worker_away"
 JOURNAL_FAILING = "journal_failing"
 NO_JOURNAL = "no_journal"
+BAD_CONFIG = "bad_config"
 
 
 # ------------------------------------------------------------------------------------------------------- handshake
@@ -442,6 +443,12 @@ class BackUp(Struct, frozen=True, tag=True, array_like=True):
     path: str
 
 
+class Reload(Struct, frozen=True, tag=True, array_like=True):
+    """Read the settings again; answered by `Reloaded` when they count."""
+
+    request: int
+
+
 # ------------------------------------------------------------------------------------------------ daemon to client
 
 
@@ -567,6 +574,14 @@ class BackedUp(Struct, frozen=True, tag=True, array_like=True):
     request: int
     path: str
     size_bytes: int
+
+
+class Reloaded(Struct, frozen=True, tag=True, array_like=True):
+    """The settings count, but for the keys that need a restart of the daemon."""
+
+    request: int
+    changed: list[str]
+    needs_restart: list[str]
 
 
 class JobView(Struct, frozen=True):
@@ -758,6 +773,7 @@ ClientRequest = (
     | ReadLog
     | ListHistory
     | BackUp
+    | Reload
 )
 FromWorker = (
     Heartbeat
@@ -800,6 +816,7 @@ ToClient = (
     | LogData
     | HistoryList
     | BackedUp
+    | Reloaded
 )
 
 _hello_decoder = msgspec.msgpack.Decoder(Hello)
