@@ -8,14 +8,13 @@ nothing, and in time ends and restarts the daemon, which loses nothing.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 
 from schedd.core.model import SECOND, Assigned, Queued, Revoking, Running
 from schedd.errors import ConfigError
 from schedd.log import Log
-from schedd.notify import is_listening, notify
+from schedd.notify import is_listening, notify, watchdog_s
 from schedd.server.ports import Reactor, Reloaded
 from schedd.server.service import Service
 
@@ -30,12 +29,6 @@ EXTEND_S = 60.0
 START_S_MAX = 3600.0
 #: The journal may be slow, with much to write on a bad disk; it has written nothing for so long when it is stuck.
 JOURNAL_STUCK_S = 60.0
-
-
-def watchdog_s() -> float:
-    """Seconds after which the manager takes a silent daemon for dead; 0: it does not look."""
-    pid, usec = os.environ.get("WATCHDOG_PID", str(os.getpid())), os.environ.get("WATCHDOG_USEC", "")
-    return int(usec) / 1e6 if usec.isdigit() and pid == str(os.getpid()) else 0.0
 
 
 class Supervision:

@@ -18,6 +18,7 @@ from schedd.config import Settings
 from schedd.core.engine import Engine
 from schedd.core.model import SECOND
 from schedd.core.policies.fifo import FIFOScheduler
+from schedd.notify import watchdog_s
 from schedd.server import supervision
 from schedd.server.inherited import KEPT
 from schedd.server.service import Service
@@ -116,11 +117,11 @@ def test_stopped_daemon_tells_no_life(cluster: Cluster, manager: Manager) -> Non
 
 def test_watchdog_of_another_process_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "3000000")
-    assert supervision.watchdog_s() == 3.0
+    assert watchdog_s() == 3.0
     monkeypatch.setenv("WATCHDOG_PID", "1")
-    assert supervision.watchdog_s() == 0.0
+    assert watchdog_s() == 0.0
     monkeypatch.setenv("WATCHDOG_USEC", "soon")
-    assert supervision.watchdog_s() == 0.0
+    assert watchdog_s() == 0.0
 
 
 # ------------------------------------------------------------------------------------------------------ kept sockets
