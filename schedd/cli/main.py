@@ -46,6 +46,7 @@ COMMANDS = {
     "policies": "policies",
     "simulate": "simulate",
     "check": "check",
+    "install-service": "install_service",
     "demo": "demo",
     "completion": "completion",
 }
@@ -61,7 +62,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"schedd.cli.commands.{COMMANDS[cmd_name]}")
-        found: click.Command = getattr(module, f"{cmd_name}_command")
+        found: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return found
 
     def resolve_command(

@@ -84,7 +84,7 @@ def test_help_of_all(run: Run, arguments: list[str]) -> None:
 
 
 def test_every_command_of_the_daemon_takes_the_same_options() -> None:
-    local = {"serve", "worker", "journal", "simulate", "check", "demo", "completion"}
+    local = {"serve", "worker", "journal", "simulate", "check", "install-service", "demo", "completion"}
     context = root.make_context("schedd", ["stats"])
     for name in COMMANDS.keys() - local:
         made = root.get_command(context, name)

@@ -1,4 +1,4 @@
-"""schedd as it is installed on a machine: a virtual environment of the system's own Python in /opt, units, an account.
+"""schedd as it is installed on a machine: a virtual environment of the system's own Python in /opt.
 
 Copied from what the tests run with, so that nothing is fetched.
 """
@@ -51,17 +51,8 @@ def install(root: Path) -> None:
     launcher = root / PREFIX / "bin" / "schedd"
     launcher.write_text(LAUNCHER)
     launcher.chmod(0o755)
-    settings = root / "etc" / "schedd" / "config.toml"
-    settings.parent.mkdir(parents=True)
-    shutil.copy(ROOT / "config.toml", settings)
-    units = root / "etc" / "systemd" / "system"
-    units.mkdir(parents=True)
-    for pattern in ("*.service", "*.socket"):
-        for unit in UNITS.glob(pattern):
-            shutil.copy(unit, units)
-    accounts = root / "etc" / "sysusers.d"
-    accounts.mkdir(parents=True)
-    shutil.copy(UNITS / "sysusers.conf", accounts / "schedd.conf")
+    shutil.copytree(UNITS, packages / "schedd" / "units")  # as the wheel has it
+    shutil.copy(ROOT / "config.toml", packages / "schedd" / "units")
 
 
 def _closure(requirements: list[str]) -> list[str]:

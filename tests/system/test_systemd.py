@@ -55,10 +55,14 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     install(files)
     for unit in ("schedd.service", "schedd-worker.service"):
         folder = files / f"etc/systemd/system/{unit}.d"
-        folder.mkdir()
+        folder.mkdir(parents=True)
         (folder / "quick.conf").write_text(QUICK)
     with Box(files) as made:
-        made.run("systemd-sysusers")
+        # As docs/service.md says it.
+        made.run(SCHEDD, "install-service", "--now")
+        made.run(SCHEDD, "install-service", "--worker", "--now")
+        assert made.show("schedd", "ActiveState") == made.show("schedd-worker", "ActiveState") == "active"
+        made.run("systemctl", "stop", "schedd-worker", "schedd")
         yield made
 
 
