@@ -36,6 +36,8 @@ AT_START = frozenset(
         "journal.durability",
     }
 )
+#: Between two looks whether a policy has taken over all that waits.
+TAKING_OVER_S = 0.01
 #: Tables that are of no interest to the daemon.
 OF_OTHERS = ("worker.",)
 
@@ -78,8 +80,9 @@ class Reloader:
         return outcome
 
     def _tell(self, counts: anyio.Event) -> None:
+        """Tell when a new policy has taken over; what is asked of the loop again at once would hold it up."""
         if self._service.engine.is_taking_over:
-            self._service.loop.ask(lambda: self._tell(counts))
+            self._service.reactor.call_later(TAKING_OVER_S, self._tell, counts)
         else:
             counts.set()
 
