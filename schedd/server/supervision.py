@@ -42,8 +42,10 @@ class Supervision:
         self._look_s = min(LOOK_S, self._watchdog_s / LOOKS_PER_WATCHDOG) if self._watchdog_s else LOOK_S
         #: Questions that were put to the engine's turns, and those that were answered.
         self._asked = self._answered = 0
-        #: A turn that is to be written, and since when.
-        self._unwritten: tuple[int, float] | None = None
+        #: Events that had been handled at the last look.
+        self._handled = 0
+        #: The last turn that was on disk, and since when it was that one.
+        self._written = (0, 0.0)
         self._is_unwell = False
         self._status = ""
         #: What came of the last reload, for the status.
@@ -121,7 +123,8 @@ class Supervision:
     def trouble(self) -> str:
         """What a daemon that is well would have done since the last look; "": it has."""
         service = self._service
-        if self._answered < self._asked:
+        handled, self._handled = self._handled, service.loop.handled
+        if self._answered < self._asked and handled == self._handled:  # what has much to do may answer later
             return "no turn of the engine has come since the last look"
         due = service.engine.next_deadline()
         late_s = (service.clock.now_ns() - due) / SECOND if due is not None else 0.0
@@ -135,11 +138,10 @@ class Supervision:
             return ""  # a disk that refuses is no reason to restart: the daemon says so, and goes on by itself
         if not self._journal_is_alive():
             return "nobody writes the journal"
-        if self._unwritten is not None and promises.written < self._unwritten[0]:
-            stuck_s = now - self._unwritten[1]
-            return f"the journal has written nothing for {stuck_s:.0f} s" if stuck_s > JOURNAL_STUCK_S else ""
-        self._unwritten = (promises.recorded, now) if promises.written < promises.recorded else None
-        return ""
+        if promises.written == promises.recorded or promises.written != self._written[0]:
+            self._written = (promises.written, now)
+        stuck_s = now - self._written[1]
+        return f"the journal has written nothing for {stuck_s:.0f} s" if stuck_s > JOURNAL_STUCK_S else ""
 
     def status(self) -> str:
         """Say in a line how the daemon is."""

@@ -296,6 +296,16 @@ def test_engine_that_takes_no_turns(looked: Looked, monkeypatch: pytest.MonkeyPa
     assert looked.lives() == 4
 
 
+def test_engine_that_has_much_to_do(looked: Looked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question waits behind all that has come before it; while that is worked on all is well."""
+    monkeypatch.setattr(looked.service.loop, "_run_queries", lambda: None)
+    looked.lives()
+    for _ in range(4):
+        looked.service.loop.handled += 1
+        assert looked.lives(5.0) == 1
+    assert looked.lives(5.0) == 0
+
+
 def test_timer_of_the_engine_that_nobody_hears(looked: Looked, monkeypatch: pytest.MonkeyPatch) -> None:
     looked.lives()
     monkeypatch.setattr(looked.service.engine, "next_deadline", lambda: looked.hand.now_ns() - 60 * SECOND)
@@ -313,6 +323,10 @@ def test_journal_that_writes_nothing(looked: Looked) -> None:
     looked.told.clear()
     looked.hand.wait(20)
     assert any("UNWELL: the journal has written nothing for" in line for line in looked.told)
+    assert looked.lives() == 0
+    promises._written = 6  # slowly, but it writes
+    assert looked.lives() > 0
+    looked.hand.wait(80)
     assert looked.lives() == 0
     promises.failure = "No space left on device"  # which it says, and which a restart would not mend
     assert looked.lives() == 4
