@@ -133,5 +133,10 @@ def set_up(level: str, layout: str = "text") -> None:
     handler.setFormatter(Formatter(as_json=layout == "json", for_journal=is_journal()))
     root = logging.getLogger("schedd")
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
     root.propagate = False
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Write records of at least this level from now on."""
+    logging.getLogger("schedd").setLevel(level.upper())

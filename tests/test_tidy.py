@@ -15,7 +15,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 CORE_ORDER = [
     "model", "pages", "capacity", "events", "effects", "timers", "stats", "health", "memory", "queue", "resources",
     "members", "submits", "tasks", "retries", "policies", "steals", "claims", "placement", "shadow", "tables", "guard",
-    "preemption", "stealing", "requests", "attempts", "fleet", "explain", "restore", "engine",
+    "preemption", "stealing", "requests", "attempts", "fleet", "explain", "restore", "change", "engine",
 ]  # fmt: skip
 POLICY_ORDER = [
     "base",
@@ -42,6 +42,7 @@ ROOMS: dict[str, set[str]] = {
     "address": {"errors"},
     "keepalive": set(),
     "tally": set(),
+    "notify": set(),
     # It looks at what is installed: only where a file names a policy that is not built in.
     "plugins": {"errors", "core.policies"},
     "testing": {"core"},
@@ -52,8 +53,10 @@ ROOMS: dict[str, set[str]] = {
     # A replay is made of facts, and of what is remembered of tasks: rows of a journal, which others read from its file.
     "simulate": {"core", "config", "assembly", "errors", "demo.asha", "journal.records"},
     "journal": {"core", "errors", "config", "log", "tally"},
-    "server": {"core", "assembly", "wire", "journal", "config", "log", "errors", "address", "keepalive", "tally"},
-    "worker": {"wire", "core.model", "core.capacity", "config", "log", "errors", "address"},
+    "server": {
+        *("core", "assembly", "wire", "journal", "config", "log", "errors", "address", "keepalive", "notify", "tally")
+    },
+    "worker": {"wire", "core.model", "core.capacity", "config", "log", "errors", "address", "notify"},
     "client": {"wire", "core.model", "config", "log", "errors", "address", "keepalive"},
     # The service and its connections do no I/O and know no clock: loop, clock, dice, journal and archive are given to
     # them (`server.ports`). So the simulation runs the daemon's own seams, and no second writing of them.

@@ -36,6 +36,8 @@ class Exit(IntEnum):
     CONFIG = 7
     #: A journal is damaged, or cannot be read or written.
     JOURNAL = 8
+    #: The daemon cannot listen where it should.
+    LISTEN = 9
     #: A bug of ours, as in sysexits.h.
     BUG = 70
     #: As a shell reports a death by SIGINT.
@@ -59,6 +61,8 @@ def exit_for(error: ScheddError) -> Exit:
             return Exit.JOURNAL
         case ConnectionLost() | RemoteProtocolError():
             return Exit.NO_DAEMON
+        case RequestRefused(code="bad_config"):
+            return Exit.CONFIG
         case RequestRefused(code=code) if code in _NOT_FOUND:
             return Exit.NOT_FOUND
         case TaskFailed():

@@ -40,12 +40,14 @@ COMMANDS = {
     "drain": "workers",
     "top": "top",
     "stats": "stats",
+    "reload": "reload",
     "backup": "journal",
     "journal": "journal",
     "kinds": "kinds",
     "policies": "policies",
     "simulate": "simulate",
     "check": "check",
+    "install-service": "install_service",
     "demo": "demo",
     "completion": "completion",
 }
@@ -61,7 +63,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"schedd.cli.commands.{COMMANDS[cmd_name]}")
-        found: click.Command = getattr(module, f"{cmd_name}_command")
+        found: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return found
 
     def resolve_command(

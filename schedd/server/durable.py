@@ -41,7 +41,17 @@ class Promises:
         #: Why the journal cannot be written now; "": it can.
         self.failure = ""
         #: Called when something is on disk that was not before.
-        self.written: Promise = lambda: None
+        self.on_written: Promise = lambda: None
+
+    @property
+    def recorded(self) -> int:
+        """The last turn whose facts were handed to the journal."""
+        return self._recorded
+
+    @property
+    def written(self) -> int:
+        """The last turn that is on disk with all before it."""
+        return self._written
 
     @property
     def pending_count(self) -> int:
@@ -85,7 +95,7 @@ class Promises:
     def _keep(self, turn: int) -> None:
         self._written = turn
         self._ask(turn)
-        self.written()
+        self.on_written()
         waiting = self._waiting
         if not waiting or waiting[0][0] > turn:
             return

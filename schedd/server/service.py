@@ -17,6 +17,7 @@ from schedd.core.engine import Engine
 from schedd.core.events import WorkerDisconnected, WorkerHeard
 from schedd.core.model import SECOND, Assigned, Instant, Queued, Running, Task, TaskId, WorkerId, WorkerStatus
 from schedd.core.tasks import RESULT_DROPPED, is_meant
+from schedd.errors import ConfigError
 from schedd.journal.records import FinishedTask, finished_row
 from schedd.log import Log
 from schedd.server import translate
@@ -27,7 +28,7 @@ from schedd.server.holding import Holding
 from schedd.server.lag import LagProbe
 from schedd.server.loop import EngineLoop
 from schedd.server.meter import Meter
-from schedd.server.ports import Archive, Clock, Reactor
+from schedd.server.ports import Archive, Clock, Reactor, Reloaded
 from schedd.server.recording import Recorder
 from schedd.server.watching import Listener, Watch, Watchers
 from schedd.wire import messages as m
@@ -84,8 +85,7 @@ class Service:
         self.clock = clock
         self.settings = settings
         self.address: Address | None = None
-        self.outbox_bytes_max = int(settings.server.outbox_mb_max * 1024 * 1024)
-        self.handshake_timeout_s = settings.server.handshake_timeout_s
+        self.use(settings)
         self.reactor = reactor
         self._rng = rng
         self.loop = EngineLoop(engine, clock, self._outward, self._flush, crashed, reactor)
@@ -103,14 +103,15 @@ class Service:
         #: The newest greeting of each worker that is not gone: its incarnation and session.
         self._sessions: dict[WorkerId, tuple[str, int]] = {}
         self._watchers = Watchers()
-        self._recorder = Recorder(settings.log.attempts_per_s)
         self._dirty: list[Peer] = []
         self.promises = Promises(self._flush, reactor, self._on_failing)
         self._holding = Holding()
         self._following = Following(reactor, self._with_jobs)
-        self.promises.written = self._following.written
+        self.promises.on_written = self._following.written
         #: Set where there is a journal.
         self.archive: Archive | None = None
+        #: Set where there is a file to be read again; tells what came of it.
+        self.reload: Callable[[Callable[[Reloaded | ConfigError], None]], None] | None = None
         #: Ends that workers told, to be acknowledged when they are on disk; first the number of the event.
         self._acks: deque[tuple[int, Peer, int]] = deque()
         #: Ends to be told that are on disk only, or whose results are.
@@ -137,7 +138,20 @@ class Service:
             m.ListHistory: self._history,
             m.BackUp: self._back_up,
             m.ListEvents: self._events,
+            m.Reload: self._reload,
         }
+
+    def use(self, settings: Settings) -> None:
+        """Bear of the peers what these settings say, from now on."""
+        self.settings = settings
+        self.outbox_bytes_max = int(settings.server.outbox_mb_max * 1024 * 1024)
+        self.handshake_timeout_s = settings.server.handshake_timeout_s
+        self._recorder = Recorder(settings.log.attempts_per_s)
+
+    def set_pace(self) -> None:
+        """Tell all workers how often to report, where that has changed."""
+        for peer in self._workers.values():
+            self._answer_heartbeat(peer)
 
     # ---------------------------------------------------------------------------------------------------- connections
 
@@ -259,7 +273,7 @@ class Service:
             if isinstance(message, m.AttemptsFinished):
                 self._acks.append((number, peer, message.seq))
             elif isinstance(message, m.Heartbeat):
-                peer.send(m.HeartbeatReply(self._next_heartbeat_s()))
+                self._answer_heartbeat(peer)
             elif isinstance(message, m.LogPiece):
                 self._log_piece(worker_id, message)
             elif isinstance(message, m.WorkerGoodbye):
@@ -268,6 +282,9 @@ class Service:
                 peer.worker_id = None
                 peer.close()
                 return
+
+    def _answer_heartbeat(self, peer: Peer) -> None:
+        peer.send(m.HeartbeatReply(self._next_heartbeat_s()))
 
     def _next_heartbeat_s(self) -> float:
         """When a worker is to report again, from now on.
@@ -334,13 +351,16 @@ class Service:
         self._send_list(peer, request, rows, more)
 
     def _send_list(self, peer: Peer, request: m.ListTasks, rows: list[Task], more: bool) -> None:
+        promotes = self.engine.policy.promotes
         if not request.detail:
-            peer.send(m.TaskList(request.request, [translate.task_view(task) for task in rows], [], more))
+            peer.send(m.TaskList(request.request, [translate.task_view(task, promotes) for task in rows], [], more))
             return
 
         def answer(results: dict[TaskId, bytes]) -> None:
             details = [translate.task_detail(self.engine, task, results.get(task.id)) for task in rows]
-            peer.send(m.TaskList(request.request, [translate.task_view(task) for task in rows], details, more))
+            peer.send(
+                m.TaskList(request.request, [translate.task_view(task, promotes) for task in rows], details, more)
+            )
 
         self._fetch_results(peer, request.request, rows, answer)
 
@@ -535,6 +555,20 @@ class Service:
     def _no_journal(peer: Peer, request: int) -> None:
         hint = "set journal.enabled = true in config.toml"
         peer.send(m.RequestFailed(request, m.NO_JOURNAL, "this daemon keeps no journal", hint))
+
+    def _reload(self, peer: Peer, request: m.Reload) -> None:
+        if self.reload is None:
+            text, hint = "this daemon was started without a settings file", "start it with --config FILE"
+            peer.send(m.RequestFailed(request.request, m.BAD_CONFIG, text, hint))
+            return
+
+        def answer(outcome: Reloaded | ConfigError) -> None:
+            if isinstance(outcome, ConfigError):
+                peer.send(m.RequestFailed(request.request, m.BAD_CONFIG, outcome.message, outcome.hint))
+            else:
+                peer.send(m.Reloaded(request.request, outcome.changed, outcome.needs_restart))
+
+        self.reload(answer)
 
     def _ask_archive(
         self, peer: Peer, request: int, question: Callable[[Archive], T], answer: Callable[[T], None]

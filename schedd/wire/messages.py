@@ -58,6 +58,7 @@ SHUTTING_DOWN = "shutting_down"
 WORKER_AWAY = "worker_away"
 JOURNAL_FAILING = "journal_failing"
 NO_JOURNAL = "no_journal"
+BAD_CONFIG = "bad_config"
 
 #: What happens, in the order of a task's life, then of a worker's. Each is a fact of the engine.
 EVENT_TYPES = (
@@ -487,6 +488,12 @@ class ListEvents(Struct, frozen=True, tag=True, array_like=True):
     wait_s: float = 0.0
 
 
+class Reload(Struct, frozen=True, tag=True, array_like=True):
+    """Read the settings again; answered by `Reloaded` when they count."""
+
+    request: int
+
+
 # ------------------------------------------------------------------------------------------------ daemon to client
 
 
@@ -631,6 +638,14 @@ class BackedUp(Struct, frozen=True, tag=True, array_like=True):
     request: int
     path: str
     size_bytes: int
+
+
+class Reloaded(Struct, frozen=True, tag=True, array_like=True):
+    """The settings count, but for the keys that need a restart of the daemon."""
+
+    request: int
+    changed: list[str]
+    needs_restart: list[str]
 
 
 class JobView(Struct, frozen=True):
@@ -823,6 +838,7 @@ ClientRequest = (
     | ListHistory
     | BackUp
     | ListEvents
+    | Reload
 )
 FromWorker = (
     Heartbeat
@@ -866,6 +882,7 @@ ToClient = (
     | HistoryList
     | BackedUp
     | EventList
+    | Reloaded
 )
 
 _hello_decoder = msgspec.msgpack.Decoder(Hello)
