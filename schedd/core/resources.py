@@ -8,7 +8,7 @@ head starts as soon as it fits beside what runs, and nothing overtakes it.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from schedd.core.capacity import Ledger, Need, compile_needs
@@ -289,7 +289,7 @@ class ResourceManager:
         """Whether `take_fresh` would return anything."""
         return bool(self._touched or self._fresh)
 
-    def take_fresh(self) -> Iterable[WorkerInfo]:
+    def take_fresh(self) -> Collection[WorkerInfo]:
         """The workers that changed since the last call, after a `commit`."""
         if self._touched:
             self.commit()
