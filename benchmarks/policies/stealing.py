@@ -1,8 +1,8 @@
 """What stealing makes good: a bad placement against the best that one queue for all could do, on real tasks.
 
 `lcdb`: the 61,496 training runs of the Learning Curve Database as one bag on 64 workers of one CPU, all dealt out at
-the start: in turn, so that each worker has every 64th (the floor), and in contiguous blocks, where all runs of a long
-learner lie with one worker and some of them are begun late (no floor). `philly`: the jobs of one virtual cluster of
+the start: in turn, so that each worker has every 64th, and in contiguous blocks, where all runs of a long learner lie
+with one worker. `philly`: the jobs of one virtual cluster of
 Microsoft's Philly that ask for one GPU, sorted by submission and length, on 12 workers, each at a random one. One queue
 is `fifo`: a task binds when a worker is free. The values without stealing say what there is to make good.
 """
@@ -29,7 +29,7 @@ from schedd.simulate.trace import Trace, TraceTask, read_trace
 DATA = Path(__file__).parents[3] / "shared" / "data"
 LCDB_WORKERS = 64
 PHILLY_WORKERS = 12
-#: Floors: the makespan of what was dealt in turn and the mean response of the random placement, to those of one queue.
+#: Floors: the makespan, dealt either way, and the mean response of the random placement, to those of one queue.
 LCDB_MOST = 1.03
 PHILLY_MOST = 1.1
 
@@ -89,9 +89,10 @@ def main() -> int:
         console.print(f"lcdb: {len(trace.tasks):,} tasks, {workers} workers: makespan / bound, steals")
         for name, run in runs.items():
             console.print(f"  {name:30} {run.makespan_s / bound_s:8.4f} {run.steals:8,}")
-        ratio = runs["dealt in turn, stealing"].makespan_s / runs["one queue"].makespan_s
+        stolen_s = [run.makespan_s for name, run in runs.items() if name.endswith("stealing")]
+        ratio = max(stolen_s) / runs["one queue"].makespan_s
         told["lcdb"] = {name: run.makespan_s / bound_s for name, run in runs.items()} | {"ratio": ratio}
-        console.print(f"  {'in turn, stealing, to one queue':30} {ratio:8.4f}  at most {LCDB_MOST}")
+        console.print(f"  {'the worse of both, to one queue':30} {ratio:8.4f}  at most {LCDB_MOST}")
     if options.only != "lcdb":
         trace, workers, placement = philly(options.data)
         one = figures(trace, workers, ONE_QUEUE, 0).mean_flow_time_s

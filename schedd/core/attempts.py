@@ -90,7 +90,7 @@ class Attempts:
         begun = min(max(started_at_ns, at_ns), self._t.now)
         self._t.tasks.set_state(task, Running(worker.worker_id, at_ns, begun))
         self._t.facts.append(fx.AttemptBegan(task.id, task.attempt, begun))
-        if not self._t.steals.is_idle:
+        if self._t.steals.open:
             self._t.steals.started(task, begun)
         if self._t.policy.preempt_interval_s:
             self._t.policy.began(task, self._t.now)
@@ -118,15 +118,16 @@ class Attempts:
                 continue
             task, worker = found
             record = self._record(task, worker, finished)
-            if not t.steals.is_idle and record.started_at_ns:
+            if t.steals.open and record.started_at_ns:
                 t.steals.started(task, record.started_at_ns)  # where start and end are told together
             t.release(task, worker)
             if record.cause is _OK:
                 worker.finished_count += 1
             elif record.cause is not _PREEMPTED:
                 worker.failed_count += 1
-            t.note_idled(worker)
-            if not t.steals.is_idle:
+            if t.settings.stealing:
+                t.note_idled(worker)
+            if t.steals.open:
                 t.steals.ended_at(worker, t.now)
             t.learn(task, worker, record)
             t.conclude(task, self._guard.on_ended(task, worker, record), finished.result)

@@ -140,8 +140,7 @@ class Engine:
                 if worker.status is _UNREACHABLE:
                     self._fleet.on_return(worker)
             handler(event)
-        due = t.deadlines.next()
-        if due is not None and due <= now:
+        if t.deadlines.soonest <= now:
             self._expire()
         may_place = t.may_place
         if t.placement_wanted and may_place:
@@ -150,7 +149,7 @@ class Engine:
             t.placement_wanted = False
             if t.queue.size and t.resources.workers:
                 self._place(now)
-        if self._requests.are_pending:
+        if self._requests.pending:
             t.deadlines.set(("command", 0), now)  # which goes on at once
         if t.policy.preempt_interval_s and may_place:
             self._preemptor.after_pass()

@@ -465,6 +465,8 @@ class WorkerInfo(Struct, eq=False, repr_omit_defaults=True):
     incoming: int = 0
     #: Of `task_queue`, attempts asked back by a steal.
     outgoing: int = 0
+    #: Of `task_queue`, how many are of each kind; kept by its table only.
+    waiting_kinds: dict[str, int] = field(default_factory=dict)
     #: Grows with each change of what is free; marks entries of an index as stale.
     version: int = 0
     #: Attempts that hold a reservation here.

@@ -133,7 +133,7 @@ class Placer:
             self._depths.clear()
         if self._refused:
             self._refused.clear()
-        if len(self._roomy) > len(self._resources):
+        if len(self._roomy) > len(self._resources.workers):
             self._roomy.intersection_update(self._resources.by_seq)
         self._policy.plan(self, now)
         self._found = None
@@ -148,17 +148,13 @@ class Placer:
         if self._left <= 0 or not self._queue.size:
             return None
         self._absorb()
-        if self._saturated():
-            return None
+        if not self._roomy and not self._takes_any():
+            return None  # nothing is free, and no backlog may grow
         queue = self._queue.best()
         if self._offers:
             queue = self._stir(queue)
         self._current = queue
         return self._queue.head(queue) if queue is not None else None
-
-    def _saturated(self) -> bool:
-        """Whether no waiting task could go anywhere: nothing is free, and no backlog may grow."""
-        return not (self._roomy or self._takes_any())
 
     def _takes_any(self) -> bool:
         """Whether even a worker that is full may get something: work sent ahead, or a task that needs no CPU."""
@@ -171,18 +167,22 @@ class Placer:
         """
         for returned in self._queue.take_returned():
             self._claims.drop(returned)
+        fresh = self._resources.take_fresh()
+        if not fresh:
+            return
         open_seqs, limit_of = self._resources.open, self._policy.backlog_limit if self._has_backlogs else None
-        for worker in self._resources.take_fresh():
+        roomy, offers, takes_any = self._roomy, self._offers, self._takes_any()
+        for worker in fresh:
             seq = worker.seq
             if seq in open_seqs or (limit_of and worker.accepts_work and _queued(worker) < limit_of(worker)):
-                self._roomy.add(seq)
-                self._offers[seq] = worker
+                roomy.add(seq)
+                offers[seq] = worker
                 continue
-            self._roomy.discard(seq)
-            if self._takes_any():
-                self._offers[seq] = worker
+            roomy.discard(seq)
+            if takes_any:
+                offers[seq] = worker
             else:
-                self._offers.pop(seq, None)
+                offers.pop(seq, None)
 
     def _stir(self, queue: ClassQueue | None) -> ClassQueue | None:
         """Bring back the best class aside that could use an offer, unless `queue`, which is not aside, goes first.
@@ -473,7 +473,7 @@ class Placer:
                 entry = self._entry(index, task, request, worker)
                 if entry is not None:
                     heappush(index.heap, entry)
-        if len(index.heap) > 64 + 8 * len(resources):
+        if len(index.heap) > 64 + 8 * len(by_seq):
             self._rebuild(index, request, task)
 
     def _entry(self, index: Candidates, task: Task, request: RequestClass, worker: WorkerInfo) -> Entry | None:

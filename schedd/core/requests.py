@@ -86,8 +86,9 @@ class Requests:
     def __init__(self, tables: Tables, guard: Guard) -> None:
         self._t = tables
         self._guard = guard
-        #: Commands that are not through, the first under way; and how many tasks this turn may still look at for them.
-        self._commands: deque[_Command] = deque()
+        #: Commands that are not through, the first under way: they go on in the next turn.
+        self.pending: deque[_Command] = deque()
+        #: How many tasks this turn may still look at for them.
         self._room = CHANGES_PER_TURN_MAX
 
     # ---------------------------------------------------------------------------------------------------------- submit
@@ -123,27 +124,37 @@ class Requests:
         if warnings and event.strict:
             raise Declined("no_worker_fits", warnings[0], "leave out --strict to let the task wait for a worker")
         ids: list[TaskId] = []
-        fresh = event.tasks if fresh_count == len(known) else []
-        for entry, existing in zip(event.tasks, known, strict=True):
-            if existing is not None:
-                ids.append(existing)
-                continue
-            ids.append(self._enter(event.specs[entry.spec], entry, classes[entry.spec], ids))
-            if fresh is event.tasks:
-                continue
-            if entry.after:  # the fact has no entries for such references to count
-                entry = structs.replace(entry, after=[r if r >= 0 else ids[-1 - r] for r in entry.after])
-            fresh.append(entry)
+        if fresh_count == len(known):
+            fresh = event.tasks
+            for entry in fresh:
+                ids.append(self._enter(event.specs[entry.spec], entry, classes[entry.spec], ids))
+        else:
+            fresh = self._enter_unknown(event, classes, known, ids)
         for spec in event.specs:
             if spec.requirements.estimated_time is not None:
                 t.runtimes.hint(spec.kind, spec.requirements.estimated_time)
         t.counters.submitted += len(fresh)
         if fresh:
             self._record(event, fresh, ids, known)
-        at_ns = [t.now] if len(fresh) == len(ids) else [t.tasks.rows[i].submitted_ns for i in ids]
+        at_ns = [t.now] if fresh is event.tasks else [t.tasks.rows[i].submitted_ns for i in ids]
         if t.health.holds:
             warnings = warnings + self._guard.warnings(event.specs)
         return fx.ReplySubmitted(event.origin, ids, warnings, at_ns)
+
+    def _enter_unknown(
+        self, event: ev.SubmitTasks, classes: list[RequestClass], known: list[TaskId | None], ids: list[TaskId]
+    ) -> list[TaskEntry]:
+        """Enter what is not there yet, note the ids of all entries, and return those entered as they are recorded."""
+        fresh: list[TaskEntry] = []
+        for entry, existing in zip(event.tasks, known, strict=True):
+            if existing is not None:
+                ids.append(existing)
+                continue
+            ids.append(self._enter(event.specs[entry.spec], entry, classes[entry.spec], ids))
+            if entry.after:  # the fact has no entries for such references to count
+                entry = structs.replace(entry, after=[r if r >= 0 else ids[-1 - r] for r in entry.after])
+            fresh.append(entry)
+        return fresh
 
     def _admitted_before(self, event: ev.SubmitTasks) -> fx.ReplySubmitted | None:
         """Answer a submit that came before, and whose answer was lost, as it was answered then."""
@@ -437,25 +448,20 @@ class Requests:
         self._begin(_Command(origin, steps(), job))
 
     def _begin(self, command: _Command) -> None:
-        self._commands.append(command)
-        if len(self._commands) == 1:
+        self.pending.append(command)
+        if len(self.pending) == 1:
             self._go_on()
-
-    @property
-    def are_pending(self) -> bool:
-        """Whether commands are left for the next turn."""
-        return bool(self._commands)
 
     def go_on(self) -> None:
         """At the begin of a turn: work on what the turns before have left."""
         self._room = CHANGES_PER_TURN_MAX
-        if self._commands:
+        if self.pending:
             self._go_on()
 
     def _go_on(self) -> None:
         """Work on commands, each after the one before, as far as this turn may."""
-        while self._commands:
-            command = self._commands[0]
+        while self.pending:
+            command = self.pending[0]
             if command.job and not command.begun and command.job not in self._t.tasks.jobs:
                 text = f"there is no job {command.job!r}"
                 self._t.actions.append(fx.ReplyDeclined(command.origin, "unknown_job", text))
@@ -464,7 +470,7 @@ class Requests:
             else:
                 self._t.actions.append(fx.ReplyChanged(command.origin, command.changed, command.unchanged))
                 self._guard.sweep()
-            self._commands.popleft()
+            self.pending.popleft()
 
     def _work(self, command: _Command) -> bool:
         """Take the next steps of a command; True where these were the last."""

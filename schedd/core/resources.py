@@ -7,8 +7,8 @@ head starts as soon as it fits beside what runs, and nothing overtakes it.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from schedd.core.capacity import Ledger, Need, compile_needs
@@ -148,6 +148,7 @@ class ResourceManager:
                 self.touch(worker)
                 return True
         worker.task_queue.append(task)
+        _count(worker, task, 1)
         task.reserved = False
         self.touch(worker)
         return False
@@ -172,10 +173,12 @@ class ResourceManager:
                 self._start_head(worker, devices)
             elif ledger is not None:
                 ledger.release(need_of(task), devices)
-        elif queue[0] is task:
-            del queue[0]
         else:
-            queue.remove(task)
+            _count(worker, task, -1)
+            if queue[0] is task:
+                del queue[0]
+            else:
+                queue.remove(task)
         if queue:
             self._promote(worker)
         self.touch(worker)
@@ -192,6 +195,7 @@ class ResourceManager:
                 self._unstart(other, worker)
         if not task.reserved:
             worker.task_queue.remove(task)
+            _count(worker, task, -1)
             self._run(task, worker, devices)
         elif ledger is not None:
             ledger.release(need, task.devices)
@@ -211,6 +215,7 @@ class ResourceManager:
         worker.outgoing += task.state.name == "revoking"
         task.reserved, task.devices = False, ()
         worker.task_queue.insert(0, task)
+        _count(worker, task, 1)
 
     @staticmethod
     def _inherits(head: Task, ended: Task, ledger: Ledger | None) -> bool:
@@ -239,6 +244,7 @@ class ResourceManager:
     def _start_head(self, worker: WorkerInfo, devices: tuple[int, ...]) -> None:
         head = worker.task_queue[0]
         del worker.task_queue[0]
+        _count(worker, head, -1)
         if head.state.name == "revoking":
             worker.outgoing -= 1
         self._run(head, worker, devices)
@@ -283,7 +289,7 @@ class ResourceManager:
         """Whether `take_fresh` would return anything."""
         return bool(self._touched or self._fresh)
 
-    def take_fresh(self) -> Iterable[WorkerInfo]:
+    def take_fresh(self) -> Collection[WorkerInfo]:
         """The workers that changed since the last call, after a `commit`."""
         if self._touched:
             self.commit()
@@ -319,8 +325,19 @@ class ResourceManager:
             }
             assert worker.task_count == len(worker.running), worker.worker_id
             assert not any(task.reserved for task in worker.task_queue), worker.worker_id
+            assert worker.waiting_kinds == Counter(task.kind for task in worker.task_queue), worker.worker_id
             revoking = sum(1 for task in worker.task_queue if task.state.name == "revoking")
             assert worker.outgoing == revoking, (worker.worker_id, worker.outgoing, revoking)
             assert not worker.task_queue or not ledger.can_fit(need_of(worker.task_queue[0])), worker.worker_id
             if not self._touched and worker.accepts_work:
                 assert (worker.status == WorkerStatus.IDLE) == self._has_free(worker), (worker.worker_id, worker.status)
+
+
+def _count(worker: WorkerInfo, task: Task, change: int) -> None:
+    """Count one more or less of its kind in a backlog."""
+    kinds, kind = worker.waiting_kinds, task.kind
+    count = kinds.get(kind, 0) + change
+    if count:
+        kinds[kind] = count
+    else:
+        del kinds[kind]

@@ -97,9 +97,11 @@ class RuntimeEstimate(Struct, frozen=True):
 class RuntimeTable:
     """Runtimes by kind: what the engine's own rules (prefetch, backfill) believe."""
 
-    def __init__(self, short_s: float = 1.0) -> None:
+    def __init__(self, short_s: float = 1.0, alpha: float = 0.1) -> None:
+        """short_s: see `short`. alpha: the weight of the newest observation."""
         self._by_kind: OrderedDict[str, PerformanceStats] = OrderedDict()
         self._short_s = short_s
+        self._alpha = alpha
         #: Kinds that take at most `short_s` in the mean.
         self.short: set[str] = set()
 
@@ -107,7 +109,7 @@ class RuntimeTable:
         """Add the runtime of an attempt of this kind."""
         stats = self._by_kind.get(kind)
         if stats is None:
-            stats = self._by_kind[kind] = PerformanceStats()
+            stats = self._by_kind[kind] = PerformanceStats(self._alpha)
             if len(self._by_kind) > KINDS_MAX:
                 self.short.discard(self._by_kind.popitem(last=False)[0])
         else:
@@ -152,7 +154,7 @@ class RuntimeTable:
     def recall(self, learned: Iterable[Learned]) -> None:
         """Go on from what was written down. Once, before the first observation."""
         for one in learned:
-            stats = self._by_kind[one.kind] = PerformanceStats()
+            stats = self._by_kind[one.kind] = PerformanceStats(self._alpha)
             stats.recall(one)
             self._judge(one.kind, stats)
 

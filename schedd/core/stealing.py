@@ -5,11 +5,11 @@ A policy proposes (`steal_for`, `rebalance`); what it proposes begins here and i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 
 from schedd.core.model import Assigned, Revoking, Task, WorkerInfo, WorkerStatus
-from schedd.core.policies.base import Steal, movable
+from schedd.core.policies.base import Steal, Weight, movable
 from schedd.core.resources import ResourceManager
 from schedd.core.tables import Tables
 
@@ -21,27 +21,28 @@ _IDLE = WorkerStatus.IDLE
 
 
 class Backlogs:
-    """Workers by the length of their backlog: a heap that follows the log of changes, as those of placement do.
+    """Workers that have a backlog, in an order of their own: a heap that follows the log of changes, as in placement.
 
     It pays for what has changed only when somebody looks, so nothing while nobody runs out of work.
     """
 
-    def __init__(self, resources: ResourceManager) -> None:
+    def __init__(self, resources: ResourceManager, weigh: Callable[[WorkerInfo], Weight]) -> None:
         self._resources = resources
-        #: (-length, seq, version); stale unless the worker still has this version.
-        self._heap: list[tuple[int, int, int]] = []
+        self._weigh = weigh
+        #: (weight, negative; seq; version); stale unless the worker still has this version.
+        self._heap: list[tuple[float, int, int, int]] = []
         self._cursor = -1
 
-    def longest(self, count: int) -> list[WorkerInfo]:
-        """Up to `count` workers that have a backlog, the longest first, ties by the order of joining."""
+    def first(self, count: int) -> list[WorkerInfo]:
+        """Up to `count` workers, the highest weight first, ties by the order of joining."""
         self._follow()
         heap, by_seq = self._heap, self._resources.by_seq
-        entries: list[tuple[int, int, int]] = []
+        entries: list[tuple[float, int, int, int]] = []
         found: list[WorkerInfo] = []
         while heap and len(found) < count:
             entry = heappop(heap)
-            worker = by_seq.get(entry[1])
-            if worker is not None and worker.version == entry[2]:
+            worker = by_seq.get(entry[2])
+            if worker is not None and worker.version == entry[3]:
                 entries.append(entry)
                 found.append(worker)
         for entry in entries:
@@ -53,14 +54,18 @@ class Backlogs:
         resources.commit()
         changes, base, by_seq = resources.changes, resources.base, resources.by_seq
         if self._cursor < base or len(heap) > 64 + 8 * len(by_seq):
-            heap[:] = [(-movable(w), w.seq, w.version) for w in by_seq.values() if movable(w) > 0]
+            heap[:] = [self._entry(worker) for worker in by_seq.values() if movable(worker) > 0]
             heapify(heap)
         else:
             for version, seq in enumerate(changes[self._cursor - base :], self._cursor + 1):
                 worker = by_seq.get(seq)
                 if worker is not None and worker.version == version and movable(worker) > 0:
-                    heappush(heap, (-movable(worker), seq, version))
+                    heappush(heap, self._entry(worker))
         self._cursor = base + len(changes)
+
+    def _entry(self, worker: WorkerInfo) -> tuple[float, int, int, int]:
+        weight, count = self._weigh(worker)
+        return (-weight, -count, worker.seq, worker.version)
 
 
 class Stealing:
@@ -68,7 +73,8 @@ class Stealing:
 
     def __init__(self, tables: Tables) -> None:
         self._t = tables
-        self._backlogs = Backlogs(tables.resources)
+        self._by_length = Backlogs(tables.resources, lambda worker: (0.0, movable(worker)))
+        self._policy, self._by_weight = tables.policy, Backlogs(tables.resources, tables.policy.weigh)
         #: The workers that take work, as of a version of the table.
         self._members: list[WorkerInfo] = []
         self._members_version = -1
@@ -92,6 +98,7 @@ class Stealing:
         t = self._t
         if not any(worker.task_queue for worker in t.resources):
             return
+        t.resources.commit()
         if self.begin(t.policy.rebalance(self, t.now)):
             t.arm_stealing()
         else:
@@ -134,7 +141,13 @@ class Stealing:
         return self._t.resources
 
     def longest(self, count: int) -> list[WorkerInfo]:
-        return self._backlogs.longest(count)
+        return self._by_length.first(count)
+
+    def heaviest(self, count: int) -> list[WorkerInfo]:
+        policy = self._t.policy
+        if self._policy is not policy:  # another was chosen meanwhile, which weighs in its own way
+            self._policy, self._by_weight = policy, Backlogs(self._t.resources, policy.weigh)
+        return self._by_weight.first(count)
 
     def draw(self, count: int) -> list[WorkerInfo]:
         resources = self._t.resources

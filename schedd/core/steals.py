@@ -65,47 +65,42 @@ class StealLedger:
         self._runtimes = runtimes
         #: Tells the policy, which says whether it has paid.
         self.learn = learn
-        #: By the first task of a steal, the oldest steal first.
-        self._open: dict[TaskId, Open] = {}
+        #: What is followed, by the first task of a steal, the oldest steal first; empty: nothing needs to be told.
+        self.open: dict[TaskId, Open] = {}
         #: What is open by the seq of the victim, while the victim has not come to it.
         self._by_victim: dict[int, list[Open]] = {}
         self.totals = StealTotals()
         self.recent: deque[StealGain] = deque(maxlen=RECENT_MAX)
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing is followed, so that nothing needs to be told."""
-        return not self._open
-
     def asked(self, task: Task, ahead: int, victim: WorkerInfo, thief: WorkerInfo) -> None:
         """Open a steal: `task`, with so many ahead of it in the victim's backlog, is the first of it."""
         self.totals.asked += 1
         self._give_up(task.id)
-        if len(self._open) >= OPEN_MAX:
-            self._give_up(next(iter(self._open)))
+        if len(self.open) >= OPEN_MAX:
+            self._give_up(next(iter(self.open)))
         known_s = self._runtimes.mean_s(task.kind, task.requirements.estimated_time)
         mean_s = known_s / victim.slots if known_s is not None else 0.0
         expected_s = (ahead + 1) * mean_s if known_s is not None else None
         due = ended_on(victim) + ahead + 1
         steal = Open(task.id, task.attempt, task.kind, victim, thief.worker_id, due, mean_s, expected_s)
-        self._open[task.id] = steal
+        self.open[task.id] = steal
         self._by_victim.setdefault(victim.seq, []).append(steal)
 
     def joined(self, first: TaskId) -> None:
         """Count one more task to the steal whose first is this."""
-        if (steal := self._open.get(first)) is not None:
+        if (steal := self.open.get(first)) is not None:
             steal.tasks += 1
 
     def refused(self, task: Task) -> None:
         """Close a steal whose first task the victim had started."""
-        steal = self._open.get(task.id)
+        steal = self.open.get(task.id)
         if steal is not None and steal.attempt == task.attempt:
             self.totals.refused += 1
             self._close(steal, 0.0)
 
     def started(self, task: Task, at_ns: Instant) -> None:
         """The first task of a steal has started, on the thief if it was stolen."""
-        steal = self._open.get(task.id)
+        steal = self.open.get(task.id)
         if steal is None or steal.started_ns:
             return
         if task.attempt == steal.attempt:
@@ -139,7 +134,7 @@ class StealLedger:
             self._give_up(steal.task_id)
 
     def _give_up(self, task_id: TaskId) -> None:
-        steal = self._open.get(task_id)
+        steal = self.open.get(task_id)
         if steal is not None:
             self.totals.unmeasured += 1
             self._forget(steal)
@@ -160,7 +155,7 @@ class StealLedger:
         self.recent.append(gain)
 
     def _forget(self, steal: Open) -> None:
-        del self._open[steal.task_id]
+        del self.open[steal.task_id]
         steals = self._by_victim.get(steal.victim.seq)
         if steals and steal in steals:
             steals.remove(steal)

@@ -204,14 +204,14 @@ class Tables:
         actions = self.actions
         if self._drops or self._stops or self._revokes:
             self._take_orders(actions)
-        for worker_id, tasks in self._dispatches.items():
-            actions.append(fx.DispatchAttempts(worker_id, tasks, self.epoch))
+        if self._dispatches:
+            actions += [fx.DispatchAttempts(name, tasks, self.epoch) for name, tasks in self._dispatches.items()]
+            self._dispatches = {}
         if self._reports:
             actions.append(fx.PublishReports(self._reports))
             self._reports = []
         effects = fx.Effects(self.facts, actions, self._finished)
         self.facts, self.actions, self._finished = [], [], []
-        self._dispatches = {}
         return effects
 
     def _take_orders(self, actions: list[fx.Action]) -> None:

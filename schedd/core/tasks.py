@@ -194,7 +194,8 @@ class TaskTable:
         if task.job:
             job = self.jobs[task.job]
             job.finished_ns = max(job.finished_ns, state.at_ns)
-        self.missing.pop(task.id, None)
+        if self.missing:
+            self.missing.pop(task.id, None)
         self._note_end(task)
         waiting = self.dependents.pop(task.id, []) if self.dependents else []
         self._trim()

@@ -10,6 +10,9 @@ from schedd.core.model import Instant
 
 K = TypeVar("K", bound=Hashable)
 
+#: Later than anything is ever due.
+NEVER: Instant = 1 << 63
+
 
 class Deadlines(Generic[K]):
     """Which key is due when. Ties expire in the order in which they were set."""
@@ -19,6 +22,8 @@ class Deadlines(Generic[K]):
         self._heap: list[tuple[Instant, int, K]] = []
         self._live: dict[K, int] = {}
         self._number = 0
+        #: Nothing is due before; too early where what was due first was cancelled or set anew.
+        self.soonest: Instant = NEVER
 
     def __len__(self) -> int:
         return len(self._live)
@@ -31,6 +36,8 @@ class Deadlines(Generic[K]):
         self._number += 1
         self._live[key] = self._number
         heappush(self._heap, (when_ns, self._number, key))
+        if when_ns < self.soonest:
+            self.soonest = when_ns
         if len(self._heap) > 64 and len(self._heap) > 2 * len(self._live):
             self._heap = [entry for entry in self._heap if self._live.get(entry[2]) == entry[1]]
             heapify(self._heap)
@@ -45,8 +52,10 @@ class Deadlines(Generic[K]):
         while heap:
             when, number, key = heap[0]
             if live.get(key) == number:
+                self.soonest = when
                 return when
             heappop(heap)
+        self.soonest = NEVER
         return None
 
     def expire(self, now: Instant) -> list[K]:

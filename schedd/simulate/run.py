@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from heapq import heappop, heappush
-from itertools import count, takewhile
+from itertools import count, repeat, takewhile
 
 import msgspec
 from msgspec import Struct, structs
@@ -160,6 +160,7 @@ class Simulator:
         #: What is due and was not submitted yet, where it is submitted one by one; and when the next of the rest is.
         self._due: list[TraceTask] = []
         self._due_ns = NEVER_NS
+        self._due_s = 0.0
         #: Whether what is submitted when, and at which priority, may depend on what has ended.
         self._reacts = type(self._workload) is not TraceWorkload
         self._cluster = cluster
@@ -223,7 +224,8 @@ class Simulator:
         """Let the workers come that are there from the beginning."""
         self._plan_workers()
         self._keep_appointments()
-        self._handle(self._take_said())
+        said, self._said = self._said, []
+        self._handle(said)
         if self._ledgers is not Ledger:
             for worker in self._engine.resources:
                 worker.ledger = self._ledgers(worker.resources or WorkerResources())
@@ -313,7 +315,7 @@ class Simulator:
             self._take_ends(before)
         if self._agenda and self._agenda[0][0] <= at:
             self._keep_appointments()
-        events = self._take_said()
+        events, self._said = self._said, []
         if self._reacts and not self._one_by_one:
             self._look_ahead()
             submits = self._due_ns <= at or self._due
@@ -324,10 +326,6 @@ class Simulator:
         self._handle(events or [ev.Wakeup(0)])
         for worker, backlog in before:
             self._start_promoted(worker, backlog)
-
-    def _take_said(self) -> list[ev.Event]:
-        said, self._said = self._said, []
-        return said
 
     def _at(self, when: Instant, what: Callable[[], None]) -> None:
         self._number += 1
@@ -342,14 +340,14 @@ class Simulator:
     def _look_ahead(self) -> None:
         """Ask when the next submit is due."""
         due_s = self._workload.next_submit_s()
+        self._due_s = due_s or 0.0
         self._due_ns = NEVER_NS if due_s is None else int(due_s * SECOND) + self._shift_ns
 
     def _submit(self, events: list[ev.Event]) -> None:
         tasks: Sequence[TraceTask] = ()
         if self._due_ns <= self._now:
             # A time in seconds does not always survive the way to nanoseconds and back.
-            due_s = self._workload.next_submit_s() or 0.0
-            tasks = self._workload.take(max(due_s, (self._now - self._shift_ns) / SECOND))
+            tasks = self._workload.take(max(self._due_s, (self._now - self._shift_ns) / SECOND))
             self._look_ahead()
         if self._one_by_one:
             self._due.extend(tasks)
@@ -374,11 +372,10 @@ class Simulator:
 
     def _note_submitted(self, tasks: Sequence[TraceTask]) -> None:
         self._tasks.extend(tasks)
-        run = self._run
-        for _ in tasks:
-            run.start_s.append(-1.0)
-            run.finish_s.append(-1.0)
-            run.where.append(-1)
+        run, count = self._run, len(tasks)
+        run.start_s.extend(repeat(-1.0, count))
+        run.finish_s.extend(repeat(-1.0, count))
+        run.where.extend(repeat(-1, count))
 
     def _sort_of(self, task: TraceTask) -> _Sort:
         # By identity of the requirements, which the sort keeps alive: to compare them would cost more than the rest.
@@ -503,13 +500,13 @@ class Simulator:
     def _start_reserved(self, worker: VirtualWorker, tasks: Iterable[Task]) -> None:
         """Start those of these that have their reservation on this worker and do not run yet."""
         worker_id, running = worker.worker_id, self._running
-        started = [
-            self._start(Attempt(worker, task.id, task.attempt, devices=task.devices))
-            for task in tasks
-            if task.reserved
-            and task.state.worker_id == worker_id  # type: ignore[attr-defined]
-            and (task.id not in running or running[task.id].number != task.attempt)
-        ]
+        started: list[AttemptStarted] = []
+        for task in tasks:
+            if not task.reserved or task.state.worker_id != worker_id:  # type: ignore[attr-defined]
+                continue
+            known = running.get(task.id)
+            if known is None or known.number != task.attempt:
+                started.append(self._start(Attempt(worker, task.id, task.attempt, devices=task.devices)))
         if started:
             self._said.append(ev.AttemptsStarted(worker_id, started))
 

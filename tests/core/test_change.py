@@ -10,12 +10,13 @@ from msgspec import structs
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.health import FailureRules
-from schedd.core.model import SECOND, Cause, Revoking, TaskEntry, WorkerStatus
+from schedd.core.model import SECOND, Cause, Revoking, TaskEntry, WorkerInfo, WorkerStatus
 from schedd.core.placement import PrefetchRule
 from schedd.core.policies import POLICIES
 from schedd.core.policies.adaptive import AdaptiveScheduler
 from schedd.core.policies.base import TaskScheduler
 from schedd.core.policies.priority import PriorityScheduler
+from schedd.core.policies.work_stealing import WorkStealingScheduler
 
 from .builders import World, answered, dispatches, of, reported, spec
 
@@ -327,6 +328,24 @@ def test_stealing_is_switched_on_and_off() -> None:
     assert of(world.wake().actions, fx.RevokeAttempts)
     changed(world, stealing=False)
     assert ("steal", 0) not in world.engine._t.deadlines
+
+
+def test_backlogs_are_weighed_by_the_policy_in_use() -> None:
+    class Least(WorkStealingScheduler):
+        def weigh(self, worker: WorkerInfo) -> tuple[float, int]:
+            return -len(worker.task_queue), 0
+
+    world = World("work_stealing")
+    world.join("w1", cpus=1)
+    world.submit(5)
+    world.join("w2", cpus=1)
+    world.submit(3)
+    backlogs = {name: len(world.worker(name).task_queue) for name in ("w1", "w2")}
+    assert 0 < backlogs["w2"] < backlogs["w1"]
+    stealing = world.engine._stealing
+    assert [worker.worker_id for worker in stealing.heaviest(1)] == ["w1"]
+    swap(world, Least())
+    assert [worker.worker_id for worker in stealing.heaviest(1)] == ["w2"]
 
 
 def test_work_is_sent_ahead_once_it_may_be() -> None:

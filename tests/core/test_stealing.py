@@ -11,11 +11,11 @@ import pytest
 
 from schedd.core import effects as fx
 from schedd.core import events as ev
-from schedd.core.model import SECOND, Cause, Instant, Task, TaskRequirements, WorkerInfo
+from schedd.core.model import SECOND, Cause, Instant, Task, TaskRequirements, WorkerId, WorkerInfo
 from schedd.core.policies.base import ClusterView, Steal
 from schedd.core.policies.fifo import FIFOScheduler
 from schedd.core.policies.load_balancing import LoadBalancingScheduler
-from schedd.core.policies.work_stealing import WorkStealingScheduler
+from schedd.core.policies.work_stealing import QUIET_ENDS, WorkStealingScheduler
 
 from .builders import START, World, answered, dispatches, finished, holds, of, started
 
@@ -250,6 +250,20 @@ def test_two_thieves_share() -> None:
     assert [w.incoming for w in world.engine.resources] == [0, 4, 2]
 
 
+def test_no_task_is_promised_to_two_thieves() -> None:
+    """Both pass over task 5, which is too big for them, and neither asks for what the other does."""
+    world = World(OnTimer(steal_threshold=0), stealing=True, steal_interval_ns=SECOND)
+    world.join("w1", cpus=4)
+    for cpus in (4, 2, 2, 2, 4, 2):
+        world.submit(cpus=cpus)
+    world.join("w2", cpus=2)
+    world.join("w3", cpus=2)
+    view, policy = world.engine._stealing, world.engine.policy
+    moves = [(move.task.id, move.thief.worker_id) for move in policy.rebalance(view, world.now)]
+    assert moves == [(4, "w2"), (6, "w2"), (3, "w3")]
+    assert revokes(world.wake_in(1)) == {"w1": [(4, 1), (6, 1), (3, 1)]}
+
+
 class Wild(FIFOScheduler):
     """Proposes what makes no sense."""
 
@@ -380,6 +394,58 @@ def test_longest_backlogs_follow_what_changes() -> None:
         found = world.engine._stealing.longest(3)
         assert [len(w.task_queue) for w in found] == sorted(lengths.values(), reverse=True)[:3]
         assert len({w.worker_id for w in found}) == len(found)
+
+
+A, B = {"a": "1"}, {"b": "1"}
+
+
+def quiet(**values: Any) -> World:
+    """w1 has five short tasks waiting, w2 three of another kind that takes longer; nothing has come for some time."""
+    world = World(WorkStealingScheduler(**{"steal_threshold": 0, **values}), stealing=True)
+    world.join("w1", labels=A)
+    world.join("w2", labels=B)
+    world.submit(5, kind="long", labels=B)
+    world.start(1)
+    world.wait(10)
+    world.finish(1)
+    world.submit(6 + QUIET_ENDS, kind="short", labels=A)
+    for task_id in range(6, 6 + QUIET_ENDS):
+        world.start(task_id)
+        world.wait(0.1)
+        world.finish(task_id)
+    return world
+
+
+def test_thief_takes_what_takes_longest_once_nothing_comes() -> None:
+    assert revokes(quiet().join("w3", labels=A | B)) == {"w2": [(5, 1)]}
+    assert revokes(quiet(steal="one").join("w3", labels=A | B)) == {"w2": [(5, 1)]}
+    world = quiet()
+    assert revokes(world.join("w3", labels=A)) == {"w1": [(26, 1), (27, 1)]}  # which cannot run the long ones
+
+
+def test_thief_takes_from_the_longest_backlog_while_tasks_come() -> None:
+    world = quiet()
+    world.submit(kind="short", labels=A)
+    assert revokes(world.join("w3", labels=A | B)) == {"w1": [(26, 1), (27, 1), (28, 1)]}
+
+
+def test_thieves_on_the_timer_take_what_takes_longest() -> None:
+    world = quiet()
+    world.engine.policy.steal_for = lambda *_: []  # type: ignore[method-assign]
+    world.join("w3", labels=A | B)
+    world.join("w4", labels=A | B)
+    assert revokes(world.wake_in(1)) == {"w2": [(5, 1), (4, 1)]}
+
+
+def test_how_long_kinds_take_outlives_a_restart() -> None:
+    before = quiet().engine.policy
+    after = WorkStealingScheduler()
+    after.recall(before.learned())
+    row = WorkerInfo(WorkerId("w"), waiting_kinds={"short": 9, "long": 2})
+    assert after.weigh(row) == before.weigh(row)
+    assert after.weigh(row)[0] == pytest.approx(10)
+    assert after.weigh(row)[1] == 2
+    assert after.weigh(WorkerInfo(WorkerId("w"))) == (0, 0)
 
 
 def test_drawn_workers_take_work_and_could_run_the_task() -> None:

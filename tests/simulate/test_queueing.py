@@ -99,6 +99,18 @@ def test_bag_that_was_dealt_out_ends_as_if_nobody_had_idled(block: int) -> None:
     assert max(bare.finish_s) > 1.1 * max(run.finish_s)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_bag_in_blocks_ends_as_early_as_from_one_queue(seed: int) -> None:
+    """One kind takes forty times as long as another, eighty of a kind lie together, and nobody is told."""
+    dice = random.Random(seed)
+    means = [mean for mean in (1, 2, 5, 40) for _ in range(10)]
+    dice.shuffle(means)
+    tasks = [TraceTask(0, str(m), dice.expovariate(1 / m), TaskRequirements()) for m in means for _ in range(80)]
+    one_queue = Simulator(Trace("made", tasks), [ClusterRow(count=16)], parse_settings('policy.name = "fifo"')).run()
+    run = simulated(tasks, 16, "block = 200\nsteal_threshold = 0\n")
+    assert max(run.finish_s) <= 1.03 * max(one_queue.finish_s)
+
+
 def test_block_of_tasks_goes_to_one_worker() -> None:
     tasks = [TraceTask(0, "k", 10, TaskRequirements()) for _ in range(12)]
     run = simulated(tasks, 3, "block = 4\nsteal_threshold = 1_000\n")

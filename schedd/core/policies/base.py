@@ -22,6 +22,7 @@ from schedd.core.model import (
     Revoking,
     StealGain,
     Task,
+    TaskId,
     TaskRequirements,
     WorkerId,
     WorkerInfo,
@@ -70,6 +71,10 @@ def fit(
             if ledger.can_fit(requirements_needs[i]):
                 return (0.0, i)
     return (1.0 + evenly * queued / worker.slots, possible[0]) if queued < depth else None
+
+
+#: How much a thief wants of a backlog, higher first: any number, and how many tasks of that there are.
+Weight = tuple[float, int]
 
 
 class Outcome(Struct, frozen=True):
@@ -170,6 +175,9 @@ class ClusterView(Protocol):
 
     def longest(self, count: int) -> list[WorkerInfo]:
         """Up to `count` workers with the longest backlogs, longest first. O(count log workers + changes since)."""
+
+    def heaviest(self, count: int) -> list[WorkerInfo]:
+        """Up to `count` workers by the `weigh` of the policy, as of their last change, highest first. As `longest`."""
 
     def draw(self, count: int) -> list[WorkerInfo]:
         """Draw `count` workers by the engine's dice from those that take work. One may come twice. O(count)."""
@@ -312,6 +320,10 @@ class TaskScheduler(ABC):
         """
         return steal_from(view, thief, view.longest(VICTIMS_LOOKED_AT_MAX), 0)
 
+    def weigh(self, worker: WorkerInfo) -> Weight:
+        """What there is to be stolen from a worker with a backlog: higher goes first in `ClusterView.heaviest`."""
+        return (0.0, movable(worker))
+
     def learn_steal(self, gain: StealGain) -> bool:
         """Learn what a steal has gained, and tell whether it has paid."""
         return gain.real_s > 0
@@ -368,17 +380,15 @@ def steal_half(view: ClusterView, threshold: int, most: int | None = None) -> li
     workers = list(view.workers())
     victims = [(-movable(w), w.seq, w) for w in workers if movable(w) > threshold and w.accepts_work]
     heapify(victims)
-    taken: dict[WorkerId, int] = {}
+    taken: set[TaskId] = set()
     steals: list[Steal] = []
     for thief in workers:
-        if not thief.accepts_work or thief.task_queue or thief.incoming:
+        if not is_without_work(thief):
             continue
         passed: list[tuple[int, int, WorkerInfo]] = []
         while victims:
             left, seq, victim = heappop(victims)
-            gone = taken.get(victim.worker_id, 0)
-            moves = _take(view, victim, thief, gone, share_of(-left - threshold, most))
-            taken[victim.worker_id] = gone + len(moves)
+            moves = take(view, victim, thief, share_of(-left - threshold, most), taken)
             if -left - len(moves) > threshold:
                 passed.append((left + len(moves), seq, victim))
             if moves:
@@ -398,10 +408,15 @@ def steal_from(
     for victim in victims:
         surplus = movable(victim) - threshold
         if surplus > 0 and victim is not thief and victim.accepts_work:
-            moves = _take(view, victim, thief, 0, share_of(surplus, most))
+            moves = take(view, victim, thief, share_of(surplus, most), set())
             if moves:
                 return moves
     return []
+
+
+def is_without_work(worker: WorkerInfo) -> bool:
+    """Whether something of a worker is free, with nothing waiting there and nothing on its way: it may steal."""
+    return worker.status == WorkerStatus.IDLE and not worker.task_queue and not worker.incoming
 
 
 def share_of(surplus: int, most: int | None) -> int:
@@ -410,15 +425,22 @@ def share_of(surplus: int, most: int | None) -> int:
     return half if most is None else min(half, most)
 
 
-def _take(view: ClusterView, victim: WorkerInfo, thief: WorkerInfo, skip: int, most: int) -> list[Steal]:
-    """Up to `most` tasks from the tail of a backlog, the last `skip` left out; none unless one could start at once."""
+def take(
+    view: ClusterView,
+    victim: WorkerInfo,
+    thief: WorkerInfo,
+    most: int,
+    taken: set[TaskId],
+    among: Iterable[Task] | None = None,
+) -> list[Steal]:
+    """Up to `most` tasks from the tail of a backlog, or of `among`; none unless one could start at once.
+
+    What is in `taken` stays, as does what is asked back already; what moves is added to it.
+    """
     moves: list[Steal] = []
     refused: set[int] = set()
-    for task in reversed(victim.task_queue):
-        if isinstance(task.state, Revoking):
-            continue
-        if skip:
-            skip -= 1
+    for task in reversed(victim.task_queue) if among is None else among:
+        if task.id in taken or isinstance(task.state, Revoking):
             continue
         number = task.request.number if task.request is not None else 0
         if number in refused:
@@ -430,4 +452,5 @@ def _take(view: ClusterView, victim: WorkerInfo, thief: WorkerInfo, skip: int, m
         elif not moves and number:
             refused.add(number)
     moves.reverse()
+    taken.update(move.task.id for move in moves)
     return moves

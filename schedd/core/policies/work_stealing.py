@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
 from schedd.core.capacity import compile_needs
-from schedd.core.model import Instant, StealGain, Task, WorkerInfo
+from schedd.core.model import Instant, Revoking, StealGain, Task, TaskId, WorkerInfo
 from schedd.core.policies.base import (
     VICTIMS_LOOKED_AT_MAX,
     ClusterView,
     Draft,
+    Outcome,
     Steal,
     TaskScheduler,
+    Weight,
     fit,
+    is_without_work,
     movable,
+    share_of,
     steal_from,
     steal_half,
+    take,
 )
+from schedd.core.stats import Learned, PerformanceStats, RuntimeTable
+
+#: Where as many tasks come as end, so many ends in a row with nothing coming are one in 65,000.
+QUIET_ENDS = 16
+#: The mean runtime of a kind is that of some hundred attempts: where lengths differ much, ten say little.
+RUNTIME_ALPHA = 1 / 512
 
 #: Steals after whose measurement the threshold is looked at again.
 ADAPT_EVERY = 8
@@ -52,8 +63,10 @@ class WorkStealingScheduler(TaskScheduler):
 
     To choose for many short tasks of uneven length. Half of a victim's surplus moves at a time, from the tail of its
     backlog (Blumofe and Leiserson, "Scheduling Multithreaded Computations by Work Stealing", 1999, steal from the
-    end that the victim reaches last). With `choices` = 2 placement looks at two workers and is nearly as good as with
-    all of them (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
+    end that the victim reaches last). Once nothing more comes, what is left is a bag that is to end as early as can be:
+    a thief then takes half of the kind that takes longest, wherever it waits, so that nothing long begins late (Graham,
+    "Bounds on Multiprocessing Timing Anomalies", 1969). With `choices` = 2 placement looks at two workers and is nearly
+    as good as with all of them (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
     """
 
     name = "work_stealing"
@@ -89,6 +102,11 @@ class WorkStealingScheduler(TaskScheduler):
         #: The worker that was chosen for the block under way, and how many tasks of it are still to come.
         self._chosen: WorkerInfo | None = None
         self._block_left = 0
+        #: How long kinds take, and all of them together.
+        self._runtimes = RuntimeTable(alpha=RUNTIME_ALPHA)
+        self._overall = PerformanceStats(RUNTIME_ALPHA)
+        #: Attempts that have ended since a task was last placed.
+        self._ended = 0
 
     def score(self, task: Task, worker: WorkerInfo) -> float:
         return worker.load
@@ -97,13 +115,12 @@ class WorkStealingScheduler(TaskScheduler):
         return self.backlog_per_slot * worker.slots
 
     def plan(self, draft: Draft, now: Instant) -> None:
-        if not self.choices and self.block == 1:
-            super().plan(draft, now)
-            return
         while (task := draft.head()) is not None:
             worker = self._choose(draft, task)
             if worker is None or not draft.offer(task, worker, self.backlog_limit(worker)):
-                self._place_least_loaded(draft, task)
+                worker = self._least_loaded(draft, task)
+            if worker is not None:
+                self._ended = 0
 
     def _choose(self, draft: Draft, task: Task) -> WorkerInfo | None:
         """Say where the block goes on, or a new one begins; None: at the least loaded of all."""
@@ -114,7 +131,7 @@ class WorkStealingScheduler(TaskScheduler):
         self._chosen = min(draft.draw(task, self.choices), key=load_of, default=None) if self.choices else None
         return self._chosen
 
-    def _place_least_loaded(self, draft: Draft, task: Task) -> None:
+    def _least_loaded(self, draft: Draft, task: Task) -> WorkerInfo | None:
         """Place a task where no worker was drawn, or the chosen one cannot take it; the block goes on there."""
         worker = self._chosen = draft.candidate(task)
         if worker is None:
@@ -122,19 +139,76 @@ class WorkStealingScheduler(TaskScheduler):
             draft.block(task)
         else:
             draft.assign(task, worker)
+        return worker
+
+    # ------------------------------------------------------------------------------------------------------- stealing
 
     def steal_for(self, thief: WorkerInfo, view: ClusterView, now: Instant) -> list[Steal]:
-        if self.victims:
-            victims = sorted(view.draw(self.victims), key=movable, reverse=True)
-        else:
-            victims = view.longest(VICTIMS_LOOKED_AT_MAX)
+        if self.is_quiet and (steals := self._steal_longest(thief, view, set())):
+            return steals
+        victims = self._drawn(view) if self.victims else view.longest(VICTIMS_LOOKED_AT_MAX)
         return steal_from(view, thief, victims, self.threshold, self._most)
 
     def rebalance(self, view: ClusterView, now: Instant) -> list[Steal]:
-        steals = steal_half(view, self.threshold, self._most)
+        steals: list[Steal] = []
+        if self.is_quiet:
+            taken: set[TaskId] = set()
+            for thief in filter(is_without_work, view.workers()):
+                steals += self._steal_longest(thief, view, taken)
+        steals = steals or steal_half(view, self.threshold, self._most)
         if not steals and self.threshold > self.steal_threshold:
             self.threshold -= 1  # without steals nothing would ever be learned again
         return steals
+
+    def _drawn(self, view: ClusterView) -> list[WorkerInfo]:
+        return sorted(view.draw(self.victims), key=movable, reverse=True)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether what waits is all that there will be, for all that can be known."""
+        return self._ended >= QUIET_ENDS
+
+    def _steal_longest(self, thief: WorkerInfo, view: ClusterView, taken: set[TaskId]) -> list[Steal]:
+        """Take half of the kind that takes longest from the worker that has most of it, but for what is `taken`."""
+        victims = self._drawn(view) if self.victims else view.heaviest(VICTIMS_LOOKED_AT_MAX)
+        for victim in sorted(victims, key=self.weigh, reverse=True):
+            surplus = movable(victim) - self.threshold
+            if surplus <= 0 or victim is thief or not victim.accepts_work:
+                continue
+            tasks = self._longest(victim, taken)
+            most = min(share_of(len(tasks), self._most), surplus)
+            if steals := take(view, victim, thief, most, taken, reversed(tasks)):
+                return steals
+        return []
+
+    def weigh(self, worker: WorkerInfo) -> Weight:
+        return max(((self._expected_s(kind), count) for kind, count in worker.waiting_kinds.items()), default=(0.0, 0))
+
+    def _longest(self, worker: WorkerInfo, taken: Set[TaskId]) -> list[Task]:
+        """What can be moved of the kind that takes longest in a backlog, in its order. O(backlog)."""
+        by_kind: dict[str, list[Task]] = {}
+        for task in worker.task_queue:
+            if type(task.state) is not Revoking and task.id not in taken:
+                by_kind.setdefault(task.kind, []).append(task)
+        return by_kind[max(by_kind, key=self._expected_s)] if by_kind else []
+
+    def _expected_s(self, kind: str) -> float:
+        """Seconds that a kind takes; one that was not seen takes what all do."""
+        known_s = self._runtimes.mean_s(kind)
+        return known_s if known_s is not None else self._overall.avg_completion_time
+
+    # ------------------------------------------------------------------------------------------------------- learning
+
+    def observe(self, outcome: Outcome, now: Instant) -> None:
+        self._ended += 1
+        self._runtimes.observe(outcome.task.kind, outcome.runtime_s, outcome.success)
+        self._overall.update(outcome.runtime_s, outcome.success)
+
+    def learned(self) -> list[Learned]:
+        return self._runtimes.learned()
+
+    def recall(self, learned: Iterable[Learned]) -> None:
+        self._runtimes.recall(learned)
 
     def learn_steal(self, gain: StealGain) -> bool:
         """Raise the threshold by half where less than half of the steals pay, lower it by a quarter where most do."""
