@@ -6,7 +6,6 @@ has no time, which the journal adds itself.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -94,6 +93,8 @@ class Formatter(logging.Formatter):
 
     def _json(self, record: logging.LogRecord) -> str:
         """One object: time, level, logger, event, and the fields as they are, None left out."""
+        import json  # not for those who only read a line or two
+
         line = record.args[0] if isinstance(record.args, tuple) and record.args else None
         told: dict[str, Any] = {
             "time": self.formatTime(record, self.datefmt),

@@ -15,7 +15,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import uvloop
@@ -37,13 +37,13 @@ from schedd.server.archive import Archive
 from schedd.server.clock import Clock
 from schedd.server.connections import Peer
 from schedd.server.durable import Promises
-from schedd.server.http import Answer, Site
-from schedd.server.meter import Meter
-from schedd.server.metrics import CONTENT_TYPE, Metrics
 from schedd.server.ports import Reloaded
 from schedd.server.reload import Reloader, retention_of
 from schedd.server.service import Service
 from schedd.server.supervision import Supervision
+
+if TYPE_CHECKING:
+    from schedd.server.web import Web
 
 log = Log("schedd.server")
 
@@ -196,11 +196,11 @@ class Daemon:
     async def _start(self, engine: Engine, service: Service, clock: Clock, supervision: Supervision) -> None:
         """Start from the journal, then listen. A refusal to start ends the daemon."""
         try:
-            metrics = await self._show_metrics(service, clock) if self._settings.metrics.listen else None
+            web = await self._show(service, clock) if self._settings.metrics.listen else None
             if self._settings.journal.enabled:
                 await self._restore(engine, service, clock)
-                if metrics is not None:
-                    metrics.journal = self._journal
+                if web is not None:
+                    web.metrics.journal = self._journal
             else:
                 log.warning("no_journal", effect="what is unfinished when the daemon stops is lost")
             await self._listen(service)
@@ -278,33 +278,22 @@ class Daemon:
             self._made.append(self._address_file)
         log.info("listening", address=address, policy=self._settings.policy.name, version=schedd.__version__)
 
-    async def _show_metrics(self, service: Service, clock: Clock) -> Metrics:
+    async def _show(self, service: Service, clock: Clock) -> Web:
         """Answer over HTTP, from before the restart on: that it is not ready is what one wants to see there."""
-        meter = service.meter = Meter(service.started_ns)
-        meter.measure(service.engine, clock)
-        metrics = Metrics(service, meter)
+        from schedd.server.web import Web
 
-        async def tell() -> Answer:
-            return Answer(200, await metrics.text(), CONTENT_TYPE)
-
-        async def tell_health() -> Answer:
-            return _verdict(self._ill(service))
-
-        async def tell_readiness() -> Answer:
-            return _verdict(service.not_ready)
-
-        site = Site({"/metrics": tell, "/healthz": tell_health, "/readyz": tell_readiness})
+        web = Web(service, clock, lambda: self._ill(service))
         address = parse_address(self._settings.metrics.listen)
         try:
             bound = self._bind(address)
         except ListenError as error:
             raise ListenError(f"metrics: {error.message}", "choose another [metrics] listen") from error
-        self._servers.append(await asyncio.get_running_loop().create_server(site, sock=bound))
+        self._servers.append(await asyncio.get_running_loop().create_server(web.site, sock=bound))
         log.info("metrics", address=address if address.path else Address(*bound.getsockname()[:2]))
-        return metrics
+        return web
 
     def _ill(self, service: Service) -> str:
-        """What only a restart would mend; "": nothing. That there is an answer at all says that the loop runs."""
+        """What only a restart would mend; "": nothing."""
         journal = self._journal
         is_dead = journal is not None and journal is service.promises.journal and not journal.is_alive
         return "the journal's writer has ended" if is_dead else ""
@@ -417,10 +406,6 @@ class Daemon:
         for path in self._made:
             with contextlib.suppress(OSError):
                 path.unlink()
-
-
-def _verdict(trouble: str) -> Answer:
-    return Answer(503, f"{trouble}\n".encode()) if trouble else Answer(200, b"ok\n")
 
 
 def _consumed(rows: list[Any]) -> Iterator[Any]:

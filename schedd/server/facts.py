@@ -129,8 +129,8 @@ def _entered(fact: fx.WorkerEntered) -> dict[str, Any]:
         "cpus": resources.cpus,
         "ram_gb": resources.ram_gb,
         "gpus": len(resources.devices()),
-        "again": fact.again,
-        "draining": fact.draining,
+        "again": fact.again or None,
+        "draining": fact.draining or None,
     }
 
 

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 #: Seconds between two looks. What holds the loop for less is not seen, nor up to so much of what holds it for longer.
-INTERVAL_S = 0.005
+#: Most of what an idle daemon costs are these looks.
+INTERVAL_S = 0.01
 #: The recent worst is that of at least so many seconds, and of at most twice as many.
 WINDOW_S = 30.0
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -240,3 +242,8 @@ def test_unix_socket_serves_too(cluster: Cluster, tmp_path: Path) -> None:
         asking.settimeout(20)
         answer = b"".join(iter(lambda: asking.recv(4096), b""))
     assert answer.endswith(b"ok\n")
+
+
+def test_daemon_without_metrics_loads_no_library_for_them() -> None:
+    loaded = "import sys, schedd.server.daemon; sys.exit('prometheus_client' in sys.modules or 'h11' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], check=False).returncode == 0
