@@ -137,6 +137,7 @@ class Daemon:
         #: Why it cannot start.
         self._refusal: ScheddError | None = None
         self._journal: Journal | None = None
+        self._web: Web | None = None
         loop = asyncio.get_running_loop()
         self._call_soon, self._call_later = loop.call_soon_threadsafe, loop.call_later
         self._done = anyio.Event()
@@ -173,6 +174,8 @@ class Daemon:
             service.loop.stop()
             for server in self._servers:
                 server.close()
+            if self._web is not None:
+                self._web.site.close()
             if self._journal is not None:
                 if self._journal is service.promises.journal:  # the start was through
                     self._journal.remember(engine.learned())
@@ -282,7 +285,7 @@ class Daemon:
         """Answer over HTTP, from before the restart on: that it is not ready is what one wants to see there."""
         from schedd.server.web import Web
 
-        web = Web(service, clock, lambda: self._ill(service))
+        web = self._web = Web(service, clock, lambda: self._ill(service))
         address = parse_address(self._settings.metrics.listen)
         try:
             bound = self._bind(address)
