@@ -15,7 +15,7 @@ from schedd.config import parse_settings
 from schedd.core import events as ev
 from schedd.core import stats
 from schedd.core.model import Gpu, Task, TaskId, TaskRequirements, WorkerId, WorkerInfo
-from schedd.core.policies import adaptive, prices
+from schedd.core.policies import experience, prices
 from schedd.core.policies.adaptive import AdaptiveScheduler
 from schedd.core.policies.beliefs import Beliefs, Guess
 from schedd.simulate.bound import lower_bound_s
@@ -190,14 +190,15 @@ def test_adaptive_refuses_impossible_durations() -> None:
 
 
 def test_adaptive_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adaptive, "ROWS_MAX", 2)
+    monkeypatch.setattr(experience, "ROWS_MAX", 2)
     policy = AdaptiveScheduler()
     for kind in ("a", "b", "a", "c"):
         policy.record_completion(WorkerId(f"w-{kind}"), task(kind=kind), 1.0, success=True)
     policy.refresh(0)
     assert policy.stats("b", WorkerId("w-b")) is None
     assert policy.stats("a", WorkerId("w-a")) is not None
-    for table in (policy._pairs, policy._tries, policy._worker_tries, policy._peculiar, policy._pair_peculiar):
+    seen = policy.experience
+    for table in (seen._pairs, seen._tries, seen._worker_tries, seen._peculiar, seen._pair_peculiar):
         assert len(table) == 2
 
 
