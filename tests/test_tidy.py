@@ -20,6 +20,7 @@ CORE_ORDER = [
 POLICY_ORDER = [
     "base",
     "preemption",
+    "profiles",
     "beliefs",
     "experience",
     "groups",

@@ -1,11 +1,11 @@
 """adaptive: learn what each kind takes on each device model, and let each worker do what it is comparatively good at.
 
 With a backlog every worker gets work anyway; what matters is which work goes where. So a freed worker takes the kind in
-which its group has the greatest advantage over the others, at the prices that the linear program of the whole backlog
-gives to a second of each group (`prices`). The beliefs behind it (`beliefs`) are drawn anew at each refresh, in
-proportion to how unsure they are, so that what is not known is tried while it may still pay (Thompson, 1933).
+which its group has the greatest advantage over the others (`market`), at the prices that the linear program of the
+whole backlog gives to a second of each group (`prices`), by what attempts have shown (`experience`, `beliefs`).
 
-Towards the end, or where little waits, a slow worker does not take what a faster one that is busy would finish sooner.
+Towards the end, or where little waits, a task is left for a faster worker that is busy, where it might outlast all
+else on a slow one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from schedd.core.policies.arrivals import Arrivals
 from schedd.core.policies.base import Draft, Outcome, SurveyView, TaskScheduler, WaitingClass
 from schedd.core.policies.beliefs import Beliefs
 from schedd.core.policies.experience import Experience
-from schedd.core.policies.groups import Groups
-from schedd.core.policies.market import END_SHARE, Market
+from schedd.core.policies.groups import INF, Groups
+from schedd.core.policies.market import Market
 from schedd.core.stats import Learned, PerformanceStats
 
-INF = math.inf
 #: Waiting classes and running attempts that a refresh looks at.
 CLASSES_MAX = 500
 RUNNING_MAX = 4000
@@ -36,10 +35,10 @@ REFRESH_SHARE = 0.1
 #: What has come lately is expected to go on: beside what waits counts what would come in so many usual runtimes. How
 #: much comes is a mean over as many, and one more.
 AHEAD_RUNTIMES = 4.0
-#: How far above its mean a runtime is feared to be when it may be the last to end, in standard deviations.
-FEARED_DEVIATIONS = 1.0
 #: A class goes before the one that is first in the queue where it costs clearly less: this times as much, or less.
 CLEARLY = 0.98
+#: What was expected to be free by now takes so much of the runtime of the task yet.
+SOONEST_SHARE = 0.01
 
 
 class AdaptiveParams(Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,8 +56,17 @@ class AdaptiveParams(Struct, frozen=True, forbid_unknown_fields=True):
     spare_slow: bool = True
 
 
+class Elsewhere(Struct, frozen=True):
+    """A model for which a task is left: seconds that it takes there, and until the first of its workers is free."""
+
+    model: str
+    runtime_s: float
+    free_s: float
+
+
 class AdaptiveScheduler(TaskScheduler):
-    """Score = expected seconds until a success, at the price of a second there, times 1 + backlog per slot.
+    """Score = what a task costs: expected seconds until a success, at the price of a second there, and the seconds by
+    which it may outlast all else, times 1 + backlog per slot.
 
     To choose when device models or workers differ, most of all when kinds differ in how they do so. What was learned
     is kept over a restart.
@@ -132,11 +140,14 @@ class AdaptiveScheduler(TaskScheduler):
     # ------------------------------------------------------------------------------------------------------ placement
 
     def score(self, task: Task, worker: WorkerInfo) -> float:
-        waiting = (len(worker.task_queue) - worker.outgoing + worker.incoming) / worker.slots
-        factor = self.market.factor(self._groups.place(worker)[1])
+        worker_id = worker.worker_id
+        model, group = self._groups.place(worker)
+        guess, here_s = self.experience.guess(task, worker_id, model)
+        late_s = guess.beyond_s(self.market.end_s, here_s / guess.mean_s)
         # Of two that seem alike, the one that was seen less is tried.
-        factor *= math.exp(-self.exploration * self.experience.doubt(worker.worker_id))
-        return self.expected_s(task, worker) * factor * (1.0 + waiting)
+        doubt = math.exp(-self.exploration * self.experience.doubt(worker_id))
+        waiting = (len(worker.task_queue) - worker.outgoing + worker.incoming) / worker.slots
+        return (here_s * self.market.price(group) + late_s) * doubt * (1.0 + waiting)
 
     def plan(self, draft: Draft, now: Instant) -> None:
         """Give each candidate of the task that is first the class of equal importance that it is best at."""
@@ -173,49 +184,43 @@ class AdaptiveScheduler(TaskScheduler):
     # ------------------------------------------------------------------------------------------------ to take or leave
 
     def _accepts(self, task: Task, worker: WorkerInfo, now: Instant) -> bool:
-        """Whether the worker should take a task that it could start, rather than leave it for a faster one."""
-        return len(self._groups) < 2 or self._left_for(task, worker, now) is None
+        """Whether the worker should take a task that it could start, rather than leave it for another model."""
+        return len(self._groups) < 2 or self.better_elsewhere(task, worker, now) is None
 
     def left_for(self, task: Task, worker: WorkerInfo, now: Instant) -> str:
-        found = self._left_for(task, worker, now)
+        found = self.better_elsewhere(task, worker, now)
         if found is None:
             return ""
-        here_s = self.expected_s(task, worker) * self._fear(task)
-        return f"{found[0]}, where it is expected to end sooner ({found[1]:.1f} s from now, here {here_s:.1f} s)"
-
-    def _left_for(self, task: Task, worker: WorkerInfo, now: Instant) -> tuple[str, float] | None:
-        if not self.spare_slow or not 0 <= self._groups.place(worker)[1] < len(self._groups):
-            return None
-        return self.sooner_elsewhere(task, worker, now)
-
-    def sooner_elsewhere(self, task: Task, worker: WorkerInfo, now: Instant) -> tuple[str, float] | None:
-        """The model on which the task is expected to end sooner, though busy now, and in how many seconds; or None."""
-        own = self._groups.place(worker)[1]
         here_s = self.expected_s(task, worker)
-        fear = self._fear(task)
-        end_s = (self.market.horizon_s * max(0, self._left) / self._waited + self._left_s) * END_SHARE
-        if here_s * fear <= end_s:
+        there = f"there {found.runtime_s:.1f} s, from {found.free_s:.1f} s from now on; here {here_s:.1f} s"
+        return f"{found.model}, where it is less likely to outlast all else ({there})"
+
+    def better_elsewhere(self, task: Task, worker: WorkerInfo, now: Instant) -> Elsewhere | None:
+        """The model for which the task had better wait though its workers are busy now, None where it had not.
+
+        What it takes here is free: the worker has nothing better to do. But by what it may outlast all else here, the
+        whole cluster would wait for it; elsewhere by less, but there it takes the place of others.
+        """
+        model, own = self._groups.place(worker)
+        if not self.spare_slow or own < 0:
             return None
+        end_s = self.market.horizon_s * max(0, self._left) / self._waited + self._left_s
+        guess, here_s = self.experience.guess(task, worker.worker_id, model)
+        least_s = guess.beyond_s(end_s, here_s / guess.mean_s)
         gone_s = (now - self.refreshed_ns) / SECOND
-        best: tuple[str, float] | None = None
+        best = None
         for number, other in enumerate(self._groups):
+            if not least_s:
+                break
             if number == own or other.free_in_s == INF or not other.can_run(task):
                 continue
             guess = self.beliefs.guess(task.kind, other.model, task.requirements.estimated_time)
             there_s = guess.mean_s + self.experience.failures_s(task.kind, other.model, None, guess.mean_s)
-            in_s = max(other.free_in_s - gone_s, 0.01 * there_s) + there_s * fear
-            if in_s < here_s * fear and in_s >= end_s and (best is None or in_s < best[1]):
-                best = (other.model, in_s)
-            elif in_s < end_s:
-                best = (other.model, in_s)
-                break
+            free_s = max(other.free_in_s - gone_s, SOONEST_SHARE * there_s)
+            late_s = guess.beyond_s(end_s - free_s, there_s / guess.mean_s)
+            if (cost_s := self.market.price(number) * there_s + late_s) < least_s:
+                least_s, best = cost_s, Elsewhere(other.model, there_s, free_s)
         return best
-
-    def _fear(self, task: Task) -> float:
-        """How many times its mean a runtime may well be."""
-        ratios, plain = self.beliefs.ratios, self.beliefs.plain
-        noise = min(ratios.noise, plain.noise) if task.requirements.estimated_time else plain.noise
-        return math.exp(FEARED_DEVIATIONS * math.sqrt(noise) - min(noise, 2.0) / 2)
 
     # -------------------------------------------------------------------------------------------------------- refresh
 
@@ -278,9 +283,10 @@ class AdaptiveScheduler(TaskScheduler):
         kinds = dict.fromkeys(w.request.kind for w in self._waiting)
         kinds.update(dict.fromkeys(sorted(self._news)[:CLASSES_MAX]))
         self.beliefs.fit(list(kinds), self._running)
+        self.experience.fit()
         self._news.clear()
         self.refreshed_ns = now
-        self.market.settle(self._groups, self._waiting, self._demand(), self.exploration)
+        self.market.settle(self._groups, self._waiting, self._demand(), self._left_s, self.exploration)
         share_s = REFRESH_SHARE * self._usual_runtime_s()
         self.refresh_interval_s = max(self.statistics_interval_s, min(share_s, 60 * self.statistics_interval_s))
         return self._idle

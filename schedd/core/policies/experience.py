@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Reversible
 from itertools import islice
 from typing import TypeVar
 
 from schedd.core.model import Belief, Task, WorkerId
-from schedd.core.policies.beliefs import Beliefs, Cell
+from schedd.core.policies.beliefs import Beliefs, Cell, Guess
 from schedd.core.stats import LEARNED_MAX, Learned, PerformanceStats, newest
 
 Key = TypeVar("Key", bound=Hashable)
@@ -30,8 +30,14 @@ SUCCESS_FIRST = 0.95
 WORKER_SAMPLES = 4.0
 #: Counts of successes fade with each new one.
 FADING = 0.98
-#: Variance of what is peculiar to a worker, and to a kind on a worker, as parts of the logarithm of a runtime.
+#: Variance of what is peculiar to a worker, and to a kind on a worker, as parts of the logarithm of a runtime, before
+#: anything was seen; the samples that this is worth, and the rows, the last seen, from which it is learned.
 WORKER_VARIANCE = 0.25
+WORKER_VARIANCE_SAMPLES = 20.0
+WORKER_VARIANCE_MIN = 1e-6
+PECULIAR_LOOKED_AT_MAX = 1000
+#: What is so many standard deviations off is no chance, however alike all others are.
+CHANCE_DEVIATIONS = 3.0
 #: What was seen of a worker fades faster: it may be throttled any time.
 WORKER_FADING = 0.9
 #: Before the model of a cell of `learned`; the name of a worker has no line break.
@@ -67,12 +73,16 @@ class Peculiar:
         self.total = self.total * WORKER_FADING + difference * weight
         self.weight = self.weight * WORKER_FADING + weight
 
-    def mean(self, noise: float) -> float:
-        return self.total / (self.weight + noise / WORKER_VARIANCE)
+    def mean(self, noise: float, variance: float) -> float:
+        """What is believed, where rows vary by so much: as far as noise does not explain it."""
+        if not self.weight:
+            return 0.0
+        beyond = (self.total / self.weight) ** 2 - CHANCE_DEVIATIONS**2 * noise / self.weight
+        return self.total / (self.weight + noise / max(variance, beyond))
 
-    def doubt(self, noise: float) -> float:
+    def doubt(self, noise: float, variance: float) -> float:
         """The standard deviation of what is believed."""
-        return math.sqrt(noise * WORKER_VARIANCE / (noise + self.weight * WORKER_VARIANCE))
+        return math.sqrt(noise * variance / (noise + self.weight * variance))
 
 
 _UNSEEN = Peculiar()
@@ -90,17 +100,29 @@ class Experience:
         self._worker_tries: OrderedDict[WorkerId, Tries] = OrderedDict()
         self._peculiar: OrderedDict[WorkerId, Peculiar] = OrderedDict()
         self._pair_peculiar: OrderedDict[tuple[str, WorkerId], Peculiar] = OrderedDict()
+        #: By how much workers differ, and kinds on workers.
+        self._variance = self._pair_variance = WORKER_VARIANCE
+
+    def fit(self) -> None:
+        """Learn by how much workers differ: where they are alike, what seems peculiar to one is chance."""
+        noise = self._beliefs.plain.noise
+        self._variance = _variance(self._peculiar.values(), noise)
+        self._pair_variance = _variance(self._pair_peculiar.values(), noise)
 
     def expected_s(self, task: Task, worker_id: WorkerId, model: str) -> float:
         """Seconds that are expected until the task has succeeded there, failed attempts before it included."""
+        return self.guess(task, worker_id, model)[1]
+
+    def guess(self, task: Task, worker_id: WorkerId, model: str) -> tuple[Guess, float]:
+        """What is believed of the task on the model, and the seconds that are expected on this worker."""
         kind = task.kind
         guess = self._beliefs.guess(kind, model, task.requirements.estimated_time)
         own = self._peculiar.get(worker_id, _UNSEEN)
-        shift = own.mean(guess.noise)
+        shift = own.mean(guess.noise, self._variance)
         if (pair := self._pair_peculiar.get((kind, worker_id))) is not None:
-            shift += pair.mean(guess.noise)
+            shift += pair.mean(guess.noise, self._pair_variance)
         seconds = guess.mean_s * math.exp(max(-5.0, min(5.0, shift)))
-        return seconds + self.failures_s(kind, model, worker_id, seconds)
+        return guess, seconds + self.failures_s(kind, model, worker_id, seconds)
 
     def failures_s(self, kind: str, model: str, worker_id: WorkerId | None, seconds: float) -> float:
         """Seconds of failed attempts before a success that takes `seconds`; None: on any worker of the model."""
@@ -123,7 +145,7 @@ class Experience:
 
     def doubt(self, worker_id: WorkerId) -> float:
         """The standard deviation of what is believed to be peculiar to a worker, as a part of a logarithm."""
-        return self._peculiar.get(worker_id, _UNSEEN).doubt(self._beliefs.plain.noise)
+        return self._peculiar.get(worker_id, _UNSEEN).doubt(self._beliefs.plain.noise, self._variance)
 
     def believed(self) -> list[Belief]:
         """What is believed of each kind on each model where it was seen, the last seen kind last."""
@@ -156,7 +178,7 @@ class Experience:
         is_known = self._beliefs.plain.knows(kind)
         difference = math.log(max(seconds, 1e-6)) - guess.log_s if is_known else 0.0
         own = _row(self._peculiar, worker_id, Peculiar)
-        beyond = difference - own.mean(guess.noise)
+        beyond = difference - own.mean(guess.noise, self._variance)
         own.add(difference, weight)
         _row(self._pair_peculiar, (kind, worker_id), Peculiar).add(beyond, weight)
         self._beliefs.add(kind, model, seconds, hint_s)
@@ -196,7 +218,8 @@ class Experience:
                 stats = self._pairs[one.kind, WorkerId(one.worker)] = PerformanceStats(self._learning_rate)
                 stats.recall(one)
         for logs in (self._beliefs.plain, self._beliefs.ratios):
-            logs.fit(list(logs.cells))
+            logs.fit(reversed(logs.cells))
+        self.fit()
 
     def _recall_peculiar(self, one: Learned) -> None:
         worker_id = WorkerId(one.worker.removeprefix(MODEL_MARK * 3))
@@ -219,6 +242,16 @@ class Experience:
             tries = self._tries[one.kind, model] = Tries()
             tries.count = float(one.total)
             tries.failed = one.total * (1.0 - one.success)
+
+
+def _variance(rows: Reversible[Peculiar], noise: float) -> float:
+    """By how much rows vary beyond what noise explains (by the moments; DerSimonian and Laird, 1986)."""
+    spread, samples = WORKER_VARIANCE_SAMPLES * WORKER_VARIANCE, WORKER_VARIANCE_SAMPLES
+    for row in islice(reversed(rows), PECULIAR_LOOKED_AT_MAX):
+        if row.weight:
+            spread += row.total * row.total / row.weight - noise
+            samples += row.weight
+    return max(spread / samples, WORKER_VARIANCE_MIN)
 
 
 def _row(table: OrderedDict[Key, Row], key: Key, make: Callable[[], Row]) -> Row:

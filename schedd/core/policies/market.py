@@ -1,4 +1,8 @@
-"""What each waiting class costs on each group of workers, at the prices of all that waits: who is best at what.
+"""What each waiting class costs on each group of workers: who is best at what.
+
+A task costs the seconds that it takes at the price of a second there (`prices`). And where it may outlast all else that
+waits and runs, each second of that is one of the whole cluster, which has nothing else to do then: so what is long or
+may be does not go to a slow worker towards the end.
 
 Prices are worked out from runtimes that are drawn from what is believed, in proportion to how unsure that is, so that
 what is not known is tried while it may still pay (Thompson, 1933).
@@ -10,8 +14,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from schedd.core.policies.base import WaitingClass
-from schedd.core.policies.beliefs import Beliefs
+from schedd.core.policies.beliefs import Beliefs, Guess
 from schedd.core.policies.experience import Experience
 from schedd.core.policies.groups import Groups, share
 from schedd.core.policies.prices import solve
@@ -19,11 +25,15 @@ from schedd.core.policies.prices import solve
 if TYPE_CHECKING:
     from schedd.core.queue import RequestClass
 
-#: The part of the time to the end in which a task has to fit, or else it may be the last.
-END_SHARE = 0.7
 INF = math.inf
-#: Seconds that a task of a class takes on each group: of the whole worker, drawn; and its runtime, as believed.
-Times = tuple[list[float], list[float]]
+
+
+class Stay(Struct, frozen=True):
+    """A task of a class on a group: seconds of the whole worker, drawn from what is believed; its runtime, believed."""
+
+    drawn_s: float
+    runtime_s: float
+    guess: Guess
 
 
 class Market:
@@ -35,73 +45,77 @@ class Market:
         self._experience = experience
         self._draw = draw
         self._prices: list[float] = []
-        #: Price of a second in a group, 1 in the mean.
-        self._factors: list[float] = []
         self._orders: list[dict[RequestClass, float]] = []
-        #: Seconds in which what waited then could be done.
-        self.horizon_s = INF
+        #: Seconds in which what waited at the last refresh could be done, and in which all would have ended.
+        self.horizon_s = self.end_s = INF
 
-    def factor(self, group: int) -> float:
-        """The price of a second in a group, 1 in the mean."""
-        return self._factors[group] if 0 <= group < len(self._factors) else 1.0
+    def price(self, group: int) -> float:
+        """The price of a second in a group; one of the whole cluster costs 1."""
+        return self._prices[group] if 0 <= group < len(self._prices) else 1.0
 
     def order(self, group: int) -> dict[RequestClass, float]:
         """The classes with what a task costs there, over what it costs on the best of the other groups; least first."""
         return self._orders[group] if 0 <= group < len(self._orders) else {}
 
     def settle(
-        self, groups: Groups, waiting: Sequence[WaitingClass], demand: Sequence[float], exploration: float
+        self,
+        groups: Groups,
+        waiting: Sequence[WaitingClass],
+        demand: Sequence[float],
+        left_s: float,
+        exploration: float,
     ) -> None:
-        """Work out prices and orders anew. demand: tasks of each class, those that are expected to come included."""
-        if not groups or not waiting:
-            self._factors, self._orders = [], []
-            self.horizon_s = 0.0
-            return
-        rows = [self._times(one, groups, exploration) for one in waiting]
-        capacity = [float(group.count) for group in groups]
-        start = self._prices if len(self._prices) == len(groups) else None
-        prices, self.horizon_s = solve(demand, [row for row, _ in rows], capacity, start)
-        self._prices = prices
-        total = sum(capacity)
-        slowest_s = max((max((s for s in plain if s < INF), default=0.0) for _, plain in rows), default=0.0)
-        is_ending = self.horizon_s * END_SHARE < slowest_s
-        self._factors = [1.0] * len(groups) if is_ending else [price * total for price in prices]
-        self._orders = [_order(number, prices, waiting, rows) for number in range(len(groups))]
+        """Work out prices and orders anew.
 
-    def _times(self, waiting: WaitingClass, groups: Groups, exploration: float) -> Times:
-        request, head = waiting.request, waiting.head
-        hint_s = self._beliefs.usual_hint_s(request.kind, head.requirements.estimated_time)
-        drawn: dict[str, tuple[float, float]] = {}
-        row, plain = [], []
+        demand: tasks of each class, those that are expected to come included. left_s: seconds in which what runs will
+        have ended, the mean of the workers.
+        """
+        self._orders = []
+        self.horizon_s, self.end_s = 0.0, left_s
+        if len(self._prices) != len(groups):
+            self._prices = []
+        if not groups or not waiting:
+            return
+        stays = [self._stays(one, groups, exploration) for one in waiting]
+        seconds = [[stay.drawn_s if stay is not None else INF for stay in row] for row in stays]
+        capacity = [float(group.count) for group in groups]
+        self._prices, self.horizon_s = solve(demand, seconds, capacity, self._prices or None)
+        self.end_s = self.horizon_s + left_s
+        if len(groups) > 1:
+            costs = [[self._cost(stay, price) for stay, price in zip(row, self._prices, strict=True)] for row in stays]
+            self._orders = [_order(number, waiting, costs) for number in range(len(groups))]
+
+    def _stays(self, waiting: WaitingClass, groups: Groups, exploration: float) -> list[Stay | None]:
+        """Tell what such a task takes on each group, None where it does not fit."""
+        kind, needs = waiting.request.kind, waiting.request.needs
+        hint_s = self._beliefs.usual_hint_s(kind, waiting.head.requirements.estimated_time)
+        drawn: dict[str, Stay] = {}
+        row: list[Stay | None] = []
         for group in groups:
-            taken = min((share(need, group.sample) for need in request.needs), default=INF)
+            taken = min((share(need, group.sample) for need in needs), default=INF)
             if taken == INF:
-                row.append(INF)
-                plain.append(INF)
+                row.append(None)
                 continue
             if group.model not in drawn:
-                guess = self._beliefs.guess(request.kind, group.model, hint_s)
-                failures_s = self._experience.failures_s(request.kind, group.model, None, guess.mean_s)
-                drawn[group.model] = (
-                    guess.drawn_s(exploration * self._draw()) + failures_s,
-                    guess.mean_s + failures_s,
-                )
-            mine, mean = drawn[group.model]
-            row.append(taken * mine)
-            plain.append(mean)
-        return row, plain
+                guess = self._beliefs.guess(kind, group.model, hint_s)
+                failures_s = self._experience.failures_s(kind, group.model, None, guess.mean_s)
+                drawn_s = guess.drawn_s(exploration * self._draw()) + failures_s
+                drawn[group.model] = Stay(drawn_s, guess.mean_s + failures_s, guess)
+            alone = drawn[group.model]
+            row.append(Stay(taken * alone.drawn_s, alone.runtime_s, alone.guess))
+        return row
+
+    def _cost(self, stay: Stay | None, price: float) -> float:
+        if stay is None:
+            return INF
+        return price * stay.drawn_s + stay.guess.beyond_s(self.end_s, stay.runtime_s / stay.guess.mean_s)
 
 
-def _order(
-    number: int, prices: list[float], waiting: Sequence[WaitingClass], rows: Sequence[Times]
-) -> dict[RequestClass, float]:
-    if len(prices) < 2:
-        return {}
+def _order(number: int, waiting: Sequence[WaitingClass], costs: Sequence[Sequence[float]]) -> dict[RequestClass, float]:
     found = []
-    for position, (one, (row, _)) in enumerate(zip(waiting, rows, strict=True)):
-        if row[number] == INF:
-            continue
-        others = [p * s for g, (p, s) in enumerate(zip(prices, row, strict=True)) if g != number]
-        found.append((prices[number] * row[number] / min(others) if min(others) else 0.0, position, one.request))
+    for position, (one, row) in enumerate(zip(waiting, costs, strict=True)):
+        if row[number] < INF:
+            others = min(cost for group, cost in enumerate(row) if group != number)
+            found.append((row[number] / others if others else 0.0, position, one.request))
     found.sort(key=lambda entry: entry[:2])
     return {request: cost for cost, _, request in found}
