@@ -181,10 +181,12 @@ class Guess(Struct, frozen=True):
 
     def beyond_s(self, limit_s: float, times: float = 1.0) -> float:
         """Seconds in the mean by which so many times the runtime is above a limit; 0 where it never was."""
-        scale = times * self.mean_s
-        if scale * self.shape[-1] <= limit_s:
+        scale, shape = times * self.mean_s, self.shape
+        if scale * shape[-1] <= limit_s:
             return 0.0
-        return sum(max(0.0, scale * one - limit_s) for one in self.shape) / len(self.shape)
+        if scale * shape[0] >= limit_s:
+            return scale - limit_s
+        return sum(max(0.0, scale * one - limit_s) for one in shape) / len(shape)
 
     def left_s(self, elapsed_s: float) -> float:
         """Seconds that are left in the mean of what has run for so long."""

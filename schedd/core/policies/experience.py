@@ -40,6 +40,8 @@ PECULIAR_LOOKED_AT_MAX = 1000
 CHANCE_DEVIATIONS = 3.0
 #: What was seen of a worker fades faster: it may be throttled any time.
 WORKER_FADING = 0.9
+#: A mean of logarithms beyond this was not written by us.
+LOG_MAX = 60.0
 #: Before the model of a cell of `learned`; the name of a worker has no line break.
 MODEL_MARK = "\n"
 
@@ -223,7 +225,7 @@ class Experience:
 
     def _recall_peculiar(self, one: Learned) -> None:
         worker_id = WorkerId(one.worker.removeprefix(MODEL_MARK * 3))
-        if math.isfinite(one.duration) and one.weight > 0:
+        if _is_sound(one):
             peculiar = Peculiar()
             peculiar.total, peculiar.weight = one.duration, one.weight
             if one.kind:
@@ -235,13 +237,17 @@ class Experience:
         is_ratio = one.worker.startswith(MODEL_MARK * 2)
         model = one.worker.removeprefix(MODEL_MARK * (2 if is_ratio else 1))
         logs = self._beliefs.ratios if is_ratio else self._beliefs.plain
-        if not (one.weight > 0 and math.isfinite(one.duration) and math.isfinite(one.square)):
+        if not (_is_sound(one) and 0.0 <= one.square <= LOG_MAX**2 * one.weight):
             return
         logs.recall(one.kind, model, Cell(one.weight, one.duration, one.square))
         if not is_ratio and one.total:
             tries = self._tries[one.kind, model] = Tries()
             tries.count = float(one.total)
             tries.failed = one.total * (1.0 - one.success)
+
+
+def _is_sound(one: Learned) -> bool:
+    return 0.0 < one.weight < math.inf and abs(one.duration) <= LOG_MAX * one.weight
 
 
 def _variance(rows: Reversible[Peculiar], noise: float) -> float:
