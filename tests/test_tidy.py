@@ -20,8 +20,13 @@ CORE_ORDER = [
 POLICY_ORDER = [
     "base",
     "preemption",
+    "profiles",
     "beliefs",
+    "experience",
+    "groups",
+    "arrivals",
     "prices",
+    "market",
     "packing",
     "fifo",
     "priority",
@@ -31,8 +36,9 @@ POLICY_ORDER = [
     "batch",
     "__init__",
 ]
+#: Policies know nothing of each other, only what stands before `fifo`.
 POLICY_MAY = {"core.model", "core.capacity", "core.stats"} | {
-    f"core.policies.{helper}" for helper in ("base", "preemption", "beliefs", "prices", "packing")
+    f"core.policies.{helper}" for helper in POLICY_ORDER[: POLICY_ORDER.index("fifo")]
 }
 
 #: What a room may import of schedd, beside itself; a longer name counts before a shorter one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from schedd.config import parse_settings
 from schedd.core import events as ev
 from schedd.core import stats
 from schedd.core.model import Gpu, Task, TaskId, TaskRequirements, WorkerId, WorkerInfo
-from schedd.core.policies import adaptive, prices
+from schedd.core.policies import experience, prices, profiles
 from schedd.core.policies.adaptive import AdaptiveScheduler
-from schedd.core.policies.beliefs import Beliefs, Guess
+from schedd.core.policies.beliefs import Beliefs, Guess, LogTimes
 from schedd.simulate.bound import lower_bound_s
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.run import Run, Simulator
@@ -128,7 +129,73 @@ def test_what_is_left_of_a_run() -> None:
     assert unsure.left_s(1000) > unsure.left_s(100) > 0, "the longer it runs, the longer it is believed to be"
 
 
+def test_what_runtimes_were_in_their_mean_is_kept_as_it_was() -> None:
+    """Half of them take 1 s, half 100 s: none has ever taken 300 s, though mean and variance would allow for it."""
+    beliefs = Beliefs()
+    for i in range(300):
+        beliefs.add("k", "m", 100.0 if i % 2 else 1.0, None)
+        beliefs.fit(["k"], [])
+    guess = beliefs.guess("k", "m")
+    assert guess.beyond_s(0, 50.5 / guess.mean_s) == pytest.approx(50.5)
+    assert guess.beyond_s(10, 50.5 / guess.mean_s) == pytest.approx(45, rel=0.1)
+    assert guess.beyond_s(300, 50.5 / guess.mean_s) == 0
+    assert guess.beyond_s(-10, 50.5 / guess.mean_s) == pytest.approx(60.5), "a limit in the past"
+
+
+def test_models_that_go_together_tell_of_each_other() -> None:
+    """Of 20 kinds half are slow on both old models, the others fast on both: a new one is seen on one old model."""
+    logs = LogTimes(0.1)
+    for kind in range(20):
+        for model in ("new", "old", "older"):
+            for _ in range(10):
+                logs.add(f"k{kind}", model, 3.0 if model == "new" or kind % 2 else 5.0)
+    kinds = [f"k{kind}" for kind in range(20)]
+    for _ in range(5):
+        logs.fit(kinds)
+    for _ in range(10):
+        logs.add("slow", "new", 3.0)
+        logs.add("fast", "new", 3.0)
+        logs.add("slow", "old", 5.0)
+        logs.add("fast", "old", 3.0)
+    (slow, doubt), (fast, _) = logs.believe("slow", "older"), logs.believe("fast", "older")
+    assert slow == pytest.approx(5, abs=0.3)
+    assert fast == pytest.approx(3, abs=0.3)
+    assert doubt < 0.5 * logs.believe("nobody", "older")[1]
+
+
+def test_more_models_than_are_told_apart() -> None:
+    logs = LogTimes(1.0)
+    for number in range(3 * profiles.MODELS_MAX):
+        logs.add("k", f"m{number}", 1.0)
+    logs.fit(["k"])
+    mean, variance = logs.believe("k", "m20")
+    assert mean == pytest.approx(1.0, abs=0.1)
+    assert variance > 0
+    assert logs.believe("k", "m21") == logs.believe("k", "m22"), "further ones are taken for one"
+
+
 # ------------------------------------------------------------------------------------------------------- by the worker
+
+
+def test_what_seems_peculiar_to_like_workers_is_chance() -> None:
+    """Runtimes vary by a factor of ten or so: what a worker happened to get says nothing about it."""
+    policy, dice = AdaptiveScheduler(), random.Random(1)
+    for i in range(1200):
+        policy.record_completion(WorkerId(f"w{i % 30}"), task(kind="k"), math.exp(dice.gauss(3, 1.2)), success=True)
+    policy.refresh(0)
+    times = [policy.expected_s(task(kind="k"), row(f"w{i}")) for i in range(30)]
+    assert max(times) < 1.3 * min(times)
+
+
+def test_one_throttled_worker_among_many_is_known() -> None:
+    """However alike all others are, that one is three times as slow is no chance."""
+    policy, dice = AdaptiveScheduler(), random.Random(1)
+    for i in range(2000):
+        seconds = (3.0 if i % 100 == 7 else 1.0) * math.exp(dice.gauss(3, 0.3))
+        policy.record_completion(WorkerId(f"w{i % 100}"), task(kind="k"), seconds, success=True)
+    policy.refresh(0)
+    times = [policy.expected_s(task(kind="k"), row(f"w{i}")) for i in range(100)]
+    assert times[7] > 2.5 * statistics.median(times)
 
 
 def test_adaptive_prefers_the_faster() -> None:
@@ -190,14 +257,15 @@ def test_adaptive_refuses_impossible_durations() -> None:
 
 
 def test_adaptive_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adaptive, "ROWS_MAX", 2)
+    monkeypatch.setattr(experience, "ROWS_MAX", 2)
     policy = AdaptiveScheduler()
     for kind in ("a", "b", "a", "c"):
         policy.record_completion(WorkerId(f"w-{kind}"), task(kind=kind), 1.0, success=True)
     policy.refresh(0)
     assert policy.stats("b", WorkerId("w-b")) is None
     assert policy.stats("a", WorkerId("w-a")) is not None
-    for table in (policy._pairs, policy._tries, policy._worker_tries, policy._peculiar, policy._pair_peculiar):
+    seen = policy.experience
+    for table in (seen._pairs, seen._tries, seen._worker_tries, seen._peculiar, seen._pair_peculiar):
         assert len(table) == 2
 
 
@@ -232,6 +300,17 @@ def test_damaged_cells_are_left_out(value: float) -> None:
     policy = AdaptiveScheduler()
     policy.recall([stats.Learned("k", "\nm", value, 1.0, 1.0, value, 3)])
     assert math.isfinite(policy.beliefs.guess("k", "m").mean_s)
+
+
+@pytest.mark.parametrize("value", [-1e300, 1e300])
+def test_absurd_cells_stop_nothing(value: float) -> None:
+    policy = AdaptiveScheduler()
+    policy.recall([stats.Learned("k", "\n", value, 1.0, 1.0, 1.0, 3)])
+    policy.refresh(0)
+    assert math.isfinite(policy.score(task(kind="k"), row("w")))
+    policy.record_completion(WorkerId("w"), task(kind="k"), 1.0, success=True)
+    policy.refresh(0)
+    assert math.isfinite(policy.score(task(kind="k"), row("w")))
 
 
 def test_adaptive_writes_down_the_last_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,12 +400,13 @@ def test_slow_worker_does_not_take_the_last_task() -> None:
     world.wake_in(2)
     (last,) = world.submit(kind="a", requirements=ONE_GPU)
     assert world.states(last) == ["queued"]
-    sooner = policy.sooner_elsewhere(world.task(last), world.worker("old"), world.now)
-    assert sooner is not None
-    assert sooner[0] == "big"
+    better = policy.better_elsewhere(world.task(last), world.worker("old"), world.now)
+    assert better is not None
+    assert better.model == "big"
+    assert better.runtime_s == pytest.approx(10, rel=0.1)
     told = world.engine.explain(world.task(last))
     verdicts = {verdict.worker: verdict.verdict for verdict in told.workers}
-    assert verdicts[WorkerId("old")].startswith("left for big, where it is expected to end sooner")
+    assert verdicts[WorkerId("old")].startswith("left for big, where it is less likely to outlast all else (there 10.")
     world.finish(first)
     assert world.where(last) == ["big"]
 

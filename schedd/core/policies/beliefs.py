@@ -1,10 +1,9 @@
 """What is believed of runtimes, and how sure that is.
 
-The logarithm of a runtime is taken for a sum: kind + device model + what is peculiar to the two together + noise, each
-part normal around the part before it. So a kind that was seen on one model says something of the others, and a cell
-(kind, model) with few samples is drawn to what its kind and its model say (empirical Bayes; Efron and Morris, "Stein's
-Paradox in Statistics", 1977). What runs and has not ended counts, too, by what it must at least take: otherwise the
-short ones, which end first, would tell the story (Tobin, 1958; imputed as in Dempster, Laird, Rubin, 1977).
+The logarithm of a runtime is what its kind takes on the device model (`profiles`), and noise. What runs and has not
+ended counts, too, by what it must at least take: otherwise the short ones, which end first, would tell the story
+(Tobin, 1958; imputed as in Dempster, Laird, Rubin, 1977). How far runtimes fall from what is believed of them is kept
+as they fell: a few times the mean may be likely or out of the question, and no mean and variance tell.
 
 Where tasks have an estimate of their user, the same is kept of the ratio of runtime to estimate. Which of the two is
 used depends on which varies less.
@@ -13,16 +12,15 @@ used depends on which varies less.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable
+from itertools import islice
+from statistics import NormalDist, fmean
 
 from msgspec import Struct
 
-#: Variances of the parts before anything was seen, of natural logarithms: a factor of 2 either way is usual between
-#: kind and model, one of 7 between kinds.
-CELL_VARIANCE = 0.5
-MODEL_VARIANCE = 1.0
-KIND_VARIANCE = 4.0
+from schedd.core.policies.profiles import Profiles
+
 #: Standard deviation of the noise before anything was seen: of runtimes, and of their ratios to estimates.
 PLAIN_NOISE = 1.0
 RATIO_NOISE = 0.5
@@ -33,19 +31,22 @@ NOISE_VARIANCE_MAX = 2.0
 #: What was seen counts less with each new sample of its cell: about the last 200 of them count.
 KEPT = 0.995
 KINDS_MAX = 10_000
+#: Kinds that one `fit` looks at; of the others there is what `add` has made of it.
+KINDS_FITTED_MAX = 500
 #: Shorter runtimes are all the same (seconds).
 SHORTEST_S = 1e-6
 SWEEPS = 2
+#: Deviations of runtimes that are remembered, the last ones, and in how many quantiles they are told.
+DEVIATIONS_MAX = 200
+QUANTILES = 20
 
 
 class Cell(Struct):
-    """Samples of a kind on a model: their (fading) number, sum and sum of squares; and what follows from them."""
+    """Samples of a kind on a model: their (fading) number, sum and sum of squares."""
 
     count: float = 0.0
     total: float = 0.0
     square: float = 0.0
-    mean: float = 0.0
-    variance: float = CELL_VARIANCE
 
     def add(self, value: float) -> None:
         self.count = self.count * KEPT + 1.0
@@ -61,6 +62,10 @@ class Censored(Struct, frozen=True):
     least: float
 
 
+#: Of a cell: number of samples, and their sum.
+Sums = tuple[float, float]
+
+
 class LogTimes:
     """Beliefs of one logarithm: of runtimes, or of their ratios to estimates."""
 
@@ -68,58 +73,54 @@ class LogTimes:
         self._first_variance = noise * noise
         #: Variance of the noise.
         self.noise = noise * noise
+        #: How far the last samples fell from what was believed of them; taken for normal before there are any.
+        usual = NormalDist(0.0, noise)
+        self._deviations = deque((usual.inv_cdf((i + 0.5) / QUANTILES) for i in range(QUANTILES)), DEVIATIONS_MAX)
+        #: The same as what runtimes are, in their mean: quantiles, least first.
+        self.shape = _shape(self._deviations)
         self.cells: OrderedDict[str, dict[str, Cell]] = OrderedDict()
-        self._kinds: dict[str, float] = {}
-        self._models: dict[str, float] = {}
-        self._base = 0.0
+        self._profiles = Profiles()
 
     def add(self, kind: str, model: str, value: float) -> None:
-        """Take in a sample. What is believed of its cell is brought up to date at once, all else at the next `fit`."""
+        """Take in a sample. What is believed of its kind is brought up to date at once, all else at the next `fit`."""
         row = self.cells.get(kind)
         if row is None:
             row = self.cells[kind] = {}
             if len(self.cells) > KINDS_MAX:
-                self._kinds.pop(self.cells.popitem(last=False)[0], None)
+                self._profiles.forget(self.cells.popitem(last=False)[0])
         else:
             self.cells.move_to_end(kind)
-        cell = row.get(model)
-        if cell is None:
-            cell = row[model] = Cell()
-        cell.add(value)
-        if kind not in self._kinds:
-            self._kinds[kind] = value - self._models.get(model, 0.0)
-        self._settle(kind, model, cell, cell.count, cell.total)
+        if model not in row:
+            row[model] = Cell()
+        row[model].add(value)
+        if kind in self._profiles:
+            self._deviations.append(value - self.believe(kind, model)[0])
+        self._profiles.see(kind, model, value, self.noise)
 
     def believe(self, kind: str, model: str) -> tuple[float, float]:
         """Mean and variance of what is believed of the mean of a cell."""
-        row = self.cells.get(kind)
-        cell = row.get(model) if row is not None else None
-        if cell is not None:
-            return cell.mean, cell.variance
-        known = self._kinds.get(kind)
-        model_part = self._models.get(model, 0.0)
-        if known is None:
-            return self._base + model_part, KIND_VARIANCE + CELL_VARIANCE
-        return known + model_part, CELL_VARIANCE
+        return self._profiles.believe(kind, model)
 
     def knows(self, kind: str) -> bool:
-        return kind in self._kinds
+        return kind in self._profiles
 
     def recall(self, kind: str, model: str, cell: Cell) -> None:
         """Go on from a cell that was seen before a restart; what follows from it, the next `fit` says."""
         self.cells.setdefault(kind, {})[model] = cell
-        self._kinds.setdefault(kind, cell.total / cell.count)
+        self._profiles.see(kind, model, cell.total / cell.count, self.noise / cell.count)
 
     def fit(self, kinds: Iterable[str], running: Iterable[Censored] = ()) -> None:
-        """Work out all parts anew from the samples of these kinds, and what runs. O(cells of these kinds)."""
-        rows = {kind: self.cells[kind] for kind in kinds if kind in self.cells}
+        """Work out all anew from the samples of these kinds, and what runs. O(kinds * models^3), bounded."""
+        known = (kind for kind in kinds if kind in self.cells)
+        rows = {kind: self.cells[kind] for kind in islice(known, KINDS_FITTED_MAX)}
         self._fit_noise(rows)
-        counts = {(kind, model): (c.count, c.total) for kind, row in rows.items() for model, c in row.items()}
-        self._impute(counts, (one for one in running if one.kind in rows))
+        sums = {kind: {m: (c.count, c.total) for m, c in row.items()} for kind, row in rows.items()}
+        self._impute(sums, (one for one in running if one.kind in rows))
         for _ in range(SWEEPS):
-            self._fit_parts(rows, counts)
-        for (kind, model), (count, total) in counts.items():
-            self._settle(kind, model, rows[kind].setdefault(model, Cell()), count, total)
+            for kind, row in sums.items():
+                seen = ((m, total / count, self.noise / count) for m, (count, total) in row.items() if count > 0)
+                self._profiles.settle(kind, seen)
+            self._profiles.learn_usual()
 
     def _fit_noise(self, rows: dict[str, dict[str, Cell]]) -> None:
         spread, freedom = NOISE_SAMPLES * self._first_variance, NOISE_SAMPLES
@@ -130,8 +131,9 @@ class LogTimes:
                     freedom += cell.count - 1
         if freedom > NOISE_SAMPLES:
             self.noise = max(spread / freedom, 1e-6)
+        self.shape = _shape(self._deviations)
 
-    def _impute(self, counts: dict[tuple[str, str], tuple[float, float]], running: Iterable[Censored]) -> None:
+    def _impute(self, sums: dict[str, dict[str, Sums]], running: Iterable[Censored]) -> None:
         """Count what runs as what it is expected to be in the end, as far as it says anything."""
         noise = math.sqrt(self.noise)
         for one in running:
@@ -140,36 +142,18 @@ class LogTimes:
             if z < -2:
                 continue
             beyond = max(upper_tail(z), 1e-9)
-            count, total = counts.get((one.kind, one.model), (0.0, 0.0))
+            row = sums[one.kind]
+            count, total = row.get(one.model, (0.0, 0.0))
             weight = 1.0 - beyond
             expected = mean + noise * max(z, density(z) / beyond)
-            counts[one.kind, one.model] = (count + weight, total + weight * expected)
+            row[one.model] = (count + weight, total + weight * expected)
 
-    def _fit_parts(self, rows: dict[str, dict[str, Cell]], counts: dict[tuple[str, str], tuple[float, float]]) -> None:
-        noise, models, kinds = self.noise, self._models, self._kinds
-        sums: dict[str, list[float]] = {}
-        of_kind: dict[str, list[tuple[str, float, float]]] = {kind: [] for kind in rows}
-        for (kind, model), (count, total) in counts.items():
-            if count > 0:
-                of_kind[kind].append((model, 1.0 / (CELL_VARIANCE + noise / count), total / count))
-        for kind, cells in of_kind.items():
-            weight = 1.0 / KIND_VARIANCE + sum(w for _, w, _ in cells)
-            drawn = self._base / KIND_VARIANCE + sum(w * (mean - models.get(model, 0.0)) for model, w, mean in cells)
-            kinds[kind] = drawn / weight
-            for model, w, mean in cells:
-                at = sums.setdefault(model, [0.0, 1.0 / MODEL_VARIANCE])
-                at[0] += w * (mean - kinds[kind])
-                at[1] += w
-        if of_kind:
-            self._base = sum(kinds[kind] for kind in of_kind) / len(of_kind)
-        for model, (pull, weight) in sums.items():
-            models[model] = pull / weight
 
-    def _settle(self, kind: str, model: str, cell: Cell, count: float, total: float) -> None:
-        prior = self._kinds[kind] + self._models.get(model, 0.0)
-        precision = count / self.noise + 1.0 / CELL_VARIANCE
-        cell.mean = (total / self.noise + prior / CELL_VARIANCE) / precision
-        cell.variance = 1.0 / precision
+def _shape(deviations: Iterable[float]) -> tuple[float, ...]:
+    times = [math.exp(min(60.0, one)) for one in sorted(deviations)]
+    found = [times[int((i + 0.5) * len(times) / QUANTILES)] for i in range(QUANTILES)]
+    mean = fmean(found)
+    return tuple(one / mean for one in found)
 
 
 class Guess(Struct, frozen=True):
@@ -178,6 +162,8 @@ class Guess(Struct, frozen=True):
     log_s: float
     doubt: float
     noise: float
+    #: What runtimes are, in their mean: quantiles, least first.
+    shape: tuple[float, ...] = (1.0,)
 
     @property
     def mean_s(self) -> float:
@@ -192,6 +178,15 @@ class Guess(Struct, frozen=True):
     def at(self, deviations: float) -> float:
         """Seconds that are not exceeded but by so many standard deviations, doubt and noise together."""
         return math.exp(min(60.0, self.log_s + deviations * math.sqrt(self.doubt + self.noise)))
+
+    def beyond_s(self, limit_s: float, times: float = 1.0) -> float:
+        """Seconds in the mean by which so many times the runtime is above a limit; 0 where it never was."""
+        scale, shape = times * self.mean_s, self.shape
+        if scale * shape[-1] <= limit_s:
+            return 0.0
+        if scale * shape[0] >= limit_s:
+            return scale - limit_s
+        return sum(max(0.0, scale * one - limit_s) for one in shape) / len(shape)
 
     def left_s(self, elapsed_s: float) -> float:
         """Seconds that are left in the mean of what has run for so long."""
@@ -226,9 +221,9 @@ class Beliefs:
         """What is believed of the runtime of a task."""
         if hint_s and (self.ratios.noise <= self.plain.noise or not self.plain.knows(kind)):
             mean, variance = self.ratios.believe(kind, model)
-            return Guess(mean + math.log(max(hint_s, SHORTEST_S)), variance, self.ratios.noise)
+            return Guess(mean + math.log(max(hint_s, SHORTEST_S)), variance, self.ratios.noise, self.ratios.shape)
         mean, variance = self.plain.believe(kind, model)
-        return Guess(mean, variance, self.plain.noise)
+        return Guess(mean, variance, self.plain.noise, self.plain.shape)
 
     def usual_hint_s(self, kind: str, otherwise: float | None) -> float | None:
         """The estimate that tasks of a kind usually have (seconds)."""

@@ -1,0 +1,99 @@
+"""Workers in groups of one shape: what is believed, and what a second is worth, is said of a group, not of a worker."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from schedd.core.capacity import WHOLE, Ledger, Need
+from schedd.core.model import Task, WorkerId, WorkerInfo
+
+#: Groups of equal workers; workers of more shapes join the first of their model.
+GROUPS_MAX = 32
+INF = math.inf
+
+
+class Group:
+    """Workers of one shape: a device model, and as many devices and CPUs each."""
+
+    __slots__ = ("count", "free_in_s", "model", "sample")
+
+    def __init__(self, model: str, sample: Ledger) -> None:
+        self.model = model
+        self.sample = sample
+        self.count = 0
+        #: Seconds until the first of its workers that runs something is expected to be free, at the last refresh.
+        self.free_in_s = INF
+
+    def can_run(self, task: Task) -> bool:
+        """Whether a worker of the group could run the task if it were empty."""
+        return task.request is not None and any(not self.sample.blocker(need) for need in task.request.needs)
+
+
+class Groups:
+    """The groups of the workers that take work, as of the last survey, and where each worker belongs."""
+
+    def __init__(self) -> None:
+        self._groups: list[Group] = []
+        self._numbers: dict[tuple[str, int, int], int] = {}
+        #: Model and group of a worker, by its id, for as long as it has this ledger.
+        self._places: dict[WorkerId, tuple[Ledger, str, int]] = {}
+
+    def clear(self) -> None:
+        """Begin a new survey."""
+        self._groups, self._numbers, self._places = [], {}, {}
+
+    def enter(self, worker: WorkerInfo, ledger: Ledger) -> Group:
+        """Count a worker to its group, a new one where there is none."""
+        shape = _shape(ledger)
+        model, number = shape[0], self._numbers.get(shape)
+        if number is None and len(self._groups) < GROUPS_MAX:
+            number = self._numbers[shape] = len(self._groups)
+            self._groups.append(Group(model, ledger))
+        elif number is None:
+            number = next((n for n, group in enumerate(self._groups) if group.model == model), 0)
+        self._places[worker.worker_id] = (ledger, model, number)
+        group = self._groups[number]
+        group.count += 1
+        return group
+
+    def place(self, worker: WorkerInfo) -> tuple[str, int]:
+        """The device model of a worker, "" without devices, and the number of its group, -1 where it has none yet."""
+        ledger = worker.ledger
+        if ledger is None:
+            return "", -1
+        place = self._places.get(worker.worker_id)
+        if place is None or place[0] is not ledger:
+            shape = _shape(ledger)
+            place = self._places[worker.worker_id] = (ledger, shape[0], self._numbers.get(shape, -1))
+        return place[1], place[2]
+
+    def model_of(self, worker_id: WorkerId) -> str:
+        """The device model of a worker by its id, "" where it was not met."""
+        place = self._places.get(worker_id)
+        return place[1] if place is not None else ""
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self._groups)
+
+    def __getitem__(self, number: int) -> Group:
+        return self._groups[number]
+
+
+def share(need: Need, sample: Ledger) -> float:
+    """The share of a worker that a task takes; infinite where it does not fit."""
+    if sample.blocker(need):
+        return INF
+    taken = need.gpus * need.share / (WHOLE * len(sample.devices)) if need.gpus else 0.0
+    if sample.cpus:
+        taken = max(taken, need.cpus / sample.cpus)
+    if sample.ram_mb:
+        taken = max(taken, need.ram_mb / sample.ram_mb)
+    return max(taken, 1e-6)
+
+
+def _shape(ledger: Ledger) -> tuple[str, int, int]:
+    return ledger.devices[0].model if ledger.devices else "", len(ledger.devices), ledger.cpus
