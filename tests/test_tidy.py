@@ -26,6 +26,7 @@ POLICY_ORDER = [
     "arrivals",
     "prices",
     "market",
+    "flow",
     "packing",
     "fifo",
     "priority",

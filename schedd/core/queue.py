@@ -30,6 +30,10 @@ Rank = tuple[float, int]
 NO_RANK: Rank = (math.inf, 0)
 
 
+#: Sizes by which estimates of runtimes are told apart, as a difference of logarithms: a fifth.
+SIZE_STEP = 0.2
+#: Between a kind and a size.
+SIZE_MARK = "\n"
 #: Keys of requirements that were asked for are remembered for so many objects.
 KEYS_KEPT_MAX = 64
 
@@ -64,9 +68,14 @@ class RequestClasses:
         #: (requirements, key) by identity of the former, and kind: who submits one by one sends the same object again.
         self._keys: dict[tuple[int, str | None], tuple[TaskRequirements, bytes]] = {}
 
-    def intern(self, requirements: TaskRequirements, kind: str, by_kind: bool) -> RequestClass:
-        """Return the one class of these; the estimate of the runtime does not make a class of its own."""
+    def intern(self, requirements: TaskRequirements, kind: str, by_kind: bool, by_size: bool = False) -> RequestClass:
+        """Return the one class of these.
+
+        The estimate of the runtime does not make a class of its own, but where tasks of different sizes are told apart.
+        """
         grouped = kind if by_kind else None
+        if by_size and requirements.estimated_time:
+            grouped = f"{grouped or ''}{SIZE_MARK}{round(math.log(requirements.estimated_time) / SIZE_STEP)}"
         known = self._keys.get((id(requirements), grouped))
         if known is not None and (found := self._classes.get(known[1])) is not None:
             return found

@@ -410,7 +410,7 @@ class Tables:
         task.requirements = requirements
         task.defined_ns = self.now
         task.variant = 0
-        task.request = self.classes.intern(requirements, task.kind, self.policy.by_kind)
+        task.request = self.classes.intern(requirements, task.kind, self.policy.by_kind, self.policy.by_size)
 
     def note_change(self, task: Task) -> None:
         """Record what a task now asks for, and how important it is."""

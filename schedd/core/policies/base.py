@@ -227,6 +227,8 @@ class TaskScheduler(ABC):
     summary: ClassVar[str]
     #: Whether tasks of different kinds must be told apart while they wait.
     by_kind: ClassVar[bool] = False
+    #: Whether tasks whose estimated runtimes differ by more than some must be told apart, too.
+    by_size: bool = False
     #: Whether backlogs fill evenly, by their length per slot, whatever `score` says of two busy workers.
     fills_evenly: ClassVar[bool] = True
     #: Whether `promotion` may say something.

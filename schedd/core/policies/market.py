@@ -57,7 +57,9 @@ class Market:
             self._factors, self._orders = [], []
             self.horizon_s = 0.0
             return
-        rows = [self._times(one, groups, exploration) for one in waiting]
+        beliefs = self._beliefs
+        hints = [beliefs.usual_hint_s(one.request.kind, one.head.requirements.estimated_time) for one in waiting]
+        rows = [self.times(one.request, hint, groups, exploration) for one, hint in zip(waiting, hints, strict=True)]
         capacity = [float(group.count) for group in groups]
         start = self._prices if len(self._prices) == len(groups) else None
         prices, self.horizon_s = solve(demand, [row for row, _ in rows], capacity, start)
@@ -68,9 +70,8 @@ class Market:
         self._factors = [1.0] * len(groups) if is_ending else [price * total for price in prices]
         self._orders = [_order(number, prices, waiting, rows) for number in range(len(groups))]
 
-    def _times(self, waiting: WaitingClass, groups: Groups, exploration: float) -> Times:
-        request, head = waiting.request, waiting.head
-        hint_s = self._beliefs.usual_hint_s(request.kind, head.requirements.estimated_time)
+    def times(self, request: RequestClass, hint_s: float | None, groups: Groups, exploration: float) -> Times:
+        """What a task of the class takes on each group. hint_s: the estimate of its user."""
         drawn: dict[str, tuple[float, float]] = {}
         row, plain = [], []
         for group in groups:
