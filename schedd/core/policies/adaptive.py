@@ -214,7 +214,9 @@ class AdaptiveScheduler(TaskScheduler):
 
     def _place_first_of_groups(self, flow: Flow, draft: Draft) -> None:
         for group in range(len(self._groups)):
-            while (request := next(flow.wanted(group), None)) and (task := draft.head_of(request)) is not None:
+            while (request := next(flow.wanted(group), None)) and (
+                task := draft.head_of(request, aside=True)
+            ) is not None:
                 worker = draft.candidate(task)
                 if worker is None or self._groups.place(worker)[1] != group or not draft.offer(task, worker, 0):
                     break
@@ -226,7 +228,7 @@ class AdaptiveScheduler(TaskScheduler):
         group, here_s = self._groups.place(worker)[1], self.expected_s(task, worker)
         must = not draft.has_room(task, worker)  # it is sent ahead, to be next there
         for request in flow.wanted(group) if not must else ():
-            other = draft.head_of(request)
+            other = draft.head_of(request, aside=True)
             if other is None or other.priority != task.priority:
                 continue
             if other is not task and flow.is_overdue(task, other, here_s):
@@ -380,6 +382,7 @@ class AdaptiveScheduler(TaskScheduler):
         return self._idle
 
     def _settle_flow(self, flow: Flow) -> None:
+        self.market.draw()
         works = []
         for one in self._waiting:
             hint_s = one.head.requirements.estimated_time

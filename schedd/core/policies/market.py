@@ -34,6 +34,8 @@ class Market:
         self._beliefs = beliefs
         self._experience = experience
         self._draw = draw
+        #: By how much the runtimes of a kind on a model are taken to be off, in what the belief's deviation is.
+        self._draws: dict[tuple[str, str], float] = {}
         self._prices: list[float] = []
         #: Price of a second in a group, 1 in the mean.
         self._factors: list[float] = []
@@ -49,6 +51,10 @@ class Market:
         """The classes with what a task costs there, over what it costs on the best of the other groups; least first."""
         return self._orders[group] if 0 <= group < len(self._orders) else {}
 
+    def draw(self) -> None:
+        """Draw from the beliefs anew, from now on: once for all tasks of a kind on a model."""
+        self._draws.clear()
+
     def settle(
         self, groups: Groups, waiting: Sequence[WaitingClass], demand: Sequence[float], exploration: float
     ) -> None:
@@ -57,6 +63,7 @@ class Market:
             self._factors, self._orders = [], []
             self.horizon_s = 0.0
             return
+        self.draw()
         beliefs = self._beliefs
         hints = [beliefs.usual_hint_s(one.request.kind, one.head.requirements.estimated_time) for one in waiting]
         rows = [self.times(one.request, hint, groups, exploration) for one, hint in zip(waiting, hints, strict=True)]
@@ -83,14 +90,22 @@ class Market:
             if group.model not in drawn:
                 guess = self._beliefs.guess(request.kind, group.model, hint_s)
                 failures_s = self._experience.failures_s(request.kind, group.model, None, guess.mean_s)
+                # Who only asks draws nothing: decisions must not depend on it.
+                deviations = exploration * self._drawn(request.kind, group.model) if exploration else 0.0
                 drawn[group.model] = (
-                    guess.drawn_s(exploration * self._draw()) + failures_s,
+                    guess.drawn_s(deviations) + failures_s,
                     guess.mean_s + failures_s,
                 )
             mine, mean = drawn[group.model]
             row.append(taken * mine)
             plain.append(mean)
         return row, plain
+
+    def _drawn(self, kind: str, model: str) -> float:
+        found = self._draws.get((kind, model))
+        if found is None:
+            found = self._draws[kind, model] = self._draw()
+        return found
 
 
 def _order(
