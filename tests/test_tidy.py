@@ -27,6 +27,7 @@ POLICY_ORDER = [
     "arrivals",
     "prices",
     "market",
+    "flow",
     "packing",
     "fifo",
     "priority",

@@ -17,6 +17,9 @@ from schedd.core.model import Running, Succeeded, Task, TaskId, WorkerInfo
 from schedd.core.queue import RequestClass, TaskQueue
 from schedd.core.tables import Tables
 
+#: A class as it was, and what tells tasks of it apart now: kind, and size where that counts.
+ClassKey = tuple[int, str, float | None]
+
 
 class Change:
     """The handlers of what the operator changes."""
@@ -92,7 +95,7 @@ class Change:
                 done = 0
                 yield
         rows = t.tasks.rows
-        classes: dict[tuple[int, str], RequestClass] = {}
+        classes: dict[ClassKey, RequestClass] = {}
         for looked, task_id in enumerate(ids, done + 1):
             task = rows.get(task_id)
             if task is not None and (task.place or task.after) and not task.state.is_final:
@@ -115,7 +118,7 @@ class Change:
             surplus = {task.id for task in t.placer.surplus(worker)} - awaited
             t.take_back(worker, lambda task: task.id in surplus)
 
-    def _move(self, task: Task, classes: dict[tuple[int, str], RequestClass]) -> None:
+    def _move(self, task: Task, classes: dict[ClassKey, RequestClass]) -> None:
         """Let a task stand where the policy wants it, if it does not. `classes`: what has been made of old ones."""
         t, queue = self._t, self._t.queue
         is_placed = task.place
@@ -129,11 +132,12 @@ class Change:
             return
         if not is_placed:
             return
-        if (old := task.request) is not None and old.by_kind is not t.policy.by_kind:
-            key = (old.number, task.kind)
+        by_kind, by_size = t.policy.by_kind, t.policy.by_size
+        if (old := task.request) is not None and not old.suits(task, by_kind, by_size):
+            key = (old.number, task.kind, task.requirements.estimated_time if by_size else None)
             task.request = classes.get(key)
             if task.request is None:
-                task.request = classes[key] = t.classes.intern(task.requirements, task.kind, t.policy.by_kind)
+                task.request = classes[key] = t.classes.intern(task.requirements, task.kind, by_kind, by_size)
         queue.push(task)
 
     def _promotion(self, task: Task) -> float | None:

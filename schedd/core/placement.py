@@ -234,10 +234,15 @@ class Placer:
             return False
         return not self._claims.by_seq or self._claims.leave(task, worker, request.needs[found[1]], found[0], self._now)
 
-    def head_of(self, request: RequestClass) -> Task | None:
+    def head_of(self, request: RequestClass, aside: bool = False) -> Task | None:
         queue = self._queue.find(request)
-        if queue is None or queue.blocked:
+        if queue is None or (queue.blocked and not aside):
             return None
+        if queue.blocked and not queue.is_declined:
+            if not self._has_offer(queue):
+                return None
+            self._queue.bring_back(queue)
+            self._absorb()
         self._current = queue
         return self._queue.head(queue)
 

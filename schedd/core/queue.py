@@ -30,6 +30,10 @@ Rank = tuple[float, int]
 NO_RANK: Rank = (math.inf, 0)
 
 
+#: Sizes by which estimates of runtimes are told apart, as a difference of logarithms: a fifth.
+SIZE_STEP = 0.2
+#: Between a kind and a size.
+SIZE_MARK = "\n"
 #: Keys of requirements that were asked for are remembered for so many objects.
 KEYS_KEPT_MAX = 64
 
@@ -38,11 +42,24 @@ _ENCODER = msgspec.msgpack.Encoder(order="sorted")
 
 
 class RequestClass:
-    """Tasks that any worker serves equally well: equal requirements and, where the policy asks for it, equal kind."""
+    """Tasks that any worker serves equally well: equal requirements and, where the policy asks, kind and size."""
 
-    __slots__ = ("__weakref__", "by_kind", "cpus_min", "fits_version", "key", "kind", "needs", "number", "requirements")
+    __slots__ = (
+        "__weakref__",
+        "by_kind",
+        "by_size",
+        "cpus_min",
+        "fits_version",
+        "key",
+        "kind",
+        "needs",
+        "number",
+        "requirements",
+    )
 
-    def __init__(self, number: int, key: bytes, requirements: TaskRequirements, kind: str, by_kind: bool) -> None:
+    def __init__(
+        self, number: int, key: bytes, requirements: TaskRequirements, kind: str, by_kind: bool, by_size: bool
+    ) -> None:
         self.number = number
         self.key = key
         self.requirements = requirements
@@ -51,10 +68,15 @@ class RequestClass:
         self.cpus_min = min(need.cpus for need in self.needs)
         #: Kind of the task that made the class; that of every task where the policy groups by kind.
         self.kind = kind
-        #: Whether it was made for a policy that groups by kind.
+        #: Whether it was made for a policy that groups by kind; and of tasks of one size, for one that groups by that.
         self.by_kind = by_kind
+        self.by_size = by_size
         #: The version of the membership of the cluster at which a worker was seen that could run such tasks.
         self.fits_version = -1
+
+    def suits(self, task: Task, by_kind: bool, by_size: bool) -> bool:
+        """Whether a policy that groups so would have the task in this class."""
+        return self.by_kind is by_kind and self.by_size is (by_size and bool(task.requirements.estimated_time))
 
 
 class RequestClasses:
@@ -66,9 +88,15 @@ class RequestClasses:
         #: (requirements, key) by identity of the former, and kind: who submits one by one sends the same object again.
         self._keys: dict[tuple[int, str | None], tuple[TaskRequirements, bytes]] = {}
 
-    def intern(self, requirements: TaskRequirements, kind: str, by_kind: bool) -> RequestClass:
-        """Return the one class of these; the estimate of the runtime does not make a class of its own."""
+    def intern(self, requirements: TaskRequirements, kind: str, by_kind: bool, by_size: bool = False) -> RequestClass:
+        """Return the one class of these.
+
+        The estimate of the runtime does not make a class of its own, but where tasks of different sizes are told apart.
+        """
         grouped = kind if by_kind else None
+        by_size = by_size and bool(requirements.estimated_time)
+        if by_size and requirements.estimated_time:
+            grouped = f"{grouped or ''}{SIZE_MARK}{round(math.log(requirements.estimated_time) / SIZE_STEP)}"
         known = self._keys.get((id(requirements), grouped))
         if known is not None and (found := self._classes.get(known[1])) is not None:
             return found
@@ -79,7 +107,7 @@ class RequestClasses:
         self._keys[id(requirements), grouped] = (requirements, key)
         found = self._classes.get(key)
         if found is None:
-            found = self._classes[key] = RequestClass(next(self._numbers), key, plain, kind, by_kind)
+            found = self._classes[key] = RequestClass(next(self._numbers), key, plain, kind, by_kind, by_size)
         return found
 
 

@@ -118,8 +118,8 @@ class Requests:
                 f"{t.tasks.unfinished_count} tasks are unfinished and at most {t.settings.unfinished_max} may be",
                 "wait for some to finish, or raise [limits] unfinished_max",
             )
-        by_kind = t.policy.by_kind
-        classes = [t.classes.intern(spec.requirements, spec.kind, by_kind) for spec in event.specs]
+        by_kind, by_size = t.policy.by_kind, t.policy.by_size
+        classes = [t.classes.intern(spec.requirements, spec.kind, by_kind, by_size) for spec in event.specs]
         warnings = self._warnings(classes) if fresh_count else []
         if warnings and event.strict:
             raise Declined("no_worker_fits", warnings[0], "leave out --strict to let the task wait for a worker")

@@ -78,8 +78,8 @@ class Restore:
         rows = t.tasks.rows
         entered = 0
         for batch in batches:
-            by_kind = t.policy.by_kind
-            classes = [t.classes.intern(spec.requirements, spec.kind, by_kind) for spec in batch.specs]
+            by_kind, by_size = t.policy.by_kind, t.policy.by_size
+            classes = [t.classes.intern(spec.requirements, spec.kind, by_kind, by_size) for spec in batch.specs]
             for spec in batch.specs:
                 if spec.requirements.estimated_time is not None:
                     t.runtimes.hint(spec.kind, spec.requirements.estimated_time)
@@ -117,7 +117,8 @@ class Restore:
                     task.requirements = fact.requirements
                     task.defined_ns = fact.defined_ns or task.defined_ns
                     task.promoted = fact.promoted
-                    task.request = self._t.classes.intern(task.requirements, task.kind, self._t.policy.by_kind)
+                    policy = self._t.policy
+                    task.request = self._t.classes.intern(task.requirements, task.kind, policy.by_kind, policy.by_size)
                 case fx.CancelAsked():
                     self._cancelled.append(task)
                 case fx.PreemptAsked():

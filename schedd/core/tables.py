@@ -256,9 +256,9 @@ class Tables:
 
     def regroup(self, task: Task) -> None:
         """Give a task that is in no queue the class that the policy wants it in; another may have made its own."""
-        request, by_kind = task.request, self.policy.by_kind
-        if request is not None and request.by_kind is not by_kind:
-            task.request = self.classes.intern(task.requirements, task.kind, by_kind)
+        request, by_kind, by_size = task.request, self.policy.by_kind, self.policy.by_size
+        if request is not None and not request.suits(task, by_kind, by_size):
+            task.request = self.classes.intern(task.requirements, task.kind, by_kind, by_size)
 
     def withdraw(self, task: Task) -> None:
         """Undo `enter`; whoever stood behind the task may have its place now."""
@@ -445,7 +445,7 @@ class Tables:
         task.requirements = requirements
         task.defined_ns = self.now
         task.variant = 0
-        task.request = self.classes.intern(requirements, task.kind, self.policy.by_kind)
+        task.request = self.classes.intern(requirements, task.kind, self.policy.by_kind, self.policy.by_size)
 
     def note_change(self, task: Task) -> None:
         """Record what a task now asks for, and how important it is."""

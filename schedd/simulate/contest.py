@@ -9,10 +9,13 @@ from msgspec import Struct
 
 from schedd.config import Settings
 from schedd.core.policies import POLICIES
+from schedd.core.policies.adaptive import AdaptiveScheduler
 from schedd.core.policies.base import TaskScheduler
+from schedd.core.stats import Learned
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.fill import Filler, Filling
+from schedd.simulate.known import with_all_known
 from schedd.simulate.literature import LITERATURE
 from schedd.simulate.placements import PLACEMENTS, ledgers_of
 from schedd.simulate.preemptive import PREEMPTIVE, RestartCosts, run_preemptive
@@ -28,12 +31,14 @@ class Rules(Struct, frozen=True):
     """How the runs go, beside what the settings say.
 
     backfill: under orders of the literature, tasks may overtake the one that waits. one_by_one: as in `Simulator`.
-    restart_costs: of tasks under preemptive policies.
+    restart_costs: of tasks under preemptive policies. known: policies that learn have learned beforehand how long each
+    task takes on each model.
     """
 
     backfill: bool = False
     one_by_one: bool = False
     restart_costs: RestartCosts = {}
+    known: bool = False
 
 
 def run_under(
@@ -58,7 +63,12 @@ def run_under(
         policy = LITERATURE[name](trace, rules.backfill)
     if name in PLACEMENTS:
         policy = PLACEMENTS[name](cluster, rng)
-    return Simulator(
+    learned: list[Learned] = []
+    if rules.known:
+        if not isinstance(trace, Trace):
+            raise TraceError("what is submitted by result is not known beforehand", "leave out --known")
+        trace, learned = with_all_known(trace, cluster)
+    simulator = Simulator(
         trace,
         cluster,
         settings,
@@ -67,7 +77,10 @@ def run_under(
         one_by_one=rules.one_by_one,
         keep_spans=keep_spans,
         ledgers=ledgers_of(name, rng),
-    ).run(on_progress)
+    )
+    if learned and simulator.engine.policy.name == AdaptiveScheduler.name:
+        simulator.engine.recall({AdaptiveScheduler.name: learned})
+    return simulator.run(on_progress)
 
 
 def fill_under(

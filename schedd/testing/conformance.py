@@ -177,7 +177,9 @@ class PolicyConformance:
                 continue  # both are the engine's, and kept from the policy
             for n in range(6):
                 one = _task(1_000_000 + n, kind="a", cpus=n % 3 / 2, min_gpus=n // 2 / 2)
-                one.request = tables.classes.intern(one.requirements, one.kind, tables.policy.by_kind)
+                one.request = tables.classes.intern(
+                    one.requirements, one.kind, tables.policy.by_kind, tables.policy.by_size
+                )
                 chosen = tables.placer.candidate(one)
                 listed = tables.policy.assign_task(one, list(on_stage.engine.resources))
                 found = chosen.worker_id if chosen is not None else None

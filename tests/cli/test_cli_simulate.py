@@ -148,6 +148,15 @@ def test_policies_of_the_literature(run: Run, files: list[str], tmp_path: Path) 
     assert (told["sjf"]["makespan_s"], told["sjf"]["tasks"]) == (50, 2)
 
 
+def test_known_runtimes_let_short_tasks_go_first(run: Run, files: list[str], tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("kind,runtime_s\na,30\na,20\na,10\n")
+    changes = ["--known", "--set", "policy.adaptive.objective=mean_jct"]
+    told = json.loads(run("simulate", *files, "--policy", "fifo,adaptive", *changes, "--json").out)["policies"]
+    assert [round(told[name]["mean_flow_time_s"], 1) for name in ("fifo", "adaptive")] == [46.7, 33.3]
+    ran = run("simulate", *files, "--policy", "adaptive", "--set", "policy.adaptive.objective=quick")
+    assert (ran.code, "objective" in ran.err) == (Exit.CONFIG, True)
+
+
 def test_part_that_is_none(run: Run, files: list[str]) -> None:
     ran = run("simulate", *files, "--rows", "7:")
     assert (ran.code, ran.err) == (Exit.USAGE, "error: no row is left of 3\n")

@@ -128,6 +128,22 @@ def test_kinds_are_told_apart_where_the_policy_wants_it() -> None:
     assert len({world.task(i).request for i in range(1, 6)}) == 1
 
 
+def test_sizes_are_told_apart_where_the_policy_wants_it() -> None:
+    """And no longer where it does not."""
+    world = World("fifo")
+    for seconds in (100.0, 1.0, 100.0):
+        world.submit(estimated_time=seconds)
+    assert len({world.task(i).request for i in (1, 2, 3)}) == 1
+    swap(world, AdaptiveScheduler(objective="mean_jct"))
+    world.engine.check()
+    assert world.task(1).request is world.task(3).request is not world.task(2).request
+    assert order(world, 3)[0] == 2
+    _, waits = world.submit(2, estimated_time=1.0)
+    swap(world, "fifo")
+    (plain,) = world.submit()
+    assert world.task(waits).request is world.task(plain).request
+
+
 def test_what_runs_goes_on() -> None:
     world = World("fifo")
     world.join("w1", cpus=2)

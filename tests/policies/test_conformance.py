@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from schedd.core import events as ev
 from schedd.core.model import Task, TaskId, TaskRequirements, WorkerId
 from schedd.core.policies import POLICIES
+from schedd.core.policies.adaptive import AdaptiveParams, AdaptiveScheduler
 from schedd.core.policies.base import TaskScheduler
 from schedd.core.policies.priority import PriorityParams, PriorityScheduler
 from schedd.testing import PolicyConformance
@@ -32,6 +33,13 @@ class TestPreempting(PolicyConformance):
 
     policy = PriorityScheduler
     params = PriorityParams(preempt=True, preempt_after_s=0, preempt_run_min_s=0, preempt_margin=0.5)
+
+
+class TestByPlan(PolicyConformance):
+    """`adaptive` where the mean of all completion times is to be low."""
+
+    policy = AdaptiveScheduler
+    params = AdaptiveParams(objective="mean_jct")
 
 
 def make(name: str) -> TaskScheduler:

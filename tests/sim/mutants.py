@@ -13,7 +13,7 @@ from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core import fleet, guard, restore
 from schedd.core.attempts import Attempts
-from schedd.core.change import Change
+from schedd.core.change import Change, ClassKey
 from schedd.core.effects import Effects
 from schedd.core.engine import Engine
 from schedd.core.fleet import Fleet
@@ -437,7 +437,7 @@ def leave_some_with_the_old_policy() -> Iterator[None]:
     """What was tried before stays in the queue of a policy that is replaced."""
     move = Change._move
 
-    def skip(self: Change, task: Task, classes: dict[tuple[int, str], RequestClass]) -> None:
+    def skip(self: Change, task: Task, classes: dict[ClassKey, RequestClass]) -> None:
         if not task.attempts:
             move(self, task, classes)
 

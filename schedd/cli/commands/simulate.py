@@ -38,6 +38,7 @@ schedd simulate --trace jobs.csv --cluster cluster.toml --policy priority --set 
 schedd simulate --trace jobs.csv --cluster cluster.toml --policy fifo --add-worker gpus=8,model=A100
 schedd simulate --trace jobs.csv --throughputs speeds.csv --cluster cluster.toml --policy fifo,adaptive
 schedd simulate --generate poisson:tasks=10000,load=0.9,runtime=lognormal --cluster cluster.toml --policy fifo,adaptive
+schedd simulate --trace jobs.csv --cluster c.toml --policy adaptive --known --set policy.adaptive.objective=mean_jct
 schedd simulate --journal --since 7d
 schedd simulate --journal backup.db --policy priority,batch --try policy.batch.batch_size=2,4,8 --objective makespan
 schedd simulate --workload asha --trace curves.csv.gz --cluster cluster.toml --policy fifo,priority
@@ -87,6 +88,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     plot: str | None
     backfill: bool
     one_by_one: bool
+    known: bool
     restart_costs: str | None
     fill: float | None
     as_json: bool
@@ -166,6 +168,7 @@ class Found(Struct):
 @click.option("--plot", metavar="FOLDER", help="Draw the first seed: PNG files. Needs schedd[plots].")
 @click.option("--backfill", is_flag=True, help="Let orders of the literature backfill behind their committed head.")
 @click.option("--one-by-one", is_flag=True, help="No two events share an instant; submits come before ends.")
+@click.option("--known", is_flag=True, help="Let `adaptive` know beforehand how long each task takes on each model.")
 @click.option("--restart-costs", metavar="FILE", help="JSON: seconds by devices and kind, for srtf and srsf.")
 @click.option(
     "--fill", type=click.FloatRange(0, 10_000, min_open=True), metavar="PERCENT", help="Fill the GPUs; see above."
@@ -228,7 +231,7 @@ def _run(
     if asked.plot is not None:
         check_plots()
     costs = read_restart_costs(asked.restart_costs) if asked.restart_costs else {}
-    rules = Rules(asked.backfill, asked.one_by_one, costs)
+    rules = Rules(asked.backfill, asked.one_by_one, costs, asked.known)
     objective = asked.objective or (OBJECTIVES[0] if source.history is not None else None)
     found = _results(out, asked, source, variants, settings, rules, objective)
     plots = write_plots(found.drawn, asked.plot) if asked.plot is not None else []

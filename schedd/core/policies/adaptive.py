@@ -6,6 +6,9 @@ whole backlog gives to a second of each group (`prices`), by what attempts have 
 
 Towards the end, or where little waits, a task is left for a faster worker that is busy, where it might outlast all
 else on a slow one.
+
+That is for an early end of the whole. With `objective = "mean_jct"` a plan for the mean of all completion times takes
+the place of the prices (`flow`): which class goes to which group, the short ones first.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import math
 from collections.abc import Iterable
 from random import Random
 from statistics import median
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -23,18 +26,28 @@ from schedd.core.policies.arrivals import Arrivals
 from schedd.core.policies.base import Draft, Outcome, SurveyView, TaskScheduler, WaitingClass
 from schedd.core.policies.beliefs import Beliefs
 from schedd.core.policies.experience import Experience
+from schedd.core.policies.flow import Flow, runtimes_of
 from schedd.core.policies.groups import INF, Groups
 from schedd.core.policies.market import Market
 from schedd.core.stats import Learned, PerformanceStats
 
+if TYPE_CHECKING:
+    from schedd.core.queue import RequestClass
+
 #: Waiting classes and running attempts that a refresh looks at.
 CLASSES_MAX = 500
 RUNNING_MAX = 4000
+#: Of a plan, which has no steps: 40 ms.
+PLANNED_MAX = 1500
 #: With long tasks, beliefs need not be refreshed more often than in a tenth of their length.
 REFRESH_SHARE = 0.1
 #: What has come lately is expected to go on: beside what waits counts what would come in so many usual runtimes. How
 #: much comes is a mean over as many, and one more.
 AHEAD_RUNTIMES = 4.0
+#: Classes that may be left waiting in one pass by a plan; what else waits is not asked for each.
+REFUSED_MAX = 16
+#: What runs for longer than it was believed to is expected to go on for this part of it, at the least.
+LATE_SHARE = 0.01
 #: A class goes before the one that is first in the queue where it costs clearly less: this times as much, or less.
 CLEARLY = 0.98
 #: What was expected to be free by now takes so much of the runtime of the task yet.
@@ -47,17 +60,24 @@ class AdaptiveParams(Struct, frozen=True, forbid_unknown_fields=True):
     learning_rate: weight of the newest observation in what is shown of a kind on a worker. statistics_interval_s:
     seconds between two updates of the beliefs that placement uses, at the least. exploration: how much of the doubt
     about a kind on a model is acted on; 0: none. spare_slow: whether a slow worker may wait for other work where a
-    faster one will be free in time.
+    faster one will be free in time. objective: what is to be low, the end of the whole or the mean of all completion
+    times. patience: under the latter, a task is not overtaken by one that comes later than after so many times its
+    own runtime.
     """
 
     learning_rate: Annotated[float, Meta(gt=0, le=1)] = 0.2
     statistics_interval_s: Annotated[float, Meta(gt=0, le=86400)] = 1.0
     exploration: Annotated[float, Meta(ge=0, le=10)] = 0.5
     spare_slow: bool = True
+    objective: Literal["makespan", "mean_jct"] = "makespan"
+    patience: Annotated[float, Meta(gt=0, le=1e6)] = 20.0
 
 
 class Elsewhere(Struct, frozen=True):
-    """A model for which a task is left: seconds that it takes there, and until the first of its workers is free."""
+    """A model for which a task is left: seconds that it takes there, and until the first of its workers is free.
+
+    By a plan the latter are the seconds by which it delays all that wait, itself included.
+    """
 
     model: str
     runtime_s: float
@@ -83,11 +103,16 @@ class AdaptiveScheduler(TaskScheduler):
         statistics_interval_s: float = 1.0,
         exploration: float = 0.5,
         spare_slow: bool = True,
+        objective: Literal["makespan", "mean_jct"] = "makespan",
+        patience: float = 20.0,
     ) -> None:
         self.learning_rate = learning_rate
         self.statistics_interval_s = self.refresh_interval_s = statistics_interval_s
         self.exploration = exploration
         self.spare_slow = spare_slow
+        #: The plan, where that is the objective.
+        self.flow = Flow(patience) if objective == "mean_jct" else None
+        self.by_size = self.flow is not None
         self.beliefs = Beliefs()
         self.experience = Experience(self.beliefs, learning_rate)
         dice = Random(1)
@@ -143,23 +168,32 @@ class AdaptiveScheduler(TaskScheduler):
         worker_id = worker.worker_id
         model, group = self._groups.place(worker)
         guess, here_s = self.experience.guess(task, worker_id, model)
-        late_s = guess.beyond_s(self.market.end_s, here_s / guess.mean_s)
+        if self.flow is not None:
+            cost_s = here_s * self.flow.factor(group)
+        else:
+            cost_s = here_s * self.market.price(group) + guess.beyond_s(self.market.end_s, here_s / guess.mean_s)
         # Of two that seem alike, the one that was seen less is tried.
         doubt = math.exp(-self.exploration * self.experience.doubt(worker_id))
         waiting = (len(worker.task_queue) - worker.outgoing + worker.incoming) / worker.slots
-        return (here_s * self.market.price(group) + late_s) * doubt * (1.0 + waiting)
+        return cost_s * doubt * (1.0 + waiting)
 
     def plan(self, draft: Draft, now: Instant) -> None:
         """Give each candidate of the task that is first the class of equal importance that it is best at."""
+        if self.flow is not None:
+            self._plan_flow(self.flow, draft, now)
+            return
         while (task := draft.head()) is not None:
             worker = draft.candidate(task)
             if worker is None:
                 draft.block(task)
             elif (placed := self._place_best(draft, task, worker, now)) is not None:
-                self._left -= 1
-                self._arrivals.note_placed(placed.kind)
+                self._note_placed(placed)
             else:
                 draft.decline(task)
+
+    def _note_placed(self, task: Task) -> None:
+        self._left -= 1
+        self._arrivals.note_placed(task.kind)
 
     def _place_best(self, draft: Draft, task: Task, worker: WorkerInfo, now: Instant) -> Task | None:
         """Place the task, or one that the worker is better at; None: it should rather wait."""
@@ -181,6 +215,55 @@ class AdaptiveScheduler(TaskScheduler):
         draft.assign(task, worker)
         return task
 
+    def _plan_flow(self, flow: Flow, draft: Draft, now: Instant) -> None:
+        """The same by the plan; where many may not start yet, only what it has for each group is looked at."""
+        refused = 0
+        while (task := draft.head()) is not None:
+            if refused == REFUSED_MAX:
+                draft.decline(task)
+            elif (worker := draft.candidate(task)) is None:
+                draft.block(task)
+            elif (placed := self._place_by_plan(flow, draft, task, worker, now)) is not None:
+                self._note_placed(placed)
+            else:
+                draft.decline(task)
+                refused += 1
+                if refused == REFUSED_MAX:
+                    self._place_first_of_groups(flow, draft)
+
+    def _place_first_of_groups(self, flow: Flow, draft: Draft) -> None:
+        for group in range(len(self._groups)):
+            while (request := next(flow.wanted(group), None)) and (
+                task := draft.head_of(request, aside=True)
+            ) is not None:
+                worker = draft.candidate(task)
+                if worker is None or self._groups.place(worker)[1] != group or not draft.offer(task, worker, 0):
+                    break
+                flow.note_placed(task, group, 0.0)
+                self._note_placed(task)
+
+    def _place_by_plan(self, flow: Flow, draft: Draft, task: Task, worker: WorkerInfo, now: Instant) -> Task | None:
+        """Place what is planned for the worker, or the task, where that is not to go elsewhere; None: neither."""
+        group, here_s = self._groups.place(worker)[1], self.expected_s(task, worker)
+        must = not draft.has_room(task, worker)  # it is sent ahead, to be next there
+        for request in flow.wanted(group) if not must else ():
+            other = draft.head_of(request, aside=True)
+            if other is None or other.priority != task.priority:
+                continue
+            if other is not task and flow.is_overdue(task, other, here_s):
+                must = True
+                break
+            if draft.offer(other, worker, 0):
+                flow.note_placed(other, group, here_s)
+                return other
+        if not must and self.better_elsewhere(task, worker, now) is not None:
+            return None
+        if task.request is not None:
+            draft.head_of(task.request)  # what the draft places next
+        draft.assign(task, worker)
+        flow.note_placed(task, group, here_s)
+        return task
+
     # ------------------------------------------------------------------------------------------------ to take or leave
 
     def _accepts(self, task: Task, worker: WorkerInfo, now: Instant) -> bool:
@@ -191,6 +274,8 @@ class AdaptiveScheduler(TaskScheduler):
         found = self.better_elsewhere(task, worker, now)
         if found is None:
             return ""
+        if self.flow is not None:
+            return f"{found.model}, where it delays all that wait the least (by {found.free_s:.1f} s, itself included)"
         here_s = self.expected_s(task, worker)
         there = f"there {found.runtime_s:.1f} s, from {found.free_s:.1f} s from now on; here {here_s:.1f} s"
         return f"{found.model}, where it is less likely to outlast all else ({there})"
@@ -204,6 +289,8 @@ class AdaptiveScheduler(TaskScheduler):
         model, own = self._groups.place(worker)
         if not self.spare_slow or own < 0:
             return None
+        if self.flow is not None:
+            return self._better_by_plan(self.flow, task, own, now)
         end_s = self.market.horizon_s * max(0, self._left) / self._waited + self._left_s
         guess, here_s = self.experience.guess(task, worker.worker_id, model)
         least_s = guess.beyond_s(end_s, here_s / guess.mean_s)
@@ -222,16 +309,35 @@ class AdaptiveScheduler(TaskScheduler):
                 least_s, best = cost_s, Elsewhere(other.model, there_s, free_s)
         return best
 
+    def _better_by_plan(self, flow: Flow, task: Task, own: int, now: Instant) -> Elsewhere | None:
+        request = task.request
+        if request is None:
+            return None
+        works = self._works(request, task.requirements.estimated_time, 0.0)
+        runtimes = runtimes_of(request, self._groups, works)
+        found = flow.better_elsewhere(task, own, works, runtimes, (now - self.refreshed_ns) / SECOND)
+        if found is None:
+            return None
+        number, in_s = found
+        return Elsewhere(self._groups[number].model, runtimes[number], in_s)
+
+    def _works(self, request: RequestClass, hint_s: float | None, exploration: float) -> list[float]:
+        """Seconds of a whole worker of each group that a task of the class takes; infinite where it does not fit."""
+        stays = self.market.stays(request, hint_s, self._groups, exploration)
+        return [stay.drawn_s if stay is not None else INF for stay in stays]
+
     # -------------------------------------------------------------------------------------------------------- refresh
 
     def is_stale(self, now: Instant) -> bool:
-        return bool(self.beliefs.plain.cells) and now - self.refreshed_ns >= self.refresh_interval_s * SECOND
+        return (
+            self.flow is not None or bool(self.beliefs.plain.cells)
+        ) and now - self.refreshed_ns >= self.refresh_interval_s * SECOND
 
     def survey(self, view: SurveyView, now: Instant) -> None:
         """Look at what waits and what runs."""
         self._look_at_workers(view.workers(), now)
         waiting = sorted(view.waiting(), key=lambda w: -w.size)
-        self._waiting = waiting[:CLASSES_MAX]
+        self._waiting = waiting[: CLASSES_MAX if self.flow is None else PLANNED_MAX]
         self._waited = self._left = max(1, sum(w.size for w in waiting))
         sizes: dict[str, int] = {}
         for one in waiting:
@@ -254,17 +360,19 @@ class AdaptiveScheduler(TaskScheduler):
             group = self._groups.enter(worker, ledger)
             if worker.status is WorkerStatus.IDLE:
                 self._idle.append(worker.worker_id)
-            first_s = INF
+            first_s, busy_s = INF, 0.0
             for task in worker.running.values():
                 if isinstance(task.state, Running):
                     so_far_s = max(0.0, (now - task.state.started_at_ns) / SECOND)
                     hint_s = task.requirements.estimated_time
                     in_s = self.beliefs.guess(task.kind, group.model, hint_s).left_s(so_far_s)
                     first_s = min(first_s, in_s)
+                    busy_s += max(in_s, LATE_SHARE * so_far_s) / worker.slots
                     left_s += in_s / max(1, len(worker.running))
                     if len(self._running) < RUNNING_MAX:
                         self._running.append((task.kind, group.model, so_far_s, hint_s))
             group.free_in_s = min(group.free_in_s, first_s)
+            group.frees.append(busy_s)
         self._left_s = left_s / max(1, count)
 
     def _usual_runtime_s(self) -> float:
@@ -286,10 +394,20 @@ class AdaptiveScheduler(TaskScheduler):
         self.experience.fit()
         self._news.clear()
         self.refreshed_ns = now
-        self.market.settle(self._groups, self._waiting, self._demand(), self._left_s, self.exploration)
+        if self.flow is None:
+            self.market.settle(self._groups, self._waiting, self._demand(), self._left_s, self.exploration)
+        else:
+            self._settle_flow(self.flow)
         share_s = REFRESH_SHARE * self._usual_runtime_s()
         self.refresh_interval_s = max(self.statistics_interval_s, min(share_s, 60 * self.statistics_interval_s))
         return self._idle
+
+    def _settle_flow(self, flow: Flow) -> None:
+        self.market.draw()
+        works = [
+            self._works(one.request, one.head.requirements.estimated_time, self.exploration) for one in self._waiting
+        ]
+        flow.settle(self._groups, self._waiting, works)
 
     def _demand(self) -> list[float]:
         """Tasks of each class: what waits, and what will have come before long."""

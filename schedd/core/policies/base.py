@@ -109,8 +109,11 @@ class Draft(Protocol):
     def block(self, task: Task) -> None:
         """Set the class of this task aside for the rest of the pass; it keeps its claim."""
 
-    def head_of(self, request: RequestClass) -> Task | None:
-        """The next task of the class whose head was just assigned, whatever its rank among other classes."""
+    def head_of(self, request: RequestClass, aside: bool = False) -> Task | None:
+        """The next task of the class whose head was just assigned, whatever its rank among other classes.
+
+        aside: also of a class that was set aside, before its rank brings it back for what has become free since.
+        """
 
     def decline(self, task: Task) -> None:
         """Set the class of this task aside though it could start: the policy expects more of waiting.
@@ -235,6 +238,8 @@ class TaskScheduler(ABC):
     summary: ClassVar[str]
     #: Whether tasks of different kinds must be told apart while they wait.
     by_kind: ClassVar[bool] = False
+    #: Whether tasks whose estimated runtimes differ by more than some must be told apart, too.
+    by_size: bool = False
     #: Whether backlogs fill evenly, by their length per slot, whatever `score` says of two busy workers.
     fills_evenly: ClassVar[bool] = True
     #: Whether `promotion` may say something.

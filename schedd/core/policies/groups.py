@@ -16,7 +16,7 @@ INF = math.inf
 class Group:
     """Workers of one shape: a device model, and as many devices and CPUs each."""
 
-    __slots__ = ("count", "free_in_s", "model", "sample")
+    __slots__ = ("count", "free_in_s", "frees", "model", "sample")
 
     def __init__(self, model: str, sample: Ledger) -> None:
         self.model = model
@@ -24,6 +24,8 @@ class Group:
         self.count = 0
         #: Seconds until the first of its workers that runs something is expected to be free, at the last refresh.
         self.free_in_s = INF
+        #: Seconds of each of its workers until what it runs is done, spread over its slots; 0 where it is idle.
+        self.frees: list[float] = []
 
     def can_run(self, task: Task) -> bool:
         """Whether a worker of the group could run the task if it were empty."""

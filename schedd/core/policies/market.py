@@ -44,6 +44,8 @@ class Market:
         self._beliefs = beliefs
         self._experience = experience
         self._draw = draw
+        #: By how much the runtimes of a kind on a model are taken to be off, in what the belief's deviation is.
+        self._draws: dict[tuple[str, str], float] = {}
         self._prices: list[float] = []
         self._orders: list[dict[RequestClass, float]] = []
         #: Seconds in which what waited at the last refresh could be done, and in which all would have ended.
@@ -56,6 +58,10 @@ class Market:
     def order(self, group: int) -> dict[RequestClass, float]:
         """The classes with what a task costs there, over what it costs on the best of the other groups; least first."""
         return self._orders[group] if 0 <= group < len(self._orders) else {}
+
+    def draw(self) -> None:
+        """Draw from the beliefs anew, from now on: once for all tasks of a kind on a model."""
+        self._draws.clear()
 
     def settle(
         self,
@@ -76,7 +82,9 @@ class Market:
             self._prices = []
         if not groups or not waiting:
             return
-        stays = [self._stays(one, groups, exploration) for one in waiting]
+        self.draw()
+        hints = [self._beliefs.usual_hint_s(w.request.kind, w.head.requirements.estimated_time) for w in waiting]
+        stays = [self.stays(w.request, hint_s, groups, exploration) for w, hint_s in zip(waiting, hints, strict=True)]
         seconds = [[stay.drawn_s if stay is not None else INF for stay in row] for row in stays]
         capacity = [float(group.count) for group in groups]
         self._prices, self.horizon_s = solve(demand, seconds, capacity, self._prices or None)
@@ -85,22 +93,24 @@ class Market:
             costs = [[self._cost(stay, price) for stay, price in zip(row, self._prices, strict=True)] for row in stays]
             self._orders = [_order(number, waiting, costs) for number in range(len(groups))]
 
-    def _stays(self, waiting: WaitingClass, groups: Groups, exploration: float) -> list[Stay | None]:
-        """Tell what such a task takes on each group, None where it does not fit."""
-        kind, needs = waiting.request.kind, waiting.request.needs
-        hint_s = self._beliefs.usual_hint_s(kind, waiting.head.requirements.estimated_time)
+    def stays(
+        self, request: RequestClass, hint_s: float | None, groups: Groups, exploration: float
+    ) -> list[Stay | None]:
+        """Tell what a task of the class takes on each group, None where it does not fit. hint_s: what its user says."""
+        kind = request.kind
         drawn: dict[str, Stay] = {}
         row: list[Stay | None] = []
         for group in groups:
-            taken = min((share(need, group.sample) for need in needs), default=INF)
+            taken = min((share(need, group.sample) for need in request.needs), default=INF)
             if taken == INF:
                 row.append(None)
                 continue
             if group.model not in drawn:
                 guess = self._beliefs.guess(kind, group.model, hint_s)
                 failures_s = self._experience.failures_s(kind, group.model, None, guess.mean_s)
-                drawn_s = guess.drawn_s(exploration * self._draw()) + failures_s
-                drawn[group.model] = Stay(drawn_s, guess.mean_s + failures_s, guess)
+                # Who only asks draws nothing: decisions must not depend on it.
+                deviations = exploration * self._drawn(kind, group.model) if exploration else 0.0
+                drawn[group.model] = Stay(guess.drawn_s(deviations) + failures_s, guess.mean_s + failures_s, guess)
             alone = drawn[group.model]
             row.append(Stay(taken * alone.drawn_s, alone.runtime_s, alone.guess))
         return row
@@ -109,6 +119,12 @@ class Market:
         if stay is None:
             return INF
         return price * stay.drawn_s + stay.guess.beyond_s(self.end_s, stay.runtime_s / stay.guess.mean_s)
+
+    def _drawn(self, kind: str, model: str) -> float:
+        found = self._draws.get((kind, model))
+        if found is None:
+            found = self._draws[kind, model] = self._draw()
+        return found
 
 
 def _order(number: int, waiting: Sequence[WaitingClass], costs: Sequence[Sequence[float]]) -> dict[RequestClass, float]:
