@@ -24,6 +24,7 @@ from schedd.wire.framing import FRAME_BYTES_MAX, PREFIX_BYTES, FrameReader, enco
 from schedd.wire.messages import (
     PROTOCOL,
     AttemptReport,
+    Challenge,
     ClientHello,
     ClientRequest,
     Hello,
@@ -184,6 +185,8 @@ class Connection(asyncio.Protocol):
         elif isinstance(message, Welcome):
             if not self._welcome.done():
                 self._welcome.set_result(message)
+        elif isinstance(message, Challenge):
+            self._end(RemoteProtocolError("the daemon asks for a proof of a token that nobody has named"))
         else:
             self._answer(message.request, message)
 

@@ -22,7 +22,7 @@ import uvloop
 import schedd
 from schedd.address import Address, journal_path, parse_address
 from schedd.assembly import engine_settings
-from schedd.config import Settings
+from schedd.config import Settings, asks_token, check_exposure
 from schedd.core.engine import Engine
 from schedd.core.model import SECOND
 from schedd.core.restore import Recorded
@@ -30,12 +30,14 @@ from schedd.errors import ConfigError, JournalError, ScheddError
 from schedd.journal.records import finished_row
 from schedd.journal.store import Journal, Live, Retention
 from schedd.log import Log, set_up
+from schedd.server.access import Door
 from schedd.server.archive import Archive
 from schedd.server.clock import Clock
 from schedd.server.connections import Peer
 from schedd.server.durable import Promises
 from schedd.server.service import Service
 from schedd.server.systemd import notify
+from schedd.server.users import make_access
 
 log = Log("schedd.server")
 
@@ -147,6 +149,7 @@ class Daemon:
     async def _start(self, engine: Engine, service: Service, clock: Clock) -> None:
         """Start from the journal, then listen. A refusal to start ends the daemon."""
         try:
+            service.access = make_access(self._settings.auth)
             if self._settings.journal.enabled:
                 await self._restore(engine, service, clock)
             else:
@@ -218,18 +221,21 @@ class Daemon:
         settings = self._settings.server
         address = parse_address(settings.listen)
         loop = asyncio.get_running_loop()
+        check_exposure(self._settings, address)
         bound = self._bind(address)
-        self._servers.append(await loop.create_server(lambda: Peer(service), sock=bound, backlog=BACKLOG))
         if not address.path:
             address = Address(*bound.getsockname()[:2])
+            check_exposure(self._settings, address)
+        door = Door(bool(address.path), asks_token(self._settings, address))
+        self._servers.append(await loop.create_server(lambda: Peer(service, door), sock=bound, backlog=BACKLOG))
         service.address = address
         if settings.socket:
             local = _local(settings.socket)
             unix = self._bind(local)
-            self._servers.append(await loop.create_server(lambda: Peer(service), sock=unix, backlog=BACKLOG))
+            inside = Door(is_local=True)
+            self._servers.append(await loop.create_server(lambda: Peer(service, inside), sock=unix, backlog=BACKLOG))
             log.info("listening", address=local)
-        if not address.is_loopback:
-            log.warning("open_to_the_network", address=address, authentication="none", reason="server.insecure = true")
+        _warn(self._settings, address, door)
         if self._address_file is not None:
             _write_whole(self._address_file, f"{address}\n")
             self._made.append(self._address_file)
@@ -279,6 +285,8 @@ class Daemon:
     def _bind(self, address: Address) -> socket.socket:
         bound = _bind(address)
         if address.path:
+            # Before it listens: until then nobody gets in.
+            Path(address.path).chmod(self._settings.server.socket_mode)
             self._made.append(Path(address.path))
         return bound
 
@@ -300,6 +308,16 @@ async def _through(steps: Iterator[None]) -> None:
     """Go through steps, with the loop's other work in between."""
     for _ in steps:
         await asyncio.sleep(0)
+
+
+def _warn(settings: Settings, address: Address, door: Door) -> None:
+    """Say what an operator should know about who may get in."""
+    missing = [what for what, there in (("TLS", settings.tls.is_on), ("tokens", door.asks_token)) if not there]
+    if not address.is_loopback and missing:
+        log.warning("open_to_the_network", address=address, without=" ".join(missing), reason="server.insecure = true")
+    elif settings.server.socket and not door.asks_token and not address.path:
+        hint = "set auth.required = true, or every user of this machine is an administrator there"
+        log.warning("open_to_this_machine", address=address, hint=hint)
 
 
 def _local(path: str) -> Address:
