@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from schedd.errors import (
+    AuthenticationError,
     ConfigError,
     ConnectionLost,
     JournalError,
@@ -36,6 +37,8 @@ class Exit(IntEnum):
     CONFIG = 7
     #: A journal is damaged, or cannot be read or written.
     JOURNAL = 8
+    #: We do not know who the daemon is, or it does not let us: certificates, tokens, roles.
+    DENIED = 9
     #: A bug of ours, as in sysexits.h.
     BUG = 70
     #: As a shell reports a death by SIGINT.
@@ -46,6 +49,18 @@ class Exit(IntEnum):
 
 #: Codes of `RequestRefused` that mean that a thing does not exist.
 _NOT_FOUND = frozenset({"unknown_task", "unknown_worker", "unknown_job"})
+#: And that a token or a role is not what it should be.
+_DENIED = frozenset(
+    {
+        "auth_required",
+        "bad_token",
+        "token_revoked",
+        "forbidden",
+        "tls_required",
+        "tls_not_spoken",
+        "certificate_required",
+    }
+)
 
 
 def exit_for(error: ScheddError) -> Exit:
@@ -57,8 +72,12 @@ def exit_for(error: ScheddError) -> Exit:
             return Exit.USAGE
         case JournalError():
             return Exit.JOURNAL
+        case AuthenticationError():
+            return Exit.DENIED
         case ConnectionLost() | RemoteProtocolError():
             return Exit.NO_DAEMON
+        case RequestRefused(code=code) if code in _DENIED:
+            return Exit.DENIED
         case RequestRefused(code=code) if code in _NOT_FOUND:
             return Exit.NOT_FOUND
         case TaskFailed():

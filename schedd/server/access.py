@@ -91,6 +91,7 @@ class Door(Struct, frozen=True):
 
     is_local: bool = False
     asks_token: bool = False
+    asks_certificate: bool = False
     binding: bytes = b""
 
 

@@ -21,6 +21,7 @@ from schedd.errors import LocalProtocolError, RemoteProtocolError
 from schedd.keepalive import watch_peer
 from schedd.log import Log
 from schedd.server.access import ANYBODY, OPEN, Access, Door, Identity, credentials
+from schedd.server.arrivals import Arrival, Arrivals
 from schedd.server.handshake import Denied, Handshake, token_wanted
 from schedd.server.ports import Reactor, Timer
 from schedd.server.watching import Watch
@@ -49,6 +50,7 @@ class Hub(Protocol):
     handshake_timeout_s: float
     reactor: Reactor
     access: Access
+    arrivals: Arrivals
 
     def opened(self, peer: Peer) -> bool:
         """Count a new connection; False: there are too many."""
@@ -73,11 +75,12 @@ class Hub(Protocol):
 
 
 class Peer(asyncio.Protocol):
-    """One connection, whoever is at its other end. door: what it came through."""
+    """One connection, whoever is at its other end. door: what it came through; arrival: where that counted it."""
 
-    def __init__(self, hub: Hub, door: Door = OPEN) -> None:
+    def __init__(self, hub: Hub, door: Door = OPEN, arrival: Arrival | None = None) -> None:
         self._hub = hub
         self._door = door
+        self._arrival = arrival
         self._handshake: Handshake | None = None
         self._reader = FrameReader(HELLO_BYTES_MAX)
         self._transport: asyncio.Transport | None = None
@@ -107,8 +110,18 @@ class Peer(asyncio.Protocol):
         watch_peer(transport)
         peername = stream.get_extra_info("peername")
         self.name = f"{peername[0]}:{peername[1]}" if isinstance(peername, tuple) else "unix"
+        if self._door.asks_token and self._arrival is None:
+            self._arrival = self._hub.arrivals.enter(str(peername[0]) if isinstance(peername, tuple) else "")
+            if self._arrival is None:
+                self.abort()
+                return
         if not self._hub.opened(self):
             self.refuse("too_many_connections", "the daemon has as many connections as it may have")
+            return
+        if self._door.asks_certificate and not stream.get_extra_info("ssl_object").getpeercert():
+            log.warning("peer_denied", peer=self.name, code=m.CERTIFICATE_REQUIRED, reason="shows no certificate")
+            text = "this daemon asks for a certificate of the peer"
+            self.refuse(m.CERTIFICATE_REQUIRED, text, "give one that its authority has made: --tls-cert and --tls-key")
             return
         self._handshake = Handshake(self._hub.access, self._door, self._identify(stream))
         self._reader.frame_bytes_max = self._handshake.frame_bytes_max
@@ -198,6 +211,7 @@ class Peer(asyncio.Protocol):
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
+        self._arrived()
         self._outbox.clear()
         self._done.clear()
         self._put_off.clear()
@@ -211,9 +225,14 @@ class Peer(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._reader.frame_bytes_max = message.frame_bytes_max
+        self._arrived()
         proof = self._handshake.proof if self._handshake is not None else b""
         self._handshake = None
         self.send(structs.replace(message, proof=proof) if proof else message)
+
+    def _arrived(self) -> None:
+        if self._arrival is not None:
+            self._arrival.leave()
 
     @property
     def is_paused(self) -> bool:

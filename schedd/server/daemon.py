@@ -11,6 +11,7 @@ import random
 import resource
 import signal
 import socket
+import ssl
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import anyio
 import uvloop
+from msgspec import structs
 
 import schedd
 from schedd.address import Address, journal_path, parse_address
@@ -34,10 +36,13 @@ from schedd.server.access import Door
 from schedd.server.archive import Archive
 from schedd.server.clock import Clock
 from schedd.server.connections import Peer
+from schedd.server.doors import TlsDoor
 from schedd.server.durable import Promises
 from schedd.server.service import Service
 from schedd.server.systemd import notify
+from schedd.server.tokens import load_tokens, tokens_path
 from schedd.server.users import make_access
+from schedd.tls import server_context
 
 log = Log("schedd.server")
 
@@ -103,6 +108,7 @@ class Daemon:
         self._call_soon, self._call_later = loop.call_soon_threadsafe, loop.call_later
         self._done = anyio.Event()
         self._servers: list[asyncio.AbstractServer] = []
+        self._tls_doors: list[TlsDoor] = []
         self._made: list[Path] = []
 
     async def run(self) -> int:
@@ -124,8 +130,7 @@ class Daemon:
                     group.cancel_scope.cancel()
         finally:
             service.loop.stop()
-            for server in self._servers:
-                server.close()
+            self._close_doors()
             if self._journal is not None:
                 if self._journal is service.promises.journal:  # the start was through
                     self._journal.remember(engine.learned())
@@ -150,6 +155,7 @@ class Daemon:
         """Start from the journal, then listen. A refusal to start ends the daemon."""
         try:
             service.access = make_access(self._settings.auth)
+            service.access.tokens = load_tokens(tokens_path(self._settings.auth.tokens))
             if self._settings.journal.enabled:
                 await self._restore(engine, service, clock)
             else:
@@ -227,7 +233,12 @@ class Daemon:
             address = Address(*bound.getsockname()[:2])
             check_exposure(self._settings, address)
         door = Door(bool(address.path), asks_token(self._settings, address))
-        self._servers.append(await loop.create_server(lambda: Peer(service, door), sock=bound, backlog=BACKLOG))
+        if self._settings.tls.is_on and not address.path:
+            context, binding = self._tls()
+            door = structs.replace(door, binding=binding, asks_certificate=bool(self._settings.tls.client_ca))
+            self._tls_doors.append(TlsDoor(service, bound, BACKLOG, context, door))
+        else:
+            self._servers.append(await loop.create_server(lambda: Peer(service, door), sock=bound, backlog=BACKLOG))
         service.address = address
         if settings.socket:
             local = _local(settings.socket)
@@ -235,17 +246,25 @@ class Daemon:
             inside = Door(is_local=True)
             self._servers.append(await loop.create_server(lambda: Peer(service, inside), sock=unix, backlog=BACKLOG))
             log.info("listening", address=local)
-        _warn(self._settings, address, door)
+        _warn(self._settings, address, door, len(service.access.tokens))
         if self._address_file is not None:
             _write_whole(self._address_file, f"{address}\n")
             self._made.append(self._address_file)
         log.info("listening", address=address, policy=self._settings.policy.name, version=schedd.__version__)
         notify("READY=1", f"STATUS=listening on {address}, policy {self._settings.policy.name}")
 
+    def _tls(self) -> tuple[ssl.SSLContext, bytes]:
+        """What TLS listens with, and what proofs are bound to. Raises ConfigError."""
+        files = self._settings.tls
+        return server_context(files.cert, files.key, files.client_ca)
+
     async def _stop_on_signal(self, service: Service, signals: AsyncIterator[signal.Signals]) -> None:
         async for number in signals:
             if number == signal.SIGHUP:
-                log.warning("reload_not_supported", signal=number.name, hint="restart the daemon: it loses nothing")
+                self._renew(service)
+                log.warning(
+                    "reload_of_secrets_only", signal=number.name, hint="for the rest, restart: it loses nothing"
+                )
                 continue
             if service.stopping:
                 log.warning("stop_forced", signal=number.name)
@@ -256,10 +275,26 @@ class Daemon:
             asyncio.get_running_loop().call_soon(self._begin_stop, service)
         self._done.set()
 
+    def _renew(self, service: Service) -> None:
+        """Read tokens and certificates again; who came with a token that is not valid any more is sent away."""
+        try:
+            path = tokens_path(self._settings.auth.tokens)
+            tokens = load_tokens(path)
+            renewed = self._tls() if self._tls_doors else None
+        except ConfigError as error:
+            log.error("secrets_not_read", error=error.message, hint=error.hint, effect="those of before stay valid")
+            return
+        service.access.tokens = tokens
+        closed = service.check_tokens()
+        for tls in self._tls_doors:
+            if renewed is not None:
+                tls.context, binding = renewed
+                tls.door = structs.replace(tls.door, binding=binding)
+        log.info("secrets_read", path=path, tokens=len(tokens), closed=closed, tls=renewed is not None)
+
     def _begin_stop(self, service: Service) -> None:
         """Close what listens and every connection; done when the last has got what was written for it."""
-        for server in self._servers:
-            server.close()
+        self._close_doors()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.server.stop_timeout_s
 
@@ -274,6 +309,12 @@ class Daemon:
                 loop.call_later(0.02, look)
 
         look()
+
+    def _close_doors(self) -> None:
+        for server in self._servers:
+            server.close()
+        for door in self._tls_doors:
+            door.close()
 
     def _crashed(self, error: BaseException) -> None:
         self._crash = error
@@ -310,11 +351,13 @@ async def _through(steps: Iterator[None]) -> None:
         await asyncio.sleep(0)
 
 
-def _warn(settings: Settings, address: Address, door: Door) -> None:
+def _warn(settings: Settings, address: Address, door: Door, tokens: int) -> None:
     """Say what an operator should know about who may get in."""
     missing = [what for what, there in (("TLS", settings.tls.is_on), ("tokens", door.asks_token)) if not there]
     if not address.is_loopback and missing:
         log.warning("open_to_the_network", address=address, without=" ".join(missing), reason="server.insecure = true")
+    elif door.asks_token and not tokens:
+        log.warning("no_tokens", address=address, hint="make some with `schedd token create`, then reload the daemon")
     elif settings.server.socket and not door.asks_token and not address.path:
         hint = "set auth.required = true, or every user of this machine is an administrator there"
         log.warning("open_to_this_machine", address=address, hint=hint)

@@ -21,6 +21,7 @@ from schedd.journal.records import FinishedTask, finished_row
 from schedd.log import Log
 from schedd.server import recording, translate
 from schedd.server.access import Access, may_ask, may_greet
+from schedd.server.arrivals import Arrivals
 from schedd.server.connections import Peer
 from schedd.server.durable import Promise, Promises
 from schedd.server.handshake import other_version
@@ -82,6 +83,7 @@ class Service:
         self.epoch = epoch
         self.address: Address | None = None
         self.access = Access()
+        self.arrivals = Arrivals(settings.auth.unproven_max, settings.auth.unproven_per_address_max)
         self.outbox_bytes_max = int(settings.server.outbox_mb_max * 1024 * 1024)
         self.handshake_timeout_s = settings.server.handshake_timeout_s
         self.reactor = reactor
@@ -177,7 +179,7 @@ class Service:
         gone = [p for p in self._peers if p.identity.token and self.access.of_token(p.identity.token) != p.identity]
         for peer in gone:
             log.warning("token_revoked", token=peer.identity.token, peer=peer.name, worker=peer.worker_id)
-            peer.refuse(m.TOKEN_REVOKED, "the token of this connection was revoked or changed")
+            peer.refuse(m.TOKEN_REVOKED, "the token of this connection was revoked or changed", "ask for another")
         return len(gone)
 
     def _greet_worker(self, peer: Peer, hello: m.WorkerHello) -> None:

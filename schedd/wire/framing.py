@@ -6,7 +6,6 @@ a turn and not once a message.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -24,8 +23,16 @@ PREFIX_BYTES = 4
 _encoder = msgspec.msgpack.Encoder()
 
 
-def encode_frame(messages: Sequence[Any]) -> bytes:
-    """Encode messages into one frame. Raises LocalProtocolError above the bound or for what cannot be encoded."""
+def frame_of(body: bytes) -> bytes:
+    """The frame of a body that was encoded before."""
+    return len(body).to_bytes(PREFIX_BYTES, "big") + body
+
+
+def encode_frame(messages: Any) -> bytes:
+    """Encode messages into one frame; a single one, not a list, is one of the greeting.
+
+    Raises LocalProtocolError above the bound or for what cannot be encoded.
+    """
     buffer = bytearray(PREFIX_BYTES)
     try:
         _encoder.encode_into(messages, buffer, PREFIX_BYTES)

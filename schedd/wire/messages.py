@@ -64,6 +64,9 @@ TOKEN_REVOKED = "token_revoked"
 FORBIDDEN = "forbidden"
 TLS_REQUIRED = "tls_required"
 TLS_NOT_SPOKEN = "tls_not_spoken"
+CERTIFICATE_REQUIRED = "certificate_required"
+#: Never sent: the daemon could not show who it is.
+NOT_TRUSTED = "not_trusted"
 
 
 # ------------------------------------------------------------------------------------------------------- handshake

@@ -128,7 +128,7 @@ def test_unix_socket_of_a_living_daemon_is_left_alone(cluster: Cluster) -> None:
 def test_hangup_does_not_end_it(cluster: Cluster) -> None:
     daemon = cluster.start_daemon()
     daemon.signal(signal.SIGHUP)
-    wait_until(lambda: "reload_not_supported" in daemon.log(), what="it says what it made of the signal")
+    wait_until(lambda: "secrets_read" in daemon.log(), what="it says what it made of the signal")
     with RawClient(cluster.address) as client:
         assert client.submit()
     assert daemon.stop() == 0

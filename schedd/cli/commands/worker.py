@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from schedd.cli.options import BadInput
+from schedd.cli.options import BadInput, credential_options
 from schedd.cli.session import command
 from schedd.cli.values import parse_amounts, parse_pairs
 
@@ -17,6 +17,7 @@ EXAMPLES = """
 schedd worker --connect head:7077
 schedd worker --connect head:7077 --cpus 8 --label rack=3 --resource licence=2
 schedd worker --config worker.toml --no-gpus
+schedd worker --connect head:7077 --token-file ~/.schedd/token --tls-ca ~/.schedd/ca.pem
 """
 
 
@@ -34,6 +35,7 @@ schedd worker --config worker.toml --no-gpus
     type=click.Choice(["auto", "cgroup", "namespace", "process-group"]),
     help="What holds the processes of a task together. Default: the best there is.",
 )
+@credential_options
 @click.option("--config", metavar="FILE", help="Settings; the tables [worker] and [log] count.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Default: info.")
 def worker_command(
@@ -48,6 +50,7 @@ def worker_command(
     containment: str | None,
     config: str | None,
     log_level: str | None,
+    **credentials: str | None,
 ) -> int:
     """Offer this machine to a daemon: run tasks until told to stop.
 
@@ -71,6 +74,7 @@ def worker_command(
             "custom": {**settings.custom, **parse_amounts(resources, "--resource")} if resources else None,
             "state_dir": state_dir,
             "containment": containment,
+            **credentials,
         }
     except ValueError as error:
         raise BadInput(str(error)) from None
