@@ -204,7 +204,13 @@ class Service:
         self._sessions[name] = (hello.incarnation, hello.session)
         self._welcome(peer)
         log.info(
-            "worker_connected", worker=name, peer=peer.name, host=hello.host, pid=hello.pid, holds=len(hello.holds)
+            "worker_connected",
+            worker=name,
+            peer=peer.name,
+            host=hello.host,
+            pid=hello.pid,
+            holds=len(hello.holds),
+            user=peer.identity.name or None,
         )
         self.loop.post(translate.joined_event(hello))
 

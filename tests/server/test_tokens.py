@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 from helpers import Cluster, wait_until
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec import structs
 
 from schedd.core.model import TaskId, WorkerId, WorkerResources
 from schedd.credentials import Credentials
-from schedd.errors import ConfigError, ConnectionLost, RequestRefused
+from schedd.errors import ConfigError, ConnectionLost, RemoteProtocolError, RequestRefused
 from schedd.server.access import Access, Door, Identity
 from schedd.server.arrivals import Arrivals
 from schedd.server.handshake import Denied, Handshake
@@ -246,6 +248,35 @@ def test_nonsense_instead_of_a_proof(address: str, frame: bytes) -> None:
     assert refusal(address, frame).code in (m.BAD_REQUEST, m.BAD_TOKEN, m.BAD_VERSION)
     with RawClient(address, ALICE) as client:
         assert isinstance(client.ask(m.GetStats), m.Stats)
+
+
+_KNOCK = encode_frame(m.Hello(m.PROTOCOL, "t", m.Knock(ALICE.id, bytes(24))))[4:]
+_BODIES = st.one_of(
+    st.binary(max_size=100),
+    st.just(_KNOCK),
+    st.just(greeting(CLIENT_HELLO)[4:]),
+    st.builds(lambda proof, digest: encode_frame(m.Proof(proof, digest))[4:], st.binary(), st.binary()),
+    st.tuples(st.integers(0, len(_KNOCK) - 1), st.integers(0, 255)).map(
+        lambda change: _KNOCK[: change[0]] + bytes([change[1]]) + _KNOCK[change[0] + 1 :]
+    ),
+)
+
+
+@given(st.lists(_BODIES, max_size=5), st.booleans())
+def test_whatever_comes_nobody_gets_in_without_a_proof(bodies: list[bytes], is_somebody: bool) -> None:
+    access = Access()
+    access.tokens = {ALICE.id: verifier_of(ALICE, "alice")}
+    before = Identity(Role.READ_ONLY, "bob") if is_somebody else None
+    handshake = Handshake(access, Door(asks_token=True), before)
+    for body in bodies:
+        try:
+            said = handshake.take(body)
+        except (Denied, RemoteProtocolError):
+            break
+        assert handshake.identity == before
+        assert said is None or isinstance(said, m.Challenge) or before is not None
+    assert handshake.identity == before
+    assert not handshake.proof
 
 
 def test_second_knock_after_a_proof() -> None:

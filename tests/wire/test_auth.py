@@ -54,6 +54,10 @@ OTHERS: list[tuple[str, Any]] = [
 ]
 
 
+def welcome(proof: bytes) -> Welcome:
+    return Welcome(PROTOCOL, "", "", proof=proof)
+
+
 def test_text_of_a_token() -> None:
     assert TOKEN.text() == "schedd.worker.0001020304050607.CAkKCwwNDg8QERITFBUWFxgZGhscHR4fICEiIyQlJic"
     assert parse_token(f" {TOKEN.text()}\n") == TOKEN
@@ -119,7 +123,7 @@ def test_daemons_proof_is_none_of_a_peer_nor_the_other_way_round() -> None:
     prover = Prover(TOKEN, b"", OURS)
     reflected = prover.prove(Challenge(THEIRS), b"hello").proof
     with pytest.raises(AuthenticationError):
-        prover.check(Welcome(PROTOCOL, "", "", proof=reflected))
+        prover.check(welcome(reflected))
 
 
 def test_file_of_the_daemon_does_not_let_in() -> None:
@@ -139,7 +143,7 @@ def test_whole_exchange() -> None:
     proof = prover.prove(Challenge(THEIRS), b"hello")
     said = transcript(TOKEN.role, TOKEN.id, (OURS, THEIRS), proof.digest, b"certificate")
     assert is_proven(VERIFIER, said, proof.proof)
-    prover.check(Welcome(PROTOCOL, "", "", proof=answer(VERIFIER, said)))
+    prover.check(welcome(answer(VERIFIER, said)))
 
 
 @pytest.mark.parametrize("proof", [b"", bytes(32)])
@@ -147,12 +151,12 @@ def test_daemon_that_does_not_know_the_token(proof: bytes) -> None:
     prover = Prover(TOKEN, b"", OURS)
     prover.prove(Challenge(THEIRS), b"hello")
     with pytest.raises(AuthenticationError, match="not proven"):
-        prover.check(Welcome(PROTOCOL, "", "", proof=proof))
+        prover.check(welcome(proof))
 
 
 def test_daemon_that_asks_for_no_proof_has_given_none() -> None:
     with pytest.raises(AuthenticationError):
-        Prover(TOKEN, b"", OURS).check(Welcome(PROTOCOL, "", ""))
+        Prover(TOKEN, b"", OURS).check(welcome(b""))
 
 
 def test_challenges_that_make_no_sense() -> None:
