@@ -38,7 +38,7 @@ class Exit(IntEnum):
     #: A journal is damaged, or cannot be read or written.
     JOURNAL = 8
     #: We do not know who the daemon is, or it does not let us: certificates, tokens, roles.
-    DENIED = 9
+    DENIED = 10
     #: A bug of ours, as in sysexits.h.
     BUG = 70
     #: As a shell reports a death by SIGINT.

@@ -63,7 +63,7 @@ def test_exit_codes_are_fixed() -> None:
         "TIMEOUT": 6,
         "CONFIG": 7,
         "JOURNAL": 8,
-        "DENIED": 9,
+        "DENIED": 10,
         "BUG": 70,
         "INTERRUPTED": 130,
         "BROKEN_PIPE": 141,
