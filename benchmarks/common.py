@@ -23,6 +23,8 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
+from schedd.credentials import Credentials
+
 START_TIMEOUT_S = 30.0
 #: Runs of which the median is taken.
 RUNS = 5
@@ -111,9 +113,21 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 class Service:
-    """A daemon and its workers, each a process of its own, in a folder that goes with them. A context manager."""
+    """A daemon and its workers, each a process of its own, in a folder that goes with them. A context manager.
 
-    def __init__(self, workers: int = 2, cpus: int = 1, config: str = "") -> None:
+    worker_env: variables of the workers. credentials: what a client shows; None: as the environment says.
+    """
+
+    def __init__(
+        self,
+        workers: int = 2,
+        cpus: int = 1,
+        config: str = "",
+        *,
+        worker_env: dict[str, str] | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
+        self._credentials = credentials
         self._folder = tempfile.TemporaryDirectory(prefix="schedd-benchmark-")
         folder = Path(self._folder.name)
         settings, address_file = folder / "config.toml", folder / "address"
@@ -129,7 +143,8 @@ class Service:
             for number in range(workers):
                 argv = [sys.executable, "-m", "schedd.worker", "--connect", self.address, "--name", f"w{number}"]
                 argv += ["--cpus", str(cpus), "--state-dir", str(folder), "--log-level", "warning"]
-                self.workers.append(_start(argv, folder / f"w{number}.log"))
+                env = {**os.environ, **(worker_env or {})}
+                self.workers.append(_start(argv, folder / f"w{number}.log", env))
             self._wait_for_workers()
         except BaseException:
             self.close()
@@ -154,7 +169,7 @@ class Service:
     def _wait_for_workers(self) -> None:
         from schedd.client.sync import Client
 
-        with Client(self.address) as client:
+        with Client(self.address, credentials=self._credentials) as client:
             wait_for(lambda: len(client.workers()) == len(self.workers), "the workers are there")
 
     def __enter__(self) -> Self:

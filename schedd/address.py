@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from msgspec import Struct
@@ -11,6 +12,8 @@ from schedd.errors import ConfigError
 
 DEFAULT_PORT = 7077
 DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_PORT}"
+#: 127.0.0.0/8 in numbers; a name that begins like it may be anybody's.
+_LOOPBACK = re.compile(r"127(\.[0-9]{1,3}){1,3}")
 
 
 class Address(Struct, frozen=True):
@@ -27,7 +30,7 @@ class Address(Struct, frozen=True):
 
     @property
     def is_loopback(self) -> bool:
-        return bool(self.path) or self.host in ("localhost", "::1") or self.host.startswith("127.")
+        return bool(self.path) or self.host in ("localhost", "::1") or bool(_LOOPBACK.fullmatch(self.host))
 
 
 def parse_address(text: str) -> Address:

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from schedd import plugins
-from schedd.address import DEFAULT_ADDRESS, parse_address
+from schedd.address import DEFAULT_ADDRESS, Address, parse_address
 from schedd.core.policies import POLICIES
 from schedd.core.policies.adaptive import AdaptiveParams
 from schedd.core.policies.base import TaskScheduler
@@ -54,6 +54,11 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     unacknowledged_mb_max: Positive = 512.0
     logs_keep_count: AtLeastOne = 2000
     containment: Literal["auto", "cgroup", "namespace", "process-group"] = "auto"
+    token_file: str = ""
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_name: str = ""
 
 
 class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,11 +66,35 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     listen: str = DEFAULT_ADDRESS
     socket: str = ""
+    socket_mode: Annotated[int, Meta(ge=0o600, le=0o666)] = 0o600
     insecure: bool = False
     connections_max: AtLeastOne = 10_000
     handshake_timeout_s: Positive = 10.0
     outbox_mb_max: Positive = 256.0
     stop_timeout_s: Positive = 10.0
+
+
+class AuthSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Table [auth]: who has to prove who they are, and who may do everything."""
+
+    required: bool = False
+    tokens: str = ""
+    admins: list[str | int] = field(default_factory=list)
+    admin_groups: list[str | int] = field(default_factory=list)
+    unproven_max: AtLeastOne = 1000
+    unproven_per_address_max: AtLeastOne = 100
+
+
+class TlsSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Table [tls]: by what the daemon shows on TCP that it is the daemon."""
+
+    cert: str = ""
+    key: str = ""
+    client_ca: str = ""
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self.cert)
 
 
 class PolicySettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -202,6 +231,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
     server: ServerSettings = ServerSettings()
+    auth: AuthSettings = AuthSettings()
+    tls: TlsSettings = TlsSettings()
     policy: PolicySettings = PolicySettings()
     stealing: StealingSettings = StealingSettings()
     prefetch: PrefetchSettings = PrefetchSettings()
@@ -326,18 +357,38 @@ def _check_relations(settings: Settings, source: str) -> None:
             address = parse_address(text)
         except ConfigError as error:
             raise ConfigError(f"{source}: {key}: {error.message}", error.hint) from error
-        if key == "server.listen" and not address.is_loopback and not settings.server.insecure:
-            raise ConfigError(
-                f"{source}: server.listen = {text!r} is open to other machines, without authentication",
-                "listen on 127.0.0.1, or set server.insecure = true if the network is your own",
-            )
+        if key == "server.listen":
+            try:
+                check_exposure(settings, address)
+            except ConfigError as error:
+                raise ConfigError(f"{source}: {error.message}", error.hint) from error
         if key == "metrics.listen" and not address.is_loopback and not settings.metrics.insecure:
             raise ConfigError(
                 f"{source}: metrics.listen = {text!r} is open to other machines, to whom it tells what runs here",
                 "listen on 127.0.0.1, or set metrics.insecure = true if everybody there may know",
             )
+    if bool(settings.tls.key) > settings.tls.is_on or bool(settings.tls.client_ca) > settings.tls.is_on:
+        raise ConfigError(f"{source}: tls.key and tls.client_ca mean nothing without tls.cert")
     if settings.worker.reconnect_delay_max_s < settings.worker.reconnect_delay_s:
         raise ConfigError(f"{source}: worker.reconnect_delay_max_s is less than worker.reconnect_delay_s")
+
+
+def check_exposure(settings: Settings, address: Address) -> None:
+    """Refuse to listen for other machines without TLS and tokens, unless that is wanted. Raises ConfigError.
+
+    Tokens are asked for off loopback by themselves: see `asks_token`.
+    """
+    if not address.is_loopback and not settings.tls.is_on and not settings.server.insecure:
+        raise ConfigError(
+            f"server.listen = {str(address)!r} is open to other machines, and there is no TLS",
+            "listen on 127.0.0.1, make certificates with `schedd tls init` and set [tls] cert and key, or set "
+            "server.insecure = true if everybody who can reach the port may do everything; see docs/security.md",
+        )
+
+
+def asks_token(settings: Settings, address: Address) -> bool:
+    """Whether who comes over TCP at this address has to prove a token."""
+    return settings.auth.required or not (address.is_loopback or settings.server.insecure)
 
 
 def _check_policy(policy: PolicySettings, source: str) -> None:

@@ -24,6 +24,10 @@ class RemoteProtocolError(ScheddError):
     """The peer broke the protocol: bad length, bad MessagePack, unknown message, wrong version."""
 
 
+class AuthenticationError(ScheddError):
+    """Who is at the other end cannot be believed, or does not believe us: certificates and tokens."""
+
+
 class ConnectionLost(ScheddError):
     """The daemon cannot be reached, or the connection ended before the answer came."""
 

@@ -56,15 +56,21 @@ ROOMS: dict[str, set[str]] = {
     "config": {"errors", "address", "core.policies", "plugins"},
     "core": {"errors"},
     "wire": {"core.model", "errors"},
+    # What a peer shows of itself, and TLS: files, and the pure part of the proof.
+    "credentials": {"errors", "wire.auth"},
+    "tls": {"errors", "credentials"},
     "assembly": {"config", "core"},
     # A replay is made of facts, and of what is remembered of tasks: rows of a journal, which others read from its file.
     "simulate": {"core", "config", "assembly", "errors", "demo.asha", "journal.records"},
     "journal": {"core", "errors", "config", "log", "tally"},
     "server": {
-        *("core", "assembly", "wire", "journal", "config", "log", "errors", "address", "keepalive", "notify", "tally")
+        *("core", "assembly", "wire", "journal", "config", "log", "errors", "address", "keepalive", "notify", "tally"),
+        *("credentials", "tls"),
     },
-    "worker": {"wire", "core.model", "core.capacity", "config", "log", "errors", "address", "notify"},
-    "client": {"wire", "core.model", "config", "log", "errors", "address", "keepalive"},
+    "worker": {
+        *("wire", "core.model", "core.capacity", "config", "log", "errors", "address", "notify", "credentials", "tls"),
+    },
+    "client": {"wire", "core.model", "config", "log", "errors", "address", "keepalive", "credentials", "tls"},
     # The service and its connections do no I/O and know no clock: loop, clock, dice, journal and archive are given to
     # them (`server.ports`). So the simulation runs the daemon's own seams, and no second writing of them.
     "sim": {
@@ -150,7 +156,19 @@ def test_rooms(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in FILES if room_of(name_of(p)) == "cli"], ids=name_of)
 def test_cli_starts_rooms_only_inside_a_command(path: Path) -> None:
-    always = {"cli", "client", "core.model", "core.policies", "config", "errors", "address", "log", "wire", "demo"}
+    always = {
+        "cli",
+        "client",
+        "core.model",
+        "core.policies",
+        "config",
+        "errors",
+        "address",
+        "log",
+        "wire",
+        "demo",
+        "credentials",
+    }
     for module, inside in ours(path):
         assert module != "core.engine", name_of(path)
         assert allowed(module, always) or inside, f"{name_of(path)} imports {module} at its top"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from schedd.errors import (
+    AuthenticationError,
     ConfigError,
     ConnectionLost,
     JournalError,
@@ -38,6 +39,8 @@ class Exit(IntEnum):
     JOURNAL = 8
     #: The daemon cannot listen where it should.
     LISTEN = 9
+    #: We do not know who the daemon is, or it does not let us: certificates, tokens, roles.
+    DENIED = 10
     #: A bug of ours, as in sysexits.h.
     BUG = 70
     #: As a shell reports a death by SIGINT.
@@ -48,6 +51,18 @@ class Exit(IntEnum):
 
 #: Codes of `RequestRefused` that mean that a thing does not exist.
 _NOT_FOUND = frozenset({"unknown_task", "unknown_worker", "unknown_job"})
+#: And that a token or a role is not what it should be.
+_DENIED = frozenset(
+    {
+        "auth_required",
+        "bad_token",
+        "token_revoked",
+        "forbidden",
+        "tls_required",
+        "tls_not_spoken",
+        "certificate_required",
+    }
+)
 
 
 def exit_for(error: ScheddError) -> Exit:
@@ -59,10 +74,14 @@ def exit_for(error: ScheddError) -> Exit:
             return Exit.USAGE
         case JournalError():
             return Exit.JOURNAL
+        case AuthenticationError():
+            return Exit.DENIED
         case ConnectionLost() | RemoteProtocolError():
             return Exit.NO_DAEMON
         case RequestRefused(code="bad_config"):
             return Exit.CONFIG
+        case RequestRefused(code=code) if code in _DENIED:
+            return Exit.DENIED
         case RequestRefused(code=code) if code in _NOT_FOUND:
             return Exit.NOT_FOUND
         case TaskFailed():

@@ -13,7 +13,7 @@ import click
 from schedd import __version__
 from schedd.cli import output
 from schedd.cli.exits import Exit, exit_for
-from schedd.cli.options import BadInput
+from schedd.cli.options import BadInput, credential_options
 from schedd.cli.values import nearest
 from schedd.errors import ConnectionLost, ScheddError
 
@@ -48,6 +48,8 @@ COMMANDS = {
     "simulate": "simulate",
     "check": "check",
     "install-service": "install_service",
+    "token": "token",
+    "tls": "tls",
     "demo": "demo",
     "completion": "completion",
 }
@@ -81,8 +83,9 @@ class LazyGroup(click.Group):
 )
 @click.version_option(__version__, "--version", message="schedd %(version)s")
 @click.option("--address", metavar="HOST:PORT", help="The daemon to talk to (or unix:/path). Default: $SCHEDD_ADDRESS.")
+@credential_options
 @click.pass_context
-def root(ctx: click.Context, address: str | None) -> None:
+def root(ctx: click.Context, /, address: str | None, **credentials: str | None) -> None:
     """Schedule machine-learning evaluations on GPU and CPU workers.
 
     Start a daemon with `schedd serve`, workers with `schedd worker`, then `schedd submit -- python train.py`.

@@ -128,6 +128,19 @@ def _context() -> click.Context | None:
     return click.get_current_context(silent=True)
 
 
+def credential_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options for who we are, and for whom we take for the daemon."""
+    return apply(_CREDENTIALS, function)
+
+
+_CREDENTIALS: list[Decorator] = [
+    click.option("--token-file", metavar="FILE", help="File with a token. Default: $SCHEDD_TOKEN_FILE."),
+    click.option("--tls-ca", metavar="FILE", help='Authority of the daemon, or "system". Default: $SCHEDD_TLS_CA.'),
+    click.option("--tls-cert", metavar="FILE", help="Certificate of our own. Default: $SCHEDD_TLS_CERT."),
+    click.option("--tls-key", metavar="FILE", help="Its key. Default: $SCHEDD_TLS_KEY."),
+    click.option("--tls-name", metavar="NAME", help="Name in the daemon's certificate. Default: $SCHEDD_TLS_NAME."),
+]
+
 _REQUIREMENTS: list[Decorator] = [
     click.option("--gpus", type=float, metavar="N", help="GPUs: whole, or a share of one (0.5)."),
     click.option("--gpu-memory", type=float, metavar="GB", help="GPU memory on each of them."),

@@ -13,15 +13,21 @@ from schedd.cli.output import Output
 
 if TYPE_CHECKING:
     from schedd.client.aio import AsyncClient
+    from schedd.credentials import Credentials
     from schedd.errors import ScheddError
 
 
-class Session:
-    """One run of a command: where the daemon is and how to write."""
+#: Options of `schedd` itself that say who we are.
+CREDENTIALS = ("token_file", "tls_ca", "tls_cert", "tls_key", "tls_name")
 
-    def __init__(self, address: str | None, output: Output) -> None:
+
+class Session:
+    """One run of a command: where the daemon is, what we show it, and how to write."""
+
+    def __init__(self, address: str | None, output: Output, credentials: Credentials | None = None) -> None:
         self.address = address
         self.out = output
+        self._credentials = credentials
 
     def connect(self, *, patient: bool = True) -> AsyncClient:
         """Make the client, which `async with` connects. `patient`: a daemon that goes away is waited for."""
@@ -29,7 +35,13 @@ class Session:
         from schedd.client.line import RECONNECT_S
 
         reconnect_s = RECONNECT_S if patient else 0
-        return AsyncClient(self.address, program="schedd", reconnect_s=reconnect_s, on_change=self._on_change)
+        return AsyncClient(
+            self.address,
+            program="schedd",
+            reconnect_s=reconnect_s,
+            on_change=self._on_change,
+            credentials=self._credentials,
+        )
 
     def _on_change(self, error: ScheddError | None) -> None:
         if error is None:
@@ -83,8 +95,11 @@ def client_command(
         def run(address: str | None, as_json: bool, quiet: bool, **options: Any) -> Exit:
             import asyncio
 
-            given = address or click.get_current_context().find_root().params.get("address")
-            session = Session(given, Output(as_json=as_json, quiet=quiet))
+            from schedd.credentials import find_credentials
+
+            root = click.get_current_context().find_root().params
+            shown = find_credentials(**{name: root.get(name) or "" for name in CREDENTIALS})
+            session = Session(address or root.get("address"), Output(as_json=as_json, quiet=quiet), shown)
 
             async def body() -> Exit:
                 return await function(session, **options)

@@ -24,6 +24,8 @@ TASK_COLUMNS = [
     Column("time", right=True),
     Column("about", fold=True),
 ]
+#: After the id, where there are users.
+OWNER_COLUMN = Column("owner", fold=True)
 JOB_COLUMNS = [
     Column("job", fold=True),
     Column("tasks", right=True),

@@ -29,6 +29,7 @@ from schedd.client.task import AsyncTask
 from schedd.client.ticket import Order
 from schedd.client.watching import watch
 from schedd.core.model import SECOND, TaskId, TaskRequirements, WorkerId
+from schedd.credentials import Credentials
 from schedd.errors import ConnectionLost, RequestRefused, ScheddError
 from schedd.wire.messages import (
     UNKNOWN_TASK,
@@ -110,7 +111,8 @@ class AsyncClient:
     not at all. Meanwhile every call and every task goes on waiting; then a submit that was not acknowledged is sent
     again, and is one submit all the same, and results that came while the daemon was away are fetched. Where it does
     not come back, what waits raises ConnectionLost. on_change: called when the daemon is away, with the reason, and
-    with None when it is back; else the log says so.
+    with None when it is back; else the log says so. credentials: how to prove who we are, and to know the daemon
+    (`schedd.credentials.find_credentials`); None: as $SCHEDD_TOKEN_FILE and $SCHEDD_TLS_CA say.
     """
 
     def __init__(
@@ -120,11 +122,12 @@ class AsyncClient:
         program: str = "python",
         reconnect_s: float = RECONNECT_S,
         on_change: OnChange | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         if not 0 <= reconnect_s <= RECONNECT_S_MAX:
             raise ValueError(f"reconnect_s must be between 0 and {RECONNECT_S_MAX:g} s, not {reconnect_s!r}")
         self.address = daemon_address(address)
-        self.line = Line(self.address, program, reconnect_s, on_change)
+        self.line = Line(self.address, program, reconnect_s, on_change, credentials)
         #: None before the first connection. For those who submit from other threads.
         self.pipeline: Pipeline | None = None
 

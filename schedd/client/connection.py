@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import getpass
 import os
+import secrets
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -18,12 +20,23 @@ import msgspec
 
 from schedd import __version__
 from schedd.address import Address
-from schedd.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, RequestRefused, ScheddError
+from schedd.credentials import NONE, Credentials
+from schedd.errors import (
+    AuthenticationError,
+    ConnectionLost,
+    LocalProtocolError,
+    RemoteProtocolError,
+    RequestRefused,
+    ScheddError,
+)
 from schedd.keepalive import watch_peer
-from schedd.wire.framing import FRAME_BYTES_MAX, PREFIX_BYTES, FrameReader, encode_frame
+from schedd.tls import channel_binding, client_context, explain
+from schedd.wire.auth import NONCE_BYTES, Prover
+from schedd.wire.framing import FRAME_BYTES_MAX, PREFIX_BYTES, FrameReader, encode_frame, frame_of
 from schedd.wire.messages import (
     PROTOCOL,
     AttemptReport,
+    Challenge,
     ClientHello,
     ClientRequest,
     Hello,
@@ -56,8 +69,12 @@ class Connection(asyncio.Protocol):
     connection ended (once), `on_writable` is called when the socket takes data again after it was full.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, credentials: Credentials = NONE) -> None:
         self.address = address
+        self._token = credentials.token
+        self._shows_certificate = bool(credentials.cert)
+        self._prover: Prover | None = None
+        self._hello = b""
         self.on_done: Callable[[list[TaskDone]], None] = _ignore
         self.on_reports: Callable[[list[AttemptReport]], None] = _ignore
         self.on_lost: Callable[[ScheddError], None] = _ignore
@@ -139,11 +156,15 @@ class Connection(asyncio.Protocol):
     # ---------------------------------------------------------------------------------------------------- greeting
 
     async def greet(self, program: str) -> Welcome:
-        """Introduce this client and wait for the daemon's greeting. Raises ScheddError."""
-        hello = Hello(PROTOCOL, __version__, ClientHello(program, _user(), socket.gethostname(), os.getpid()))
-        body = msgspec.msgpack.encode(hello)
+        """Introduce this client, prove its token, and wait for the daemon's greeting. Raises ScheddError."""
         assert self._transport is not None
-        self._transport.write(len(body).to_bytes(PREFIX_BYTES, "big") + body)
+        hello = Hello(PROTOCOL, __version__, ClientHello(program, _user(), socket.gethostname(), os.getpid()))
+        self._hello = msgspec.msgpack.encode(hello)
+        if self._token is not None:
+            self._prover = Prover(self._token, channel_binding(self._transport), secrets.token_bytes(NONCE_BYTES))
+            self._transport.write(encode_frame(self._prover.knock(__version__)))
+        else:
+            self._transport.write(frame_of(self._hello))
         welcome = await self._welcome
         if isinstance(welcome, ScheddError):
             raise welcome
@@ -168,7 +189,7 @@ class Connection(asyncio.Protocol):
             for body in self._reader.feed(data):
                 for message in decode_to_client(body):
                     self._take(message)
-        except RemoteProtocolError as error:
+        except (RemoteProtocolError, AuthenticationError) as error:
             self._end(error)
 
     def _take(self, message: ToClient) -> None:
@@ -182,10 +203,20 @@ class Connection(asyncio.Protocol):
             hint = message.hint or f"this client is schedd {__version__} with protocol {PROTOCOL}"
             self._end(RequestRefused(message.message, hint, message.code))
         elif isinstance(message, Welcome):
+            if self._prover is not None:
+                self._prover.check(message)
             if not self._welcome.done():
                 self._welcome.set_result(message)
+        elif isinstance(message, Challenge):
+            self._prove(message)
         else:
             self._answer(message.request, message)
+
+    def _prove(self, challenge: Challenge) -> None:
+        if self._prover is None or self._transport is None:
+            raise RemoteProtocolError("the daemon asks for a proof of a token that nobody has named")
+        proof = self._prover.prove(challenge, self._hello)
+        self._transport.write(encode_frame(proof) + frame_of(self._hello))
 
     def pause_writing(self) -> None:
         self.is_writable = False
@@ -208,8 +239,13 @@ class Connection(asyncio.Protocol):
     # ---------------------------------------------------------------------------------------------------------- end
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, ssl.SSLError):
+            self._end(explain(exc, self.address))
         reason = f": {exc}" if exc is not None else ""
-        self._end(ConnectionLost(f"the daemon at {self.address} ended the connection{reason}", "is it still running?"))
+        hint = "is it still running?"
+        if self._shows_certificate and not self._welcome.done():
+            hint = "it may not accept our certificate: its log says more"
+        self._end(ConnectionLost(f"the daemon at {self.address} ended the connection{reason}", hint))
 
     def close(self) -> None:
         """End the connection; whatever waits for an answer gets ConnectionLost."""
@@ -220,7 +256,7 @@ class Connection(asyncio.Protocol):
             return
         self.error = error
         if self._transport is not None:
-            self._transport.close()
+            self._hang_up(self._transport)
         if not self._welcome.done():
             self._welcome.set_result(error)
         self._outgoing.clear()
@@ -228,6 +264,15 @@ class Connection(asyncio.Protocol):
         for on_answer in requests.values():
             on_answer(error)
         self.on_lost(error)
+
+    @staticmethod
+    def _hang_up(transport: asyncio.Transport) -> None:
+        # The farewell of TLS takes a round trip, which a loop that ends with its last client does not wait for; there
+        # is nothing on its way that anybody still wants.
+        if transport.get_extra_info("ssl_object") is not None:
+            transport.abort()
+        else:
+            transport.close()
 
 
 def _user() -> str:
@@ -237,18 +282,26 @@ def _user() -> str:
         return str(os.getuid())
 
 
-async def open_connection(address: Address, program: str) -> tuple[Connection, Welcome]:
+async def open_connection(
+    address: Address, program: str, credentials: Credentials = NONE
+) -> tuple[Connection, Welcome]:
     """Connect and greet.
 
     Raises ConnectionLost where no daemon answers, RequestRefused where it declines, RemoteProtocolError where the peer
-    is something else or another version.
+    is something else or another version, AuthenticationError where it is not known who it is, and ConfigError for
+    certificates that cannot be used.
     """
     loop = asyncio.get_running_loop()
-    connection = Connection(address)
+    connection = Connection(address, credentials)
     try:
         async with asyncio.timeout(GREETING_TIMEOUT_S):
             if address.path:
                 await loop.create_unix_connection(lambda: connection, address.path)
+            elif credentials.ca:
+                context, name = client_context(credentials), credentials.name or address.host
+                await loop.create_connection(
+                    lambda: connection, address.host, address.port, ssl=context, server_hostname=name
+                )
             else:
                 await loop.create_connection(lambda: connection, address.host, address.port)
             return connection, await connection.greet(program)
@@ -257,6 +310,8 @@ async def open_connection(address: Address, program: str) -> tuple[Connection, W
         raise ConnectionLost(
             f"no greeting from {address} within {GREETING_TIMEOUT_S:g} s", "does this port belong to another service?"
         ) from None
+    except ssl.SSLError as error:
+        raise explain(error, address) from error
     except OSError as error:
         hint = (
             "start one with: schedd serve" if address.is_loopback else "is it running there, and is the address right?"

@@ -22,6 +22,7 @@ from schedd.client.futures import Core, TaskFuture
 from schedd.client.line import RECONNECT_S
 from schedd.client.mapping import Calls
 from schedd.client.options import NOT_OF_MAP, CallSpecs, read_options
+from schedd.credentials import Credentials
 
 T = TypeVar("T")
 
@@ -39,8 +40,9 @@ class SchedExecutor(concurrent.futures.Executor):
     """Runs calls as tasks of the daemon.
 
     address: as for `AsyncClient`. max_workers: calls of this executor that the daemon may have at a time; None sets no
-    bound and lets the daemon's policy decide. reconnect_s: as for `AsyncClient`. options: as in `AsyncClient.submit`,
-    for every task (priority, job, kind, gpus …). Connects at once: raises ConnectionLost where no daemon answers.
+    bound and lets the daemon's policy decide. reconnect_s, credentials: as for `AsyncClient`. options: as in
+    `AsyncClient.submit`, for every task (priority, job, kind, gpus …). Connects at once: raises ConnectionLost where no
+    daemon answers.
 
     Futures raise what the call raised, with the worker's traceback as the cause; TaskFailed for other failures; and
     BrokenSchedExecutor where the daemon went away and did not come back in time.
@@ -52,6 +54,7 @@ class SchedExecutor(concurrent.futures.Executor):
         max_workers: int | None = None,
         *,
         reconnect_s: float = RECONNECT_S,
+        credentials: Credentials | None = None,
         **options: Any,
     ) -> None:
         if max_workers is not None and max_workers <= 0:
@@ -61,7 +64,7 @@ class SchedExecutor(concurrent.futures.Executor):
                 raise TypeError(f"{name} does not apply to SchedExecutor: {_NOT_APPLICABLE[name]}")
         self._options = read_options(options, without=("kwargs", "on_report", *NOT_OF_MAP))
         self._specs = CallSpecs(self._options)
-        client = AsyncClient(address, program="executor", reconnect_s=reconnect_s)
+        client = AsyncClient(address, program="executor", reconnect_s=reconnect_s, credentials=credentials)
         self._core = Core(client, max_workers or 0)
         finalizer = weakref.finalize(self, self._core.abandon)
         finalizer.atexit = False  # `_at_exit` takes care of that

@@ -16,6 +16,7 @@ from typing import Any
 
 from schedd.address import Address
 from schedd.client.connection import Answer, Connection, open_connection
+from schedd.credentials import Credentials, find_credentials
 from schedd.errors import ConnectionLost, RequestRefused, ScheddError
 from schedd.log import Log
 from schedd.wire.messages import SHUTTING_DOWN, ClientRequest, Welcome
@@ -48,10 +49,18 @@ class Line:
     """Makes connections and keeps one. Belongs to the running loop.
 
     reconnect_s: seconds; 0: a lost connection is told at once. `on_change` is told when the daemon is away, with the
-    reason, and with None when it is back.
+    reason, and with None when it is back. credentials: None: those that the environment names, read again for each
+    connection.
     """
 
-    def __init__(self, address: Address, program: str, reconnect_s: float, on_change: OnChange | None = None) -> None:
+    def __init__(
+        self,
+        address: Address,
+        program: str,
+        reconnect_s: float,
+        on_change: OnChange | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
         self.address = address
         self.reconnect_s = reconnect_s
         #: The newest connection, None before the first.
@@ -64,6 +73,7 @@ class Line:
         self.on_up: Callable[[Connection], None] = lambda connection: None
         self.on_down: Callable[[ScheddError], None] = lambda error: None
         self._program = program
+        self._credentials = credentials
         self._on_change = on_change or self._log_change
         self._welcome: Welcome | None = None
         self._is_closed = False
@@ -126,7 +136,8 @@ class Line:
         away = False
         for number in count():
             try:
-                opened = await open_connection(self.address, self._program)
+                shown = self._credentials if self._credentials is not None else find_credentials()
+                opened = await open_connection(self.address, self._program, shown)
             except ScheddError as error:
                 pause_s = random.uniform(0, min(PAUSE_S_MAX, PAUSE_S * 2.0 ** min(number, 30)))
                 if self._is_closed or not is_away(error) or loop.time() + pause_s >= deadline:

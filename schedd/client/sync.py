@@ -22,6 +22,7 @@ from schedd.client.selecting import UNFINISHED, Which
 from schedd.client.task import AsyncTask
 from schedd.client.thread import LoopThread
 from schedd.core.model import TaskId, TaskRequirements, WorkerId
+from schedd.credentials import Credentials
 from schedd.errors import ConnectionLost
 from schedd.wire.messages import (
     AttemptRecord,
@@ -113,13 +114,19 @@ def _close(client: AsyncClient, thread: LoopThread) -> None:
 class Client:
     """A connection to the daemon for blocking calls, used as a context manager or closed with `close`.
 
-    address, reconnect_s and errors as in `AsyncClient`; connects at once. Every call waits for the daemon's answer.
+    address, reconnect_s, credentials and errors as in `AsyncClient`; connects at once. Every call waits for the
+    daemon's answer.
     """
 
     def __init__(
-        self, address: str | None = None, *, program: str = "python", reconnect_s: float = RECONNECT_S
+        self,
+        address: str | None = None,
+        *,
+        program: str = "python",
+        reconnect_s: float = RECONNECT_S,
+        credentials: Credentials | None = None,
     ) -> None:
-        client = AsyncClient(address, program=program, reconnect_s=reconnect_s)
+        client = AsyncClient(address, program=program, reconnect_s=reconnect_s, credentials=credentials)
         self._thread = LoopThread("schedd-client")
         self._client = client
         try:

@@ -28,8 +28,8 @@ class Fact(Struct, frozen=True, gc=False, tag=True, array_like=True):
 class TasksAdmitted(Fact, frozen=True):
     """These entries became tasks with these ids, in order.
 
-    `client`, `number` and `answered` as in `SubmitTasks`. `all_ids`: where some entries were there already, by their
-    keys, the tasks of all entries.
+    `client`, `number`, `answered` and `owner` as in `SubmitTasks`. `all_ids`: where some entries were there already, by
+    their keys, the tasks of all entries.
     """
 
     at_ns: Instant
@@ -40,6 +40,7 @@ class TasksAdmitted(Fact, frozen=True):
     number: int = 0
     answered: int = 0
     all_ids: list[TaskId] = []
+    owner: str = ""
 
 
 class TaskHeld(Fact, frozen=True, gc=False):

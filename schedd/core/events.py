@@ -1,7 +1,8 @@
 """What may enter the engine, in the past tense where it reports and as a wish of a client where it asks.
 
-`origin` is an opaque number of the shell that a reply carries back. Nothing in an event is trusted: the engine
-checks every id and number in it.
+`origin` is an opaque number of the shell that a reply carries back. `user` is who asks, as the shell knows: a task
+that belongs to somebody else is left as it is; None: whoever asks may change all tasks. Nothing else in an event is
+trusted: the engine checks every id and number in it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class SubmitTasks(Event, frozen=True):
     """A client wants these admitted, all or none. `strict`: not if no worker could ever run one of them.
 
     `client`, where it is not empty, and `number` name the submit, so that it may come twice; of those below `answered`
-    the client has heard.
+    the client has heard. `owner`: whose the tasks will be; "": nobody's.
     """
 
     origin: int
@@ -48,6 +49,8 @@ class SubmitTasks(Event, frozen=True):
     client: str = ""
     number: int = 0
     answered: int = 0
+    owner: str = ""
+    user: str | None = None
 
 
 class CancelTasks(Event, frozen=True):
@@ -56,6 +59,7 @@ class CancelTasks(Event, frozen=True):
     origin: int
     selection: Selection
     started: bool = True
+    user: str | None = None
 
 
 class PreemptTasks(Event, frozen=True):
@@ -64,16 +68,19 @@ class PreemptTasks(Event, frozen=True):
     origin: int
     selection: Selection
     grace_s: float | None = None
+    user: str | None = None
 
 
 class HoldTasks(Event, frozen=True):
     origin: int
     selection: Selection
+    user: str | None = None
 
 
 class ReleaseTasks(Event, frozen=True):
     origin: int
     selection: Selection
+    user: str | None = None
 
 
 class SetTasks(Event, frozen=True):
@@ -83,11 +90,13 @@ class SetTasks(Event, frozen=True):
     selection: Selection
     priority: float | None = None
     requirements: TaskRequirements | None = None
+    user: str | None = None
 
 
 class SetPriorities(Event, frozen=True):
     origin: int
     priorities: list[tuple[TaskId, float]]
+    user: str | None = None
 
 
 class DrainWorkers(Event, frozen=True):

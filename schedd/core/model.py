@@ -310,6 +310,8 @@ class Task(Struct, eq=False, gc=False, kw_only=True, repr_omit_defaults=True):
     submitted_ns: Instant = 0
     #: When it was last said what it is and needs: its submit, or the last change of its requirements.
     defined_ns: Instant = 0
+    #: Whose it is; "": nobody's, so that everybody may change it.
+    owner: str = ""
     #: The number of the newest attempt; 0 before the first dispatch.
     attempt: int = 0
     state: State = Queued(0)

@@ -19,7 +19,6 @@ from schedd.core.model import (
     Held,
     Payload,
     Queued,
-    Selection,
     Succeeded,
     Task,
     TaskEntry,
@@ -32,7 +31,7 @@ from schedd.core.queue import RequestClass
 from schedd.core.retries import end_pause
 from schedd.core.submits import CLIENT_MAX, NUMBER_MAX, admitted
 from schedd.core.tables import BY_USER, Tables
-from schedd.core.tasks import DISPATCHED, UNDISPATCHED, make_task
+from schedd.core.tasks import DISPATCHED, UNDISPATCHED, belongs_to_another, make_task
 
 #: A reply names at most so many tasks that it left unchanged.
 UNCHANGED_NAMED_MAX = 100
@@ -60,6 +59,8 @@ class Declined(Exception):
         self.hint = hint
 
 
+#: What changes the tasks of a selection.
+Change = ev.CancelTasks | ev.PreemptTasks | ev.HoldTasks | ev.ReleaseTasks | ev.SetTasks
 #: A task that a command has looked at, and why it was left as it is ("": it was changed); None: it was not meant.
 Step = tuple[TaskId, str] | None
 
@@ -127,7 +128,7 @@ class Requests:
         if fresh_count == len(known):
             fresh = event.tasks
             for entry in fresh:
-                ids.append(self._enter(event.specs[entry.spec], entry, classes[entry.spec], ids))
+                ids.append(self._enter(event.specs[entry.spec], entry, classes[entry.spec], ids, event.owner))
         else:
             fresh = self._enter_unknown(event, classes, known, ids)
         for spec in event.specs:
@@ -150,7 +151,7 @@ class Requests:
             if existing is not None:
                 ids.append(existing)
                 continue
-            ids.append(self._enter(event.specs[entry.spec], entry, classes[entry.spec], ids))
+            ids.append(self._enter(event.specs[entry.spec], entry, classes[entry.spec], ids, event.owner))
             if entry.after:  # the fact has no entries for such references to count
                 entry = structs.replace(entry, after=[r if r >= 0 else ids[-1 - r] for r in entry.after])
             fresh.append(entry)
@@ -184,7 +185,7 @@ class Requests:
         fresh_ids = ids if is_all_fresh else [i for i, old in zip(ids, known, strict=True) if old is None]
         all_ids = ids if event.client and not is_all_fresh else []
         fact = fx.TasksAdmitted(
-            t.now, event.specs, fresh, fresh_ids, event.client, event.number, event.answered, all_ids
+            t.now, event.specs, fresh, fresh_ids, event.client, event.number, event.answered, all_ids, event.owner
         )
         t.facts.append(fact)
         if t.policy.promotes:
@@ -215,7 +216,7 @@ class Requests:
                     raise Declined("bad_request", f"key {key!r} is empty or stands twice in one submit")
                 keys.add(key)
                 _check_name("key", key)
-                if (existing := self._same_key(key, spec, entry)) is not None:
+                if (existing := self._same_key(key, spec, entry, event.user)) is not None:
                     known.append(existing)
                     continue
             if spec.after and entry.spec not in judged:
@@ -245,21 +246,23 @@ class Requests:
             if other.state.is_final and not isinstance(other.state, Succeeded):
                 raise Declined("illegal_state", f"task {ref} {other.state.name}; a task that needs it could never run")
 
-    def _same_key(self, key: str, spec: TaskSpec, entry: TaskEntry) -> TaskId | None:
+    def _same_key(self, key: str, spec: TaskSpec, entry: TaskEntry, user: str | None) -> TaskId | None:
         task_id = self._t.tasks.keys.get(key)
         task = self._t.tasks.get(task_id) if task_id is not None else None
         if task is None:
             return None
+        if reason := belongs_to_another(task, user):
+            raise Declined("key_conflict", f"key {key!r} names task {task.id}, which {reason}", "choose another key")
         if (task.payload, task.argument) != (spec.payload, entry.argument):
             text = f"key {key!r} names task {task.id} ({_what(task.payload)}), which does something else"
             raise Declined("key_conflict", text, f"this submit would do {_what(spec.payload)}: give it another key")
         return task.id
 
-    def _enter(self, spec: TaskSpec, entry: TaskEntry, request: RequestClass, ids: list[TaskId]) -> TaskId:
+    def _enter(self, spec: TaskSpec, entry: TaskEntry, request: RequestClass, ids: list[TaskId], owner: str) -> TaskId:
         t = self._t
         now = t.now
         task_id = TaskId(t.tasks.next_id)
-        task = make_task(spec, entry, task_id, request, now, ids)
+        task = make_task(spec, entry, task_id, request, now, ids, owner)
         if task.after:
             t.tasks.depend(task, task.after)
             if t.policy.promotes:
@@ -305,7 +308,7 @@ class Requests:
     def on_cancel_tasks(self, event: ev.CancelTasks) -> None:
         # From the newest: what waits for another is then cancelled by its own right, and counted.
         cancel = self._cancel if event.started else self._cancel_undispatched
-        self._each(event.origin, event.selection, cancel, newest_first=True)
+        self._each(event, cancel, newest_first=True)
 
     def _cancel_undispatched(self, task: Task) -> str:
         return "may have started" if type(task.state) in DISPATCHED else self._cancel(task)
@@ -337,7 +340,7 @@ class Requests:
             text = f"a grace of {grace_s} s makes no sense"
             self._t.actions.append(fx.ReplyDeclined(event.origin, "bad_request", text))
             return
-        self._each(event.origin, event.selection, lambda task: self._preempt(task, grace_s))
+        self._each(event, lambda task: self._preempt(task, grace_s))
 
     def _preempt(self, task: Task, grace_s: float | None) -> str:
         t = self._t
@@ -359,7 +362,7 @@ class Requests:
         return ""
 
     def on_hold_tasks(self, event: ev.HoldTasks) -> None:
-        self._each(event.origin, event.selection, self._hold)
+        self._each(event, self._hold)
 
     def _hold(self, task: Task) -> str:
         if isinstance(task.state, Held):
@@ -372,7 +375,7 @@ class Requests:
         return ""
 
     def on_release_tasks(self, event: ev.ReleaseTasks) -> None:
-        self._each(event.origin, event.selection, self._release)
+        self._each(event, self._release)
 
     def _release(self, task: Task) -> str:
         if not isinstance(task.state, Held):
@@ -394,7 +397,7 @@ class Requests:
                 task, task.priority if priority is None else priority, requirements or task.requirements
             )
 
-        self._each(event.origin, event.selection, change)
+        self._each(event, change)
 
     def on_set_priorities(self, event: ev.SetPriorities) -> None:
         def steps() -> Iterator[Step]:
@@ -405,7 +408,8 @@ class Requests:
                 elif not math.isfinite(priority):
                     yield task_id, f"{priority} is no priority"
                 else:
-                    yield task_id, self._change(task, priority, task.requirements)
+                    reason = belongs_to_another(task, event.user)
+                    yield task_id, reason or self._change(task, priority, task.requirements)
 
         self._begin(_Command(event.origin, steps()))
 
@@ -426,10 +430,9 @@ class Requests:
 
     # ------------------------------------------------------------------------------------ commands for many tasks
 
-    def _each(
-        self, origin: int, selection: Selection, change: Callable[[Task], str], newest_first: bool = False
-    ) -> None:
+    def _each(self, event: Change, change: Callable[[Task], str], newest_first: bool = False) -> None:
         """Apply a change to each selected task and reply with how many it changed."""
+        selection, user = event.selection, event.user
         job = "" if selection.ids else selection.job or ""
         # What is submitted after the command is not meant by it.
         below = None if selection.ids else self._t.tasks.next_id
@@ -437,7 +440,7 @@ class Requests:
         def steps() -> Iterator[Step]:
             for task_id, task in self._t.tasks.look(selection, below_id=below, newest_first=newest_first):
                 if task is not None:
-                    reason = change(task)
+                    reason = belongs_to_another(task, user) or change(task)
                     named = selection.ids or not task.state.is_final
                     yield (task_id, reason) if named or not reason else None
                 elif selection.ids and task_id not in self._t.tasks.rows:
@@ -445,7 +448,7 @@ class Requests:
                 else:
                     yield None
 
-        self._begin(_Command(origin, steps(), job))
+        self._begin(_Command(event.origin, steps(), job))
 
     def _begin(self, command: _Command) -> None:
         self.pending.append(command)

@@ -87,7 +87,7 @@ class Restore:
                 if task_id in ended or task_id in rows:  # a salvaged file may have both; what ended begins not again
                     continue
                 spec = batch.specs[entry.spec]
-                task = make_task(spec, entry, task_id, classes[entry.spec], batch.at_ns, batch.ids)
+                task = make_task(spec, entry, task_id, classes[entry.spec], batch.at_ns, batch.ids, batch.owner)
                 if spec.hold:
                     task.state = self._held
                 rows[task_id] = task

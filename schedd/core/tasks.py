@@ -313,8 +313,19 @@ def is_meant(task: Task, selection: Selection) -> bool:
     return not selection.states or task.state.name in selection.states
 
 
+def belongs_to_another(task: Task, user: str | None) -> str:
+    """Why this user may not change a task; "": they may. None: who may change all of them."""
+    return f"belongs to {task.owner}" if user is not None and task.owner not in ("", user) else ""
+
+
 def make_task(
-    spec: TaskSpec, entry: TaskEntry, task_id: TaskId, request: RequestClass, at_ns: Instant, ids: Sequence[TaskId]
+    spec: TaskSpec,
+    entry: TaskEntry,
+    task_id: TaskId,
+    request: RequestClass,
+    at_ns: Instant,
+    ids: Sequence[TaskId],
+    owner: str = "",
 ) -> Task:
     """Make the row of an entry; `ids` are those of the entries before it in the same submit."""
     task = Task(
@@ -330,6 +341,7 @@ def make_task(
         submitted_ns=at_ns,
         defined_ns=at_ns,
         request=request,
+        owner=owner,
     )
     if spec.delay_s:
         task.not_before_ns = at_ns + int(spec.delay_s * SECOND)

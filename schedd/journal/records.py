@@ -156,6 +156,7 @@ class FinishedTask(Struct, frozen=True, array_like=True, gc=False):
     requirements: TaskRequirements = NO_REQUIREMENTS
     rules: TaskRules = DEFAULT_RULES
     after: tuple[TaskId, ...] = ()
+    owner: str = ""
 
 
 class EndOfTask(Struct, frozen=True, array_like=True, gc=False):
@@ -194,8 +195,8 @@ def finished_record(task: Task, result: bytes | None) -> FinishedTask:
         task.report,
     )
     if isinstance(state, Succeeded) and task.key is None:
-        return FinishedTask(*kept)
-    return FinishedTask(*kept, task.payload, task.argument, task.requirements, task.rules, task.after)
+        return FinishedTask(*kept, owner=task.owner)
+    return FinishedTask(*kept, task.payload, task.argument, task.requirements, task.rules, task.after, task.owner)
 
 
 def finished_records(facts: Iterable[fx.Fact], rows: Iterable[Task]) -> list[FinishedTask]:
@@ -223,6 +224,7 @@ def finished_row(record: FinishedTask) -> Task:
         requirements=record.requirements,
         rules=record.rules,
         after=record.after,
+        owner=record.owner,
         result=None if record.result is None else RESULT_DROPPED,
     )
     for attempt in record.attempts:

@@ -1,21 +1,28 @@
 """Connections: accept, handshake, frames in, one write a turn out, and bounds on all of it.
 
-A peer is nobody until its `Hello` was read: until then it may send one small frame, in bounded time. What goes to a
-peer is collected and written once at the end of a turn. What a peer does not read stays here as it is, unencoded; a
-client that does not read is not read either, so it slows itself and not the daemon.
+A peer is nobody until its `Hello` was read: until then it may send one small frame, or as many as it takes to prove a
+token, in bounded time. What goes to a peer is collected and written once at the end of a turn. What a peer does not
+read stays here as it is, unencoded; a client that does not read is not read either, so it slows itself and not the
+daemon.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, cast
+
+from msgspec import structs
 
 from schedd.core.model import TaskId, WorkerId
 from schedd.errors import LocalProtocolError, RemoteProtocolError
 from schedd.keepalive import watch_peer
 from schedd.log import Log
+from schedd.server.access import ANYBODY, OPEN, Access, Door, Identity, credentials
+from schedd.server.arrivals import Arrival, Arrivals
+from schedd.server.handshake import Denied, Handshake, token_wanted
 from schedd.server.ports import Reactor, Timer
 from schedd.server.watching import Watch
 from schedd.wire import messages as m
@@ -32,6 +39,8 @@ OUTBOX_MESSAGES_MAX = 100_000
 #: Ends told to a client in one message, and bytes of results in one frame.
 DONE_PER_FRAME_MAX = 5000
 RESULT_BYTES_PER_FRAME_MAX = 8 * 1024 * 1024
+#: How a peer begins that speaks TLS: a record of its handshake.
+TLS_RECORD = b"\x16\x03"
 
 
 class Traffic:
@@ -50,6 +59,8 @@ class Hub(Protocol):
     outbox_bytes_max: int
     handshake_timeout_s: float
     reactor: Reactor
+    access: Access
+    arrivals: Arrivals
 
     def opened(self, peer: Peer) -> bool:
         """Count a new connection; False: there are too many."""
@@ -74,10 +85,13 @@ class Hub(Protocol):
 
 
 class Peer(asyncio.Protocol):
-    """One connection, whoever is at its other end."""
+    """One connection, whoever is at its other end. door: what it came through; arrival: where that counted it."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, door: Door = OPEN, arrival: Arrival | None = None) -> None:
         self._hub = hub
+        self._door = door
+        self._arrival = arrival
+        self._handshake: Handshake | None = None
         self._reader = FrameReader(HELLO_BYTES_MAX)
         self._transport: asyncio.Transport | None = None
         self._timer: Timer | None = None
@@ -92,6 +106,8 @@ class Peer(asyncio.Protocol):
         self.worker_id: WorkerId | None = None
         self.incarnation = ""
         self.name = "?"
+        #: Who it is; as long as it was not welcomed, that says nothing.
+        self.identity = ANYBODY
         #: The watches of a client.
         self.watches: list[Watch] = []
         self.submit_watch: Watch | None = None
@@ -104,10 +120,29 @@ class Peer(asyncio.Protocol):
         watch_peer(transport)
         peername = stream.get_extra_info("peername")
         self.name = f"{peername[0]}:{peername[1]}" if isinstance(peername, tuple) else "unix"
+        if self._door.asks_token and self._arrival is None:
+            self._arrival = self._hub.arrivals.enter(str(peername[0]) if isinstance(peername, tuple) else "")
+            if self._arrival is None:
+                self.abort()
+                return
         if not self._hub.opened(self):
             self.refuse("too_many_connections", "the daemon has as many connections as it may have")
             return
+        if self._door.asks_certificate and not stream.get_extra_info("ssl_object").getpeercert():
+            log.warning("peer_denied", peer=self.name, code=m.CERTIFICATE_REQUIRED, reason="shows no certificate")
+            text = "this daemon asks for a certificate of the peer"
+            self.refuse(m.CERTIFICATE_REQUIRED, text, "give one that its authority has made: --tls-cert and --tls-key")
+            return
+        self._handshake = Handshake(self._hub.access, self._door, self._identify(stream))
+        self._reader.frame_bytes_max = self._handshake.frame_bytes_max
         self._timer = self._hub.reactor.call_later(self._hub.handshake_timeout_s, self._handshake_late)
+
+    def _identify(self, stream: asyncio.Transport) -> Identity | None:
+        """Who the peer is without saying anything; None: nobody yet."""
+        if self._door.is_local:
+            sock: socket.socket = stream.get_extra_info("socket")
+            return self._hub.access.of_user(credentials(sock))
+        return None if self._door.asks_token else ANYBODY
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
@@ -117,20 +152,59 @@ class Peer(asyncio.Protocol):
         else:
             self._hub.traffic.from_clients += len(data)
         try:
+            if not self._welcomed:
+                self._introduce(data)
+                if not self._welcomed or self._closing:
+                    return
+                data = b""
             frames = self._reader.feed(data)
             if not frames and self.worker_id is not None:
                 # A large frame may be longer on its way than its sender may be silent.
                 self._hub.heard(self.worker_id)
             for body in frames:
-                if self._welcomed:
-                    self._hub.received(self, body)
-                else:
-                    self._hub.greeted(self, m.decode_hello(body))
+                self._hub.received(self, body)
                 if self._closing:
                     return
         except RemoteProtocolError as error:
             log.warning("protocol_error", peer=self.name, worker=self.worker_id, error=error.message)
             self.refuse(m.BAD_REQUEST, error.message, error.hint)
+
+    def _introduce(self, data: bytes) -> None:
+        """Take in frames of a peer that is not welcome yet, each by itself: it says how large the next may be."""
+        handshake = self._handshake
+        if handshake is None:
+            return
+        try:
+            while not self._welcomed and not self._closing:
+                frames = self._next_greeting(handshake, data)
+                if not frames:
+                    return
+                data = b""
+                said = handshake.take(frames[0])
+                self._reader.frame_bytes_max = handshake.frame_bytes_max
+                self.identity = handshake.identity or self.identity
+                if isinstance(said, m.Challenge):
+                    self.send(said)
+                elif said is not None:
+                    self._hub.greeted(self, said)
+        except Denied as denied:
+            log.warning("peer_denied", peer=self.name, code=denied.code, reason=denied.why)
+            self.refuse(denied.code, denied.message, denied.hint)
+        except RemoteProtocolError as error:
+            log.warning("protocol_error", peer=self.name, error=error.message)
+            self.refuse(m.BAD_REQUEST, error.message, error.hint)
+
+    def _next_greeting(self, handshake: Handshake, data: bytes) -> list[bytes]:
+        """The next frame, or none yet. Raises Denied where it is plain what is wrong, else RemoteProtocolError."""
+        try:
+            return self._reader.feed(data, 1)
+        except RemoteProtocolError:
+            if data.startswith(TLS_RECORD):
+                hint = "set [tls] cert and key in config.toml, or connect without TLS"
+                raise Denied(m.TLS_NOT_SPOKEN, "the peer speaks TLS, and this port does not", hint) from None
+            if handshake.identity is None:  # the greeting of a worker, perhaps
+                raise token_wanted() from None
+            raise
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -151,6 +225,7 @@ class Peer(asyncio.Protocol):
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
+        self._arrived()
         self._outbox.clear()
         self._done.clear()
         self._put_off.clear()
@@ -164,7 +239,14 @@ class Peer(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._reader.frame_bytes_max = message.frame_bytes_max
-        self.send(message)
+        self._arrived()
+        proof = self._handshake.proof if self._handshake is not None else b""
+        self._handshake = None
+        self.send(structs.replace(message, proof=proof) if proof else message)
+
+    def _arrived(self) -> None:
+        if self._arrival is not None:
+            self._arrival.leave()
 
     @property
     def is_paused(self) -> bool:

@@ -35,8 +35,8 @@ from schedd.notify import notify
 from schedd.server import inherited
 from schedd.server.archive import Archive
 from schedd.server.clock import Clock
-from schedd.server.connections import Peer
 from schedd.server.durable import Promises
+from schedd.server.entrances import BACKLOG, Entrances, Secrets, read_secrets
 from schedd.server.ports import Reloaded
 from schedd.server.reload import Reloader, retention_of
 from schedd.server.service import Service
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 log = Log("schedd.server")
 
-#: Connections that wait to be accepted; a whole cluster comes back at once after a restart.
-BACKLOG = 4096
 #: Thresholds of the collector of cycles. What a task leaves behind needs none, and a full collection over a million
 #: rows takes 100 ms: by itself it never makes one.
 COLLECT_THRESHOLDS = (10_000, 50, 1_000_000)
@@ -141,6 +139,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         self._call_soon, self._call_later = loop.call_soon_threadsafe, loop.call_later
         self._done = anyio.Event()
+        self._entrances: Entrances | None = None
         self._servers: list[asyncio.AbstractServer] = []
         self._made: list[Path] = []
 
@@ -152,6 +151,7 @@ class Daemon:
         reactor = asyncio.get_running_loop()
         service = Service(engine, clock, settings, self._crashed, reactor, random.Random())
         supervision = Supervision(service, reactor, lambda: self._journal is not None and self._journal.is_alive)
+        entrances = self._entrances = Entrances(service)
         supervision.starting()
         service.lag.start()
         self._collect(engine)
@@ -160,20 +160,20 @@ class Daemon:
             with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
                 async with anyio.create_task_group() as group:
                     if self._load is not None:
-                        reload = partial(self._reload, Reloader(settings, service, self._load), supervision)
+                        reloader = Reloader(settings, service, self._load, entrances.prepare)
+                        reload = partial(self._reload, reloader, supervision)
 
                         def start_reload(hear: Hear) -> None:
                             group.start_soon(reload, hear)
 
                         service.reload = start_reload
                     group.start_soon(self._obey_signals, service, supervision, signals)
-                    group.start_soon(self._start, engine, service, clock, supervision)
+                    group.start_soon(self._start, engine, service, clock, supervision, entrances)
                     await self._done.wait()
                     group.cancel_scope.cancel()
         finally:
             service.loop.stop()
-            for server in self._servers:
-                server.close()
+            self._close_doors()
             if self._web is not None:
                 self._web.site.close()
             if self._journal is not None:
@@ -196,9 +196,13 @@ class Daemon:
             gc.collect()
         self._call_later(COLLECT_INTERVAL_S, self._collect, engine)
 
-    async def _start(self, engine: Engine, service: Service, clock: Clock, supervision: Supervision) -> None:
+    async def _start(
+        self, engine: Engine, service: Service, clock: Clock, supervision: Supervision, entrances: Entrances
+    ) -> None:
         """Start from the journal, then listen. A refusal to start ends the daemon."""
         try:
+            secrets = await anyio.to_thread.run_sync(read_secrets, self._settings)
+            service.access = secrets.access
             web = await self._show(service, clock) if self._settings.metrics.listen else None
             if self._settings.journal.enabled:
                 await self._restore(engine, service, clock)
@@ -206,7 +210,7 @@ class Daemon:
                     web.metrics.journal = self._journal
             else:
                 log.warning("no_journal", effect="what is unfinished when the daemon stops is lost")
-            await self._listen(service)
+            await self._listen(service, entrances, secrets)
             supervision.ready()
         except (ListenError, ConfigError, JournalError) as error:
             self._refusal = error
@@ -270,11 +274,11 @@ class Daemon:
             crashed=self._crashed_in_thread,
         )
 
-    async def _listen(self, service: Service) -> None:
+    async def _listen(self, service: Service, entrances: Entrances, secrets: Secrets) -> None:
         main = self._main_socket()
         local = [self._bind(_local(path)) for path in self._sockets]
         for listening in dict.fromkeys([main, *self._inherited.given, *local]):
-            await self._serve_on(listening, service)
+            await entrances.open(listening, self._settings, secrets)
         address = service.address = inherited.address_of(main)
         if self._address_file is not None:
             _write_whole(self._address_file, f"{address}\n")
@@ -325,19 +329,6 @@ class Daemon:
             inherited.keep(bound)
         return bound
 
-    async def _serve_on(self, listening: socket.socket, service: Service) -> None:
-        """Serve who comes there. Raises ListenError where it is open to the network and must not be."""
-        address = inherited.address_of(listening)
-        if not address.is_loopback:
-            if not self._settings.server.insecure:
-                hint = "listen on 127.0.0.1, or set server.insecure = true if the network is your own"
-                raise ListenError(f"{address} is open to other machines, without authentication", hint)
-            log.warning("open_to_the_network", address=address, authentication="none", reason="server.insecure = true")
-        loop = asyncio.get_running_loop()
-        self._servers.append(await loop.create_server(lambda: Peer(service), sock=listening, backlog=BACKLOG))
-        if address.path:
-            log.info("listening", address=address)
-
     async def _reload(self, reloader: Reloader, supervision: Supervision, hear: Hear) -> None:
         async with self._reloading:
             reloader.journal = self._journal
@@ -374,8 +365,7 @@ class Daemon:
 
     def _begin_stop(self, service: Service) -> None:
         """Close what listens and every connection; done when the last has got what was written for it."""
-        for server in self._servers:
-            server.close()
+        self._close_doors()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.server.stop_timeout_s
 
@@ -391,6 +381,12 @@ class Daemon:
 
         look()
 
+    def _close_doors(self) -> None:
+        if self._entrances is not None:
+            self._entrances.close()
+        for server in self._servers:
+            server.close()
+
     def _crashed(self, error: BaseException) -> None:
         self._crash = error
         self._done.set()
@@ -401,6 +397,8 @@ class Daemon:
     def _bind(self, address: Address) -> socket.socket:
         bound = _bind(address)
         if address.path:
+            # Before it listens: until then nobody gets in.
+            Path(address.path).chmod(self._settings.server.socket_mode)
             self._made.append(Path(address.path))
         return bound
 

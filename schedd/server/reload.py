@@ -37,6 +37,9 @@ AT_START = frozenset(
         "metrics.listen",
         "metrics.insecure",
         "log.format",
+        "auth.required",
+        "auth.unproven_max",
+        "auth.unproven_per_address_max",
     }
 )
 #: Between two looks whether a policy has taken over all that waits.
@@ -48,12 +51,20 @@ OF_OTHERS = ("worker.",)
 class Reloader:
     """Has the settings in use, and puts others in their place.
 
-    load: reads the file again, with what the command line adds. Raises ConfigError.
+    load: reads the file again, with what the command line adds. prepare: reads the other files that settings name,
+    and returns what lets them count. Both raise ConfigError, and may take a while.
     """
 
-    def __init__(self, settings: Settings, service: Service, load: Callable[[], Settings]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        service: Service,
+        load: Callable[[], Settings],
+        prepare: Callable[[Settings], Callable[[], None]] = lambda settings: lambda: None,
+    ) -> None:
         self.settings = settings
         self.load = load
+        self._prepare = prepare
         self._service = service
         #: Set where there is a journal.
         self.journal: Journal | None = None
@@ -70,7 +81,10 @@ class Reloader:
     async def reload(self) -> Reloaded | ConfigError:
         """Read the file and let it count; returns when it does, and a new policy has taken over all that waits."""
         try:
-            outcome = self.apply(await anyio.to_thread.run_sync(self.read))
+            wanted = await anyio.to_thread.run_sync(self.read)
+            others = await anyio.to_thread.run_sync(self._prepare, self._possible(wanted))
+            outcome = self.apply(wanted)
+            others()
         except ConfigError as error:
             log.error("reload_failed", error=error.message, hint=error.hint, effect="the settings are as before")
             return error
@@ -89,11 +103,18 @@ class Reloader:
         else:
             counts.set()
 
+    def _possible(self, wanted: Settings) -> Settings:
+        """What was wanted, but for what counts at a start only: TLS can be renewed, not begun or ended."""
+        new = _without(self.settings, wanted)
+        if wanted.tls.is_on is not self.settings.tls.is_on:
+            new = structs.replace(new, tls=self.settings.tls)
+        return new
+
     def apply(self, wanted: Settings) -> Reloaded:
         """Let other settings count, as far as they can without a restart. Raises ConfigError, with nothing changed."""
         old = self.settings
         differences = [each for each in _differences(old, wanted) if not each[0].startswith(OF_OTHERS)]
-        new = _without(old, wanted)
+        new = self._possible(wanted)
         swapped = _of_policy(old.policy) != _of_policy(new.policy)
         policies = _built(new.policy) if swapped else None
         self.settings = new
@@ -107,14 +128,9 @@ class Reloader:
         if self.journal is not None:
             self.journal.keep(retention_of(new))
         set_level(new.log.level)
-        return Reloaded(
-            [
-                f"{key} = {_told(after)} (was {_told(before)})"
-                for key, before, after in differences
-                if key not in AT_START
-            ],
-            [key for key, _, _ in differences if key in AT_START],
-        )
+        at_start = {key for key, _, _ in _differences(new, wanted)}
+        changed = [f"{key} = {_told(b)} (was {_told(a)})" for key, a, b in differences if key not in at_start]
+        return Reloaded(changed, [key for key, _, _ in differences if key in at_start])
 
 
 def retention_of(settings: Settings) -> Retention:

@@ -21,9 +21,12 @@ from schedd.errors import ConfigError
 from schedd.journal.records import FinishedTask, finished_row
 from schedd.log import Log
 from schedd.server import translate
+from schedd.server.access import Access, may_ask, may_greet
+from schedd.server.arrivals import Arrivals
 from schedd.server.connections import Peer, Traffic
 from schedd.server.durable import Promise, Promises
 from schedd.server.following import Following
+from schedd.server.handshake import other_version
 from schedd.server.holding import Holding
 from schedd.server.lag import LagProbe
 from schedd.server.loop import EngineLoop
@@ -85,6 +88,8 @@ class Service:
         self.clock = clock
         self.settings = settings
         self.address: Address | None = None
+        self.access = Access()
+        self.arrivals = Arrivals(settings.auth.unproven_max, settings.auth.unproven_per_address_max)
         self.use(settings)
         self.reactor = reactor
         self._rng = rng
@@ -175,18 +180,34 @@ class Service:
     def greeted(self, peer: Peer, hello: m.Hello) -> None:
         if self.stopping:
             peer.refuse(m.SHUTTING_DOWN, "the daemon is stopping")
-        elif hello.protocol != m.PROTOCOL:
-            peer.refuse(
-                m.BAD_VERSION,
-                f"the daemon is schedd {schedd.__version__} (protocol {m.PROTOCOL}), "
-                f"the peer is {hello.version[:NAME_MAX]} (protocol {hello.protocol})",
-                "install the same version on both sides",
-            )
+        elif (other := other_version(hello)) is not None:
+            peer.refuse(other.code, other.message, other.hint)
+        elif not may_greet(peer.identity, hello):
+            self._forbid_greeting(peer, hello)
         elif isinstance(hello.peer, m.WorkerHello):
             self._greet_worker(peer, hello.peer)
-        else:
+        elif isinstance(hello.peer, m.ClientHello):
             peer.name = f"{hello.peer.program[:NAME_MAX] or 'client'}@{peer.name}"
             self._welcome(peer)
+
+    def _forbid_greeting(self, peer: Peer, hello: m.Hello) -> None:
+        who = peer.identity
+        is_worker = isinstance(hello.peer, m.WorkerHello)
+        log.warning("peer_denied", peer=peer.name, code=m.FORBIDDEN, role=who.role, name=who.name or None)
+        peer.refuse(
+            m.FORBIDDEN,
+            f"{who.name or 'this peer'} has the role {who.role} here, with which it cannot be a "
+            f"{'worker' if is_worker else 'client'}",
+            f"use a token of the role {'worker' if is_worker else 'client'}",
+        )
+
+    def check_tokens(self) -> int:
+        """Close the connections of tokens that are not valid any more, or mean something else now. Returns how many."""
+        gone = [p for p in self._peers if p.identity.token and self.access.of_token(p.identity.token) != p.identity]
+        for peer in gone:
+            log.warning("token_revoked", token=peer.identity.token, peer=peer.name, worker=peer.worker_id)
+            peer.refuse(m.TOKEN_REVOKED, "the token of this connection was revoked or changed", "ask for another")
+        return len(gone)
 
     def _greet_worker(self, peer: Peer, hello: m.WorkerHello) -> None:
         name = hello.name
@@ -198,7 +219,8 @@ class Service:
             peer.abort()
             return
         known = self._workers.get(name)
-        if known is not None and known.incarnation != hello.incarnation and self._alive(name):
+        is_other = known is not None and (known.incarnation, known.identity) != (hello.incarnation, peer.identity)
+        if is_other and self._alive(name):
             peer.refuse(m.NAME_TAKEN, f"a worker named {name!r} is connected already", "give this one another --name")
             return
         if known is not None:
@@ -209,7 +231,13 @@ class Service:
         self._sessions[name] = (hello.incarnation, hello.session)
         self._welcome(peer)
         log.info(
-            "worker_connected", worker=name, peer=peer.name, host=hello.host, pid=hello.pid, holds=len(hello.holds)
+            "worker_connected",
+            worker=name,
+            peer=peer.name,
+            host=hello.host,
+            pid=hello.pid,
+            holds=len(hello.holds),
+            user=peer.identity.name or None,
         )
         self.loop.post(translate.joined_event(hello))
 
@@ -298,6 +326,11 @@ class Service:
     # ---------------------------------------------------------------------------------------------------- from clients
 
     def _from_client(self, peer: Peer, request: m.ClientRequest) -> None:
+        if not may_ask(peer.identity, type(request)):
+            who = peer.identity
+            text = f"{who.name or 'this client'} has the role {who.role}, which does not allow {type(request).__name__}"
+            peer.send(m.RequestFailed(request.request, m.FORBIDDEN, text, "ask an administrator of the daemon"))
+            return
         reader = self._readers.get(type(request))
         if reader is not None:
             self.loop.ask(lambda: self._answer(peer, request, reader))
@@ -308,7 +341,7 @@ class Service:
             peer.send(m.RequestFailed(request.request, m.JOURNAL_FAILING, text, hint))
             return
         origin = next(self._numbers)
-        event = translate.request_event(request, origin)
+        event = translate.request_event(request, origin, peer.identity.name, peer.identity.user)
         if event is None:
             peer.send(m.RequestFailed(request.request, m.BAD_REQUEST, f"{type(request).__name__} has no meaning here"))
             return

@@ -42,8 +42,8 @@ ENDS_PER_EVENT = 500
 # ------------------------------------------------------------------------------------------------- messages to events
 
 
-def request_event(request: m.ClientRequest, origin: int) -> ev.Event | None:
-    """The event of a request that wants a change; None for one that only reads."""
+def request_event(request: m.ClientRequest, origin: int, owner: str = "", user: str | None = None) -> ev.Event | None:
+    """The event of a request that wants a change; None for one that only reads. owner, user: see `core.events`."""
     match request:
         case m.Submit():
             return ev.SubmitTasks(
@@ -54,19 +54,21 @@ def request_event(request: m.ClientRequest, origin: int) -> ev.Event | None:
                 request.client,
                 request.number,
                 request.answered,
+                owner,
+                user,
             )
         case m.CancelTasks():
-            return ev.CancelTasks(origin, request.selection, request.started)
+            return ev.CancelTasks(origin, request.selection, request.started, user)
         case m.PreemptTasks():
-            return ev.PreemptTasks(origin, request.selection, request.grace_s)
+            return ev.PreemptTasks(origin, request.selection, request.grace_s, user)
         case m.HoldTasks():
-            return ev.HoldTasks(origin, request.selection)
+            return ev.HoldTasks(origin, request.selection, user)
         case m.ReleaseTasks():
-            return ev.ReleaseTasks(origin, request.selection)
+            return ev.ReleaseTasks(origin, request.selection, user)
         case m.SetTasks():
-            return ev.SetTasks(origin, request.selection, request.priority, request.requirements)
+            return ev.SetTasks(origin, request.selection, request.priority, request.requirements, user)
         case m.SetPriorities():
-            return ev.SetPriorities(origin, request.priorities)
+            return ev.SetPriorities(origin, request.priorities, user)
         case m.DrainWorkers():
             return ev.DrainWorkers(origin, request.workers, request.undo, request.leave)
         case _:
@@ -226,6 +228,7 @@ def task_view(task: Task, promotes: bool = True) -> m.TaskView:
         message=getattr(state, "reason", "") or (last.message if last is not None else ""),
         report={"step": task.report.step, **task.report.metrics} if task.report is not None else None,
         promoted=task.promoted if promotes else None,
+        owner=task.owner,
     )
 
 

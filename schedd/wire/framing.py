@@ -6,7 +6,6 @@ a turn and not once a message.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,13 +16,23 @@ from schedd.errors import LocalProtocolError, RemoteProtocolError
 FRAME_BYTES_MAX = 64 * 1024 * 1024
 #: Before the handshake is done a peer may send one small message and no more.
 HELLO_BYTES_MAX = 256 * 1024
+#: And where it must prove a token first, until it has: what it says then is about 150 bytes.
+KNOCK_BYTES_MAX = 1024
 PREFIX_BYTES = 4
 
 _encoder = msgspec.msgpack.Encoder()
 
 
-def encode_frame(messages: Sequence[Any]) -> bytes:
-    """Encode messages into one frame. Raises LocalProtocolError above the bound or for what cannot be encoded."""
+def frame_of(body: bytes) -> bytes:
+    """The frame of a body that was encoded before."""
+    return len(body).to_bytes(PREFIX_BYTES, "big") + body
+
+
+def encode_frame(messages: Any) -> bytes:
+    """Encode messages into one frame; a single one, not a list, is one of the greeting.
+
+    Raises LocalProtocolError above the bound or for what cannot be encoded.
+    """
     buffer = bytearray(PREFIX_BYTES)
     try:
         _encoder.encode_into(messages, buffer, PREFIX_BYTES)
@@ -44,9 +53,10 @@ class FrameReader:
         self._buffer = bytearray()
         self._wanted = PREFIX_BYTES
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes, most: int = 1 << 62) -> list[bytes]:
         """Add what arrived and return the bodies of the frames that it completes, in order; often empty.
 
+        most: what comes after so many frames stays for the next call, which may find it with another bound.
         Raises RemoteProtocolError as soon as a prefix announces a frame above the bound.
         """
         buffer = self._buffer
@@ -67,6 +77,9 @@ class FrameReader:
                 break
             frames.append(bytes(buffer[start + PREFIX_BYTES : start + PREFIX_BYTES + size]))
             start += PREFIX_BYTES + size
+            if len(frames) == most:
+                self._wanted = PREFIX_BYTES
+                break
         else:
             self._wanted = PREFIX_BYTES
         del buffer[:start]

@@ -1,9 +1,10 @@
 """Every message of the protocol, and one decoder per direction.
 
-A connection starts with a frame that is one `Hello` from the peer, answered by `Welcome` or `Refused`. After that each
-frame is a list of messages. Messages are arrays on the wire (`array_like`): their fields are append-only, new ones with
-defaults. Requests of a client carry a `request` number that the answer repeats. Times on the wire are nanoseconds
-since the epoch, or seconds where the name says so.
+A connection starts with a frame that is one `Hello` from the peer, answered by `Welcome` or `Refused`; that of a peer
+with a token only knocks (`wire.auth` has the exchange). After that each frame is a list of messages. Messages are
+arrays on the wire (`array_like`): their fields are append-only, new ones with defaults. Requests of a client carry a
+`request` number that the answer repeats. Times on the wire are nanoseconds since the epoch, or seconds where the name
+says so.
 """
 
 from __future__ import annotations
@@ -59,6 +60,15 @@ WORKER_AWAY = "worker_away"
 JOURNAL_FAILING = "journal_failing"
 NO_JOURNAL = "no_journal"
 BAD_CONFIG = "bad_config"
+AUTH_REQUIRED = "auth_required"
+BAD_TOKEN = "bad_token"
+TOKEN_REVOKED = "token_revoked"
+FORBIDDEN = "forbidden"
+TLS_REQUIRED = "tls_required"
+TLS_NOT_SPOKEN = "tls_not_spoken"
+CERTIFICATE_REQUIRED = "certificate_required"
+#: Never sent: the daemon could not show who it is.
+NOT_TRUSTED = "not_trusted"
 
 #: What happens, in the order of a task's life, then of a worker's. Each is a fact of the engine.
 EVENT_TYPES = (
@@ -112,16 +122,39 @@ class ClientHello(Struct, frozen=True, tag="client"):
     pid: int = 0
 
 
+class Knock(Struct, frozen=True, tag="token"):
+    """A peer has a token, and will prove it before it says who it is. token: its id."""
+
+    token: str
+    nonce: bytes
+
+
 class Hello(Struct, frozen=True):
     """The first message of a peer. A map on the wire, so that any version can read any other's."""
 
     protocol: int
     version: str
-    peer: WorkerHello | ClientHello
+    peer: WorkerHello | ClientHello | Knock
+
+
+class Challenge(Struct, frozen=True, tag=True, array_like=True):
+    """Answers a `Knock`: a proof is to be about this nonce, too."""
+
+    nonce: bytes
+
+
+class Proof(Struct, frozen=True):
+    """Answers a `Challenge`; a frame of its own, a map. digest: the SHA-256 of the body of the `Hello` that follows."""
+
+    proof: bytes
+    digest: bytes
 
 
 class Welcome(Struct, frozen=True, tag=True, array_like=True):
-    """The daemon takes the connection. `epoch` counts the starts of the daemon on its journal; 0: it has none."""
+    """The daemon takes the connection. `epoch` counts the starts of the daemon on its journal; 0: it has none.
+
+    `proof`: that the daemon knows the token that the peer has proven.
+    """
 
     protocol: int
     version: str
@@ -129,6 +162,7 @@ class Welcome(Struct, frozen=True, tag=True, array_like=True):
     policy: str = ""
     heartbeat_interval_s: float = 5.0
     frame_bytes_max: int = 0
+    proof: bytes = b""
 
 
 class Refused(Struct, frozen=True, tag=True, array_like=True):
@@ -555,7 +589,7 @@ class Watching(Struct, frozen=True, tag=True, array_like=True):
 class TaskView(Struct, frozen=True):
     """A task as clients see it. Times: seconds since the epoch, None where not yet.
 
-    promoted: what the rule `from_metric` adds to its priority.
+    promoted: what the rule `from_metric` adds to its priority. owner: whose it is; "": nobody's.
     """
 
     id: TaskId
@@ -574,6 +608,7 @@ class TaskView(Struct, frozen=True):
     message: str = ""
     report: dict[str, Any] | None = None
     promoted: float | None = None
+    owner: str = ""
 
     @property
     def importance(self) -> float:
@@ -853,6 +888,7 @@ FromWorker = (
 ToWorker = (
     Welcome
     | Refused
+    | Challenge
     | Dispatch
     | RevokeAttempts
     | StopAttempts
@@ -865,6 +901,7 @@ ToWorker = (
 ToClient = (
     Welcome
     | Refused
+    | Challenge
     | Submitted
     | RequestFailed
     | TasksDone
@@ -886,6 +923,7 @@ ToClient = (
 )
 
 _hello_decoder = msgspec.msgpack.Decoder(Hello)
+_proof_decoder = msgspec.msgpack.Decoder(Proof)
 _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
     "from_client": msgspec.msgpack.Decoder(list[ClientRequest]),
     "from_worker": msgspec.msgpack.Decoder(list[FromWorker]),
@@ -900,6 +938,14 @@ def decode_hello(body: bytes) -> Hello:
         return _hello_decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise RemoteProtocolError(f"the first frame is not a greeting of schedd: {error}") from error
+
+
+def decode_proof(body: bytes) -> Proof:
+    """Decode the answer to a challenge. Raises RemoteProtocolError."""
+    try:
+        return _proof_decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise RemoteProtocolError(f"this is no answer to a challenge: {error}") from error
 
 
 def _decode(direction: str, body: bytes) -> Any:

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import ssl
 from collections.abc import Callable, Sequence
 
 from schedd.address import Address
 from schedd.config import WorkerSettings
 from schedd.core.model import WorkerId
+from schedd.credentials import Credentials, credential, find_credentials
+from schedd.errors import AuthenticationError, ConfigError
 from schedd.log import Log
+from schedd.tls import client_context, explain
 from schedd.wire.messages import (
+    AUTH_REQUIRED,
+    BAD_TOKEN,
     BAD_VERSION,
+    CERTIFICATE_REQUIRED,
+    FORBIDDEN,
     NAME_TAKEN,
+    NOT_TRUSTED,
+    TLS_NOT_SPOKEN,
+    TLS_REQUIRED,
     FromWorker,
     Heartbeat,
     HeartbeatReply,
@@ -40,7 +52,20 @@ INTERVAL_S_MAX = 300.0
 #: How long the last words may take to be sent.
 CLOSE_TIMEOUT_S = 3.0
 
+#: What is wrong with our own settings, if it was wrong from the start; else it may be put right at the daemon.
+_OURS_TO_MEND = frozenset(
+    {AUTH_REQUIRED, BAD_TOKEN, FORBIDDEN, TLS_REQUIRED, TLS_NOT_SPOKEN, CERTIFICATE_REQUIRED, NOT_TRUSTED}
+)
+
 _log = Log("schedd.worker")
+
+
+def worker_credentials(settings: WorkerSettings) -> Credentials:
+    """What this worker shows of itself. Raises ConfigError."""
+    given = settings.token_file
+    if not given and "SCHEDD_TOKEN_FILE" not in os.environ and credential("schedd.token") is not None:
+        given = "credential:schedd.token"
+    return find_credentials(given, settings.tls_ca, settings.tls_cert, settings.tls_key, settings.tls_name)
 
 
 class Link:
@@ -60,7 +85,9 @@ class Link:
         on_change: Callable[[], None],
     ) -> None:
         self._settings = settings
+        self._credentials = worker_credentials(settings)
         self._address = address
+        self._was_up = False
         self._name = name
         self._make_hello = make_hello
         self._on_messages = on_messages
@@ -75,6 +102,10 @@ class Link:
         self._heartbeat_timer: asyncio.TimerHandle | None = None
         self._heartbeat_interval_s = INTERVAL_S_MAX
         self._is_closing = False
+
+    @property
+    def has_token(self) -> bool:
+        return self._credentials.token is not None
 
     @property
     def is_connected(self) -> bool:
@@ -97,6 +128,7 @@ class Link:
             reason, was_up = await self._connect_once()
             now = self._loop.time()
             if was_up:
+                self._was_up = True
                 failed_count, alone_since, self._name_taken_since = 0, now, None
                 _log.warning("worker_disconnected", worker=self._name, daemon=self._address, reason=reason)
             else:
@@ -127,13 +159,19 @@ class Link:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 connection = await self._open()
+        except ssl.SSLError as error:
+            return self._distrust(explain(error, self._address)), False
+        except ConfigError as error:  # a certificate that was exchanged for one that cannot be used
+            return error.message, False
         except (OSError, TimeoutError) as error:
             return str(error) or "no answer", False
         self._connection = connection
         no_welcome = self._loop.call_later(CONNECT_TIMEOUT_S, self._give_up_handshake, connection)
         try:
-            connection.greet(self._make_hello())
+            connection.greet(self._make_hello(), self._credentials.token)
             reason = await connection.lost
+            if connection.error is not None:
+                self._distrust(connection.error)
             was_up = self.is_up
         finally:
             no_welcome.cancel()
@@ -144,13 +182,32 @@ class Link:
             await self._loop.create_future()  # until we are cancelled: there is nothing to connect for
         return self._refusal.message if self._refusal is not None else reason, was_up
 
+    def _distrust(self, error: AuthenticationError) -> str:
+        self._refusal = Refused(NOT_TRUSTED, error.message, error.hint)
+        return error.message
+
     async def _open(self) -> Connection:
         def make() -> Connection:
-            return Connection(self._on_frame, self._on_change)
+            return Connection(self._address, self._on_frame, self._on_change)
 
-        if self._address.path:
-            return (await self._loop.create_unix_connection(make, self._address.path))[1]
-        return (await self._loop.create_connection(make, self._address.host, self._address.port))[1]
+        self._renew()
+        where, shown = self._address, self._credentials
+        if where.path:
+            return (await self._loop.create_unix_connection(make, where.path))[1]
+        if not shown.ca:
+            return (await self._loop.create_connection(make, where.host, where.port))[1]
+        context, name = client_context(shown), shown.name or where.host
+        opened = await self._loop.create_connection(make, where.host, where.port, ssl=context, server_hostname=name)
+        return opened[1]
+
+    def _renew(self) -> None:
+        """Read the token again, which may be another by now; one that was handed over by standard input stays."""
+        given = self._settings.token_file or os.environ.get("SCHEDD_TOKEN_FILE")
+        if self._was_up and given != "-":
+            try:
+                self._credentials = worker_credentials(self._settings)
+            except ConfigError as error:
+                _log.warning("token_not_read", reason=error.message)
 
     def _give_up_handshake(self, connection: Connection) -> None:
         if not self.is_up:
@@ -160,13 +217,14 @@ class Link:
         refusal = self._refusal
         if refusal is None:
             return False
-        is_lasting = refusal.code == BAD_VERSION
+        is_lasting = refusal.code == BAD_VERSION or (refusal.code in _OURS_TO_MEND and not self._was_up)
         if refusal.code == NAME_TAKEN:
             if self._name_taken_since is None:
                 self._name_taken_since = now
             is_lasting = now - self._name_taken_since > NAME_TAKEN_S
-        if is_lasting:
-            _log.error("worker_refused", worker=self._name, reason=refusal.message, hint=refusal.hint or None)
+        if is_lasting or refusal.code in _OURS_TO_MEND:
+            write = _log.error if is_lasting else _log.warning
+            write("worker_refused", worker=self._name, reason=refusal.message, hint=refusal.hint or None)
         return is_lasting
 
     def _delay_s(self, failed_count: int) -> float:

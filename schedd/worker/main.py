@@ -34,6 +34,7 @@ from schedd.notify import keep_to_ourselves, notify, watchdog_s
 from schedd.wire.framing import FRAME_BYTES_MAX
 from schedd.wire.messages import (
     PROTOCOL,
+    Challenge,
     DrainWorker,
     FetchLog,
     HeartbeatReply,
@@ -49,7 +50,7 @@ from schedd.worker.attempts import Attempt, Ending
 from schedd.worker.link import Link
 from schedd.worker.outbox import Outbox
 from schedd.worker.probe import detect_resources
-from schedd.worker.processes import PR_SET_CHILD_SUBREAPER, prctl
+from schedd.worker.processes import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, prctl
 from schedd.worker.runner import Runner, RunnerOptions
 from schedd.worker.shelf import Shelf
 from schedd.worker.state import WorkerState
@@ -94,6 +95,7 @@ class Worker:
     def __init__(self, settings: WorkerSettings, address: Address, *, sole: bool) -> None:
         self._settings = settings
         self._address = address
+        self._sole = sole
         self._clock = Clock()
         self.host = socket.gethostname()
         self.name = WorkerId(settings.name or f"{self.host}-{os.getpid()}")
@@ -147,6 +149,9 @@ class Worker:
         """Serve until told to leave. Returns an exit code."""
         with contextlib.suppress(OSError):
             prctl(PR_SET_CHILD_SUBREAPER, 1)
+            if self._sole and self._link.has_token:
+                # Tasks are of the same user: they must not read the memory of who holds a token, nor trace it.
+                prctl(PR_SET_DUMPABLE, 0)
         signals = self._handle_signals()
         notify("READY=1", f"STATUS={self._status()}")
         self._tell_life()
@@ -188,7 +193,7 @@ class Worker:
     def _on_messages(self, messages: list[ToWorker]) -> None:
         now_ns = self._clock.now_ns()
         for message in messages:
-            if isinstance(message, (Welcome, Refused, HeartbeatReply)):
+            if isinstance(message, (Welcome, Refused, Challenge, HeartbeatReply)):
                 continue
             if isinstance(message, FetchLog):
                 self._log_pieces.append(self._runner.read_log(message))

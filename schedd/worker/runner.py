@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct, field
 
 from schedd.core.model import Cause, Command, WorkerResources
+from schedd.credentials import VARIABLES
 from schedd.errors import ConfigError
 from schedd.log import Log
 from schedd.wire.messages import FetchLog, LogPiece
@@ -203,7 +204,8 @@ class Runner:
     # -------------------------------------------------------------------------------------------------- environment
 
     def _make_base_env(self) -> dict[str, str]:
-        env = dict(os.environ)
+        # A task is not the worker: it does not get what the worker proves itself with.
+        env = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         env["SCHEDD_WORKER"] = self._options.worker
         env["SCHEDD_REPORT"] = self._report_path
         if self._uuids:

@@ -31,6 +31,7 @@ TASK_KEYS = [
     "message",
     "report",
     "promoted",
+    "owner",
 ]
 
 

@@ -14,6 +14,7 @@ from schedd.cli.exits import Exit, exit_for
 from schedd.cli.main import COMMANDS, main, root
 from schedd.cli.session import Command
 from schedd.errors import (
+    AuthenticationError,
     ConfigError,
     ConnectionLost,
     LocalProtocolError,
@@ -39,6 +40,9 @@ from .fake_daemon import FakeDaemon, view
         (RequestRefused("x", code="unknown_task"), Exit.NOT_FOUND),
         (RequestRefused("x", code="unknown_job"), Exit.NOT_FOUND),
         (RequestRefused("x", code="unknown_worker"), Exit.NOT_FOUND),
+        (RequestRefused("x", code="forbidden"), Exit.DENIED),
+        (RequestRefused("x", code="auth_required"), Exit.DENIED),
+        (AuthenticationError("x"), Exit.DENIED),
         (TaskFailed("x"), Exit.FAILED_TASKS),
         (TaskCancelled("x"), Exit.FAILED_TASKS),
         (ScheddError("x"), Exit.REFUSED),
@@ -60,6 +64,7 @@ def test_exit_codes_are_fixed() -> None:
         "CONFIG": 7,
         "JOURNAL": 8,
         "LISTEN": 9,
+        "DENIED": 10,
         "BUG": 70,
         "INTERRUPTED": 130,
         "BROKEN_PIPE": 141,
@@ -84,7 +89,7 @@ def test_help_of_all(run: Run, arguments: list[str]) -> None:
 
 
 def test_every_command_of_the_daemon_takes_the_same_options() -> None:
-    local = {"serve", "worker", "journal", "simulate", "check", "install-service", "demo", "completion"}
+    local = {"serve", "worker", "journal", "simulate", "check", "token", "tls", "demo", "completion", "install-service"}
     context = root.make_context("schedd", ["stats"])
     for name in COMMANDS.keys() - local:
         made = root.get_command(context, name)

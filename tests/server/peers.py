@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import secrets
 import socket
+import ssl
 from collections import deque
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -13,7 +15,9 @@ import msgspec
 
 from schedd.address import parse_address
 from schedd.core.model import Call, Cause, HoldsAttempt, TaskId, TaskRules, WorkerId, WorkerResources
+from schedd.tls import binding_of
 from schedd.wire import messages as m
+from schedd.wire.auth import NONCE_BYTES, Prover, Token
 from schedd.wire.framing import FrameReader, encode_frame
 
 T = TypeVar("T")
@@ -33,7 +37,7 @@ CLIENT_HELLO = m.Hello(m.PROTOCOL, "test", m.ClientHello("test"))
 class RawPeer:
     """A connection to the daemon. Reads only when asked to; a context manager."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, tls: ssl.SSLContext | None = None) -> None:
         where = parse_address(address)
         if where.path:
             self.socket = socket.socket(socket.AF_UNIX)
@@ -45,6 +49,11 @@ class RawPeer:
         else:
             self.socket = socket.create_connection((where.host, where.port))
         self.socket.settimeout(TIMEOUT_S)
+        self.certificate = b""
+        if tls is not None:
+            wrapped = tls.wrap_socket(self.socket, server_hostname=where.host)
+            self.certificate = wrapped.getpeercert(True) or b""
+            self.socket = wrapped
         self._reader = FrameReader()
         #: Messages that have come and that nobody has asked for.
         self.inbox: deque[Any] = deque()
@@ -67,6 +76,22 @@ class RawPeer:
     def greet(self, hello: m.Hello = CLIENT_HELLO) -> m.Welcome:
         self.write(greeting(hello))
         self.welcome = self.expect(m.Welcome)
+        return self.welcome
+
+    def knock(self, token: Token) -> tuple[Prover, m.Challenge]:
+        """Say that we have a token, and return who can prove it, with the daemon's challenge."""
+        binding = binding_of(self.certificate) if self.certificate else b""
+        prover = Prover(token, binding, secrets.token_bytes(NONCE_BYTES))
+        self.write(encode_frame(prover.knock("test")))
+        return prover, self.expect(m.Challenge)
+
+    def greet_with(self, token: Token, hello: m.Hello = CLIENT_HELLO) -> m.Welcome:
+        """Greet as who has a token, and make sure that the daemon knows it, too."""
+        prover, challenge = self.knock(token)
+        frame = greeting(hello)
+        self.write(encode_frame(prover.prove(challenge, frame[4:])) + frame)
+        self.welcome = self.expect(m.Welcome)
+        prover.check(self.welcome)
         return self.welcome
 
     def _decode(self, body: bytes) -> list[Any]:
@@ -109,12 +134,15 @@ class RawPeer:
 
 
 class RawClient(RawPeer):
-    """A client that has greeted."""
+    """A client that has greeted, with a token where it has one."""
 
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
+    def __init__(self, address: str, token: Token | None = None, *, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(address, tls=tls)
         self._numbers = itertools.count(1)
-        self.greet()
+        if token is None:
+            self.greet()
+        else:
+            self.greet_with(token)
 
     def number(self) -> int:
         return next(self._numbers)

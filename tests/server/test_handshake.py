@@ -60,7 +60,6 @@ def test_greeting_of_a_later_version_with_more_fields_is_understood(address: str
     [
         b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"SSH-2.0-OpenSSH_9.2\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64),
         b"\xff" * 64,
         (HELLO_BYTES_MAX + 1).to_bytes(4, "big"),
         prefixed(b""),
@@ -181,3 +180,12 @@ def test_worker_of_a_big_host_with_many_labels(address: str, name: str, client: 
 def test_name_in_other_letters(address: str, client: RawClient) -> None:
     with RawWorker(address, "Küche-東京-🚀"):
         assert client.worker(WorkerId("Küche-東京-🚀")) is not None
+
+
+def test_peer_that_speaks_tls_is_told_that_this_port_does_not(address: str, client: RawClient) -> None:
+    with RawPeer(address) as peer:
+        peer.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64))
+        refused = peer.expect_refusal()
+    assert refused.code == m.TLS_NOT_SPOKEN
+    assert "TLS" in refused.message
+    assert isinstance(client.ask(m.GetStats), m.Stats)

@@ -226,7 +226,7 @@ async def test_silent_daemon_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 async def test_part_of_a_frame_is_a_sign_of_life() -> None:
     """A large one may be longer on its way than its sender may be silent."""
-    connection = Connection(lambda _: None, lambda: None)
+    connection = Connection(Address("127.0.0.1", 1), lambda _: None, lambda: None)
     connection.heard_at = 0.0
     connection.data_received(encode_frame([HeartbeatReply(1.0)])[:-1])
     assert connection.heard_at > 0

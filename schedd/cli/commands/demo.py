@@ -88,6 +88,7 @@ def demo_command(configs: int, seed: int, policy: str, plain: bool, as_json: boo
 
 async def _demo(out: Output, options: Options) -> Search:
     from schedd.client.aio import AsyncClient
+    from schedd.credentials import NONE
     from schedd.demo.cluster import running_cluster
     from schedd.demo.run import new_search, run_search
 
@@ -97,7 +98,7 @@ async def _demo(out: Output, options: Options) -> Search:
         out.say(f"starting a daemon (policy {options.policy}) and {WORKERS} workers")
     async with (
         running_cluster(options.policy, WORKERS) as cluster,
-        AsyncClient(cluster.address, reconnect_s=0) as client,
+        AsyncClient(cluster.address, reconnect_s=0, credentials=NONE) as client,
         _live_view(client, search) if options.live else _plain_view(out) as on_change,
     ):
         await run_search(client, search, cluster, options.seed, on_change)

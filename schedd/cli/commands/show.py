@@ -50,6 +50,7 @@ def _head(task: TaskView) -> list[tuple[str, str]]:
     state = f"{task.state} ({task.cause})" if task.cause else task.state
     rows = [
         ("task", str(task.id)),
+        ("owner", task.owner),
         ("key", task.key or ""),
         ("job", task.job),
         ("kind", task.kind),

@@ -37,7 +37,7 @@ async def tasks_command(
 
     `time` is how long a task ran, has been running, or has been waiting. With --quiet: ids alone, one a line.
     """
-    from schedd.cli.views import TASK_COLUMNS, task_row
+    from schedd.cli.views import OWNER_COLUMN, TASK_COLUMNS, task_row
     from schedd.wire.messages import Selection
 
     out = session.out
@@ -55,7 +55,11 @@ async def tasks_command(
         out.lines(str(task.id) for task in tasks)
     elif tasks:
         now = time.time()
-        out.table(TASK_COLUMNS, [task_row(task, now) for task in tasks])
+        if any(task.owner for task in tasks):
+            owned = [[first, task.owner, *rest] for task in tasks for first, *rest in [task_row(task, now)]]
+            out.table([TASK_COLUMNS[0], OWNER_COLUMN, *TASK_COLUMNS[1:]], owned)
+        else:
+            out.table(TASK_COLUMNS, [task_row(task, now) for task in tasks])
         if left_out:
             out.say(f"only the first {most} are shown; --limit 0 shows all")
     else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from schedd.cli.options import LOG_FORMAT, LOG_LEVEL, BadInput
+from schedd.cli.options import LOG_FORMAT, LOG_LEVEL, BadInput, credential_options
 from schedd.cli.session import command
 from schedd.cli.values import parse_amounts, parse_pairs
 
@@ -17,6 +17,7 @@ EXAMPLES = """
 schedd worker --connect head:7077
 schedd worker --connect head:7077 --cpus 8 --label rack=3 --resource licence=2
 schedd worker --config worker.toml --no-gpus
+schedd worker --connect head:7077 --token-file ~/.schedd/token --tls-ca ~/.schedd/ca.pem
 """
 
 
@@ -34,6 +35,7 @@ schedd worker --config worker.toml --no-gpus
     type=click.Choice(["auto", "cgroup", "namespace", "process-group"]),
     help="What holds the processes of a task together. Default: the best there is.",
 )
+@credential_options
 @click.option("--config", metavar="FILE", help="Settings; the tables [worker] and [log] count.")
 @click.option("--log-level", type=LOG_LEVEL, help="Over the settings. Default: info.")
 @click.option("--log-format", type=LOG_FORMAT, help="Over the settings. Default: text, which is key=value.")
@@ -50,6 +52,7 @@ def worker_command(
     config: str | None,
     log_level: str | None,
     log_format: str | None,
+    **credentials: str | None,
 ) -> int:
     """Offer this machine to a daemon: run tasks until told to stop.
 
@@ -73,6 +76,7 @@ def worker_command(
             "custom": {**settings.custom, **parse_amounts(resources, "--resource")} if resources else None,
             "state_dir": state_dir,
             "containment": containment,
+            **credentials,
         }
     except ValueError as error:
         raise BadInput(str(error)) from None
