@@ -60,5 +60,10 @@ def set_up(level: str) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
     root = logging.getLogger("schedd")
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
     root.propagate = False
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Write records of at least this level from now on."""
+    logging.getLogger("schedd").setLevel(level.upper())

@@ -76,6 +76,12 @@ def _pid_namespace() -> str | None:
     return None
 
 
+def _systemd() -> str:
+    from system import box, install
+
+    return box.why_not() or install.why_not()
+
+
 #: Why it is missing, or None, by the name of what a test may need.
 NEEDS: dict[str, Callable[[], str | None]] = {
     "root": _root,
@@ -92,6 +98,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "tun": _device("/dev/net/tun"),
     "cgroup2": _cgroup2,
     "pid_namespace": _pid_namespace,
+    "systemd": _systemd,
 }
 
 

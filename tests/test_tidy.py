@@ -15,7 +15,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 CORE_ORDER = [
     "model", "pages", "capacity", "events", "effects", "timers", "stats", "health", "memory", "queue", "resources",
     "members", "submits", "tasks", "retries", "policies", "steals", "claims", "placement", "shadow", "tables", "guard",
-    "preemption", "stealing", "requests", "attempts", "fleet", "explain", "restore", "engine",
+    "preemption", "stealing", "requests", "attempts", "fleet", "explain", "restore", "change", "engine",
 ]  # fmt: skip
 POLICY_ORDER = [
     "base",
@@ -41,6 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "log": set(),
     "address": {"errors"},
     "keepalive": set(),
+    "notify": set(),
     # It looks at what is installed: only where a file names a policy that is not built in.
     "plugins": {"errors", "core.policies"},
     "testing": {"core"},
@@ -64,10 +65,22 @@ ROOMS: dict[str, set[str]] = {
         "errors",
         "address",
         "keepalive",
+        "notify",
         "credentials",
         "tls",
     },
-    "worker": {"wire", "core.model", "core.capacity", "config", "log", "errors", "address", "credentials", "tls"},
+    "worker": {
+        "wire",
+        "core.model",
+        "core.capacity",
+        "config",
+        "log",
+        "errors",
+        "address",
+        "notify",
+        "credentials",
+        "tls",
+    },
     "client": {"wire", "core.model", "config", "log", "errors", "address", "keepalive", "credentials", "tls"},
     # The service and its connections do no I/O and know no clock: loop, clock, dice, journal and archive are given to
     # them (`server.ports`). So the simulation runs the daemon's own seams, and no second writing of them.

@@ -37,8 +37,10 @@ class Exit(IntEnum):
     CONFIG = 7
     #: A journal is damaged, or cannot be read or written.
     JOURNAL = 8
+    #: The daemon cannot listen where it should.
+    LISTEN = 9
     #: We do not know who the daemon is, or it does not let us: certificates, tokens, roles.
-    DENIED = 9
+    DENIED = 10
     #: A bug of ours, as in sysexits.h.
     BUG = 70
     #: As a shell reports a death by SIGINT.
@@ -78,6 +80,8 @@ def exit_for(error: ScheddError) -> Exit:
             return Exit.NO_DAEMON
         case RequestRefused(code=code) if code in _DENIED:
             return Exit.DENIED
+        case RequestRefused(code="bad_config"):
+            return Exit.CONFIG
         case RequestRefused(code=code) if code in _NOT_FOUND:
             return Exit.NOT_FOUND
         case TaskFailed():

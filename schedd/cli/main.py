@@ -39,6 +39,7 @@ COMMANDS = {
     "drain": "workers",
     "top": "top",
     "stats": "stats",
+    "reload": "reload",
     "backup": "journal",
     "journal": "journal",
     "kinds": "kinds",
@@ -47,6 +48,7 @@ COMMANDS = {
     "check": "check",
     "token": "token",
     "tls": "tls",
+    "install-service": "install_service",
     "demo": "demo",
     "completion": "completion",
 }
@@ -62,7 +64,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"schedd.cli.commands.{COMMANDS[cmd_name]}")
-        found: click.Command = getattr(module, f"{cmd_name}_command")
+        found: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return found
 
     def resolve_command(

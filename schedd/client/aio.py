@@ -58,6 +58,8 @@ from schedd.wire.messages import (
     PreemptTasks,
     ReadLog,
     ReleaseTasks,
+    Reload,
+    Reloaded,
     Selection,
     SetPriorities,
     SetTasks,
@@ -369,6 +371,10 @@ class AsyncClient:
         """
         connection, _ = await self.line.connect()
         return await connection.request(BackedUp, BackUp, os.fspath(path))
+
+    async def reload(self) -> Reloaded:
+        """Let the daemon read its settings again; returns when they count. Raises RequestRefused for a bad file."""
+        return await self._ask(Reloaded, Reload)
 
     async def retry(self, which: Which) -> tuple[list[tuple[TaskId, TaskId]], Changed, list[str]]:
         """Submit tasks that failed or were cancelled again, as new ones that do the same for the same job.

@@ -34,6 +34,7 @@ from schedd.wire.messages import (
     Kinds,
     LogData,
     PolicyState,
+    Reloaded,
     Selection,
     Stats,
     TaskDetail,
@@ -249,6 +250,10 @@ class Client:
     def backup(self, path: str | os.PathLike[str]) -> BackedUp:
         """Have the daemon write a copy of its journal. As `AsyncClient.backup`."""
         return self._thread.run(self._client.backup(path))
+
+    def reload(self) -> Reloaded:
+        """Let the daemon read its settings again. As `AsyncClient.reload`."""
+        return self._thread.run(self._client.reload())
 
     def retry(self, which: Which) -> tuple[list[tuple[TaskId, TaskId]], Changed, list[str]]:
         """Submit tasks that failed or were cancelled again. As `AsyncClient.retry`."""

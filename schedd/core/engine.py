@@ -14,6 +14,7 @@ from typing import Any
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.attempts import Attempts
+from schedd.core.change import Change
 from schedd.core.explain import Explanation, explain
 from schedd.core.fleet import Fleet
 from schedd.core.guard import Guard
@@ -88,6 +89,7 @@ class Engine:
         self._preemptor = Preemptor(t)
         self._stealing = Stealing(t)
         self._requests = requests = Requests(t, guard)
+        self._change = Change(t, fleet, guard)
         handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.SubmitTasks: requests.on_submit_tasks,
             ev.CancelTasks: requests.on_cancel_tasks,
@@ -107,6 +109,8 @@ class Engine:
             ev.AttemptsFinished: attempts.on_attempts_finished,
             ev.AttemptsReported: attempts.on_attempts_reported,
             ev.RevokesAnswered: attempts.on_revokes_answered,
+            ev.SettingsChanged: self._change.on_settings_changed,
+            ev.PolicyReplaced: self._change.on_policy_replaced,
             ev.Wakeup: self._on_wakeup,
         }
         #: What takes an event in, and whether the event shows that its worker is alive.
@@ -135,7 +139,8 @@ class Engine:
         due = t.deadlines.next()
         if due is not None and due <= now:
             self._expire()
-        if t.placement_wanted and not t.awaited:
+        may_place = t.may_place
+        if t.placement_wanted and may_place:
             if t.health.due:
                 self._guard.try_due()
             t.placement_wanted = False
@@ -143,9 +148,9 @@ class Engine:
                 self._place(now)
         if self._requests.are_pending:
             t.deadlines.set(("command", 0), now)  # which goes on at once
-        if t.policy.preempt_interval_s and not t.awaited:
+        if t.policy.preempt_interval_s and may_place:
             self._preemptor.after_pass()
-        if t.idled and not t.awaited and ("place", 0) not in t.deadlines:
+        if t.idled and may_place and ("place", 0) not in t.deadlines:
             self._stealing.for_idle()
         t.resources.commit()
         return t.take_effects()
@@ -176,10 +181,16 @@ class Engine:
         """What engine and policy have learned, by who has; bounded."""
         shadow = self._t.shadow
         beside = {shadow.policy.name: shadow.learned()} if shadow is not None else {}
-        return beside | {RUNTIMES: self._t.runtimes.learned(), self._t.policy.name: self._t.policy.learned()}
+        return (
+            self._t.learned_before
+            | beside
+            | {RUNTIMES: self._t.runtimes.learned(), self._t.policy.name: self._t.policy.learned()}
+        )
 
     def recall(self, learned: Mapping[str, Iterable[Learned]]) -> None:
         """Go on from what was learned before a restart; once, before the first `handle`."""
+        in_use = (RUNTIMES, self._t.policy.name)
+        self._t.learned_before = {name: list(rows) for name, rows in learned.items() if name not in in_use}
         self._t.runtimes.recall(learned.get(RUNTIMES, ()))
         self._t.policy.recall(learned.get(self._t.policy.name, ()))
         if self._t.shadow is not None:
@@ -218,6 +229,8 @@ class Engine:
                     self._stealing.on_timer()
                 case ("preempt", _):
                     self._preemptor.is_due = True
+                case ("move", _):
+                    self._change.go_on()
                 case ("refresh", _):
                     self._on_refresh_timer()
 
@@ -296,6 +309,11 @@ class Engine:
         """Workers that may still come back after a restart; nothing is placed while there are any."""
         return frozenset(self._t.awaited)
 
+    @property
+    def is_taking_over(self) -> bool:
+        """Whether tasks still go over to a policy that was chosen; nothing is placed before all have."""
+        return bool(self._t.queue.left_behind) or ("move", 0) in self._t.deadlines
+
     def limits_of(self, task: Task) -> list[CauseLimit]:
         """How often a task is tried again after which causes, and how much of that is used up."""
         return limits_of(task, self._t.settings.retries)
@@ -323,6 +341,9 @@ class Engine:
         t.tasks.check()
         t.queue.check()
         t.resources.check()
+        left_behind = sum(1 for task in t.tasks.rows.values() if t.queue.is_left_behind(task))
+        assert left_behind == t.queue.left_behind, (left_behind, t.queue.left_behind)
+        assert not left_behind or ("move", 0) in t.deadlines, left_behind
         self._guard.check()
         if not t.placement_wanted and ("place", 0) not in t.deadlines:
             t.placer.check()

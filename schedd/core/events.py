@@ -7,6 +7,8 @@ trusted: the engine checks every id and number in it.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from msgspec import Struct
 
 from schedd.core.model import (
@@ -23,6 +25,10 @@ from schedd.core.model import (
     WorkerId,
     WorkerResources,
 )
+
+if TYPE_CHECKING:
+    from schedd.core.policies.base import TaskScheduler
+    from schedd.core.tables import EngineSettings
 
 
 class Event(Struct, frozen=True):
@@ -170,3 +176,19 @@ class Wakeup(Event, frozen=True):
     """The instant of `next_deadline()` has come. `lag_ns`: how late the shell is with it; said in any late turn."""
 
     lag_ns: int = 0
+
+
+class SettingsChanged(Event, frozen=True):
+    """The operator has changed the rules, all but those of the policy; they count from here on."""
+
+    settings: EngineSettings
+
+
+class PolicyReplaced(Event, frozen=True):
+    """The operator has chosen another policy, or other parameters for it, and who is asked beside it.
+
+    Both are new: neither has seen anything. They go on from what those of their names have learned before.
+    """
+
+    policy: TaskScheduler
+    shadow: TaskScheduler | None = None

@@ -121,6 +121,8 @@ def _explain_queued(t: Tables, task: Task) -> Explanation:
         names = ", ".join(sorted(t.awaited)[:5])
         blockers.insert(0, Blocker("the daemon has started anew and waits for workers to come back", detail=names))
         summary = f"the daemon has started anew and waits for {len(t.awaited)} workers to come back"
+    elif t.queue.left_behind:
+        summary = "the policy was changed: nothing is given out until all that waits stands in its new order"
     elif not verdicts:
         summary = "no worker is connected"
         blockers.insert(0, Blocker("no worker is connected"))

@@ -292,6 +292,16 @@ class Fleet:
 
     # ----------------------------------------------------------------------------------------------- silence and loss
 
+    def on_lease_changed(self, old_lease_ns: Instant) -> None:
+        """Leases are of another length. Workers may have been told to report as rarely as the old one let them."""
+        t = self._t
+        self._leases_from_ns = max(self._leases_from_ns, t.now + old_lease_ns)
+        for worker in t.resources:
+            if worker.status == WorkerStatus.UNREACHABLE:
+                t.deadlines.set(("lost", worker.worker_id), worker.silent_ns + t.settings.lost_after_ns)
+            else:
+                t.deadlines.set(("lease", worker.worker_id), worker.last_seen_ns + t.lease_ns())
+
     def on_away(self, since_ns: Instant) -> None:
         """The daemon has not run since then, though something was due: what has come meanwhile is still to be read.
 

@@ -20,7 +20,7 @@ from itertools import islice
 from msgspec import structs
 
 from schedd.core import effects as fx
-from schedd.core.health import ABSENT_MAX, Comparison, Group, KindHold, Quarantine
+from schedd.core.health import ABSENT_MAX, Comparison, FailureRules, Group, KindHold, Quarantine
 from schedd.core.model import (
     SECOND,
     AttemptRecord,
@@ -253,7 +253,7 @@ class Guard:
         q, worker = self._health.quarantines[worker_id], t.resources.workers.get(worker_id)
         if worker is None or worker.status != WorkerStatus.QUARANTINED or self._is_probed(q):
             return
-        found = None if t.awaited or worker.task_queue else self._probe_for(worker, q, looked_max)
+        found = None if not t.may_place or worker.task_queue else self._probe_for(worker, q, looked_max)
         if found is None:
             self._health.due[worker_id] = None
             return
@@ -409,7 +409,7 @@ class Guard:
             self.release_kind(hold, "nothing of it waits")
             return
         t.deadlines.set(("trial", number), t.now + PROBE_RETRY_NS)
-        if t.awaited or not hold.members or self._is_tried(hold):
+        if not t.may_place or not hold.members or self._is_tried(hold):
             return
         # The newest: its owner may have mended what was wrong.
         self._try(hold, t.tasks.rows[next(reversed(hold.members))])
@@ -462,6 +462,16 @@ class Guard:
                     self._t.deadlines.set(("trial", hold.number), hold.probe_at_ns)
                 case fx.KindHeld():
                     self._t.facts.append(fx.KindReleased(fact.job, fact.kind, now, "[failures] hopeless_kind is off"))
+
+    def obey(self, rules: FailureRules) -> None:
+        """Judge by other rules from now on; verdicts of a kind that was switched off are ended."""
+        self._health.obey(rules)
+        if not rules.quarantine:
+            for worker_id in list(self._health.quarantines):
+                self.clear(worker_id, "[failures] quarantine is off")
+        if not rules.hopeless_kind:
+            for hold in list(self._health.holds.values()):
+                self.release_kind(hold, "[failures] hopeless_kind is off")
 
     def _soon(self, probe_at_ns: Instant) -> Instant:
         """An instant of an earlier start; a clock that was set back since makes no pause longer than the longest."""

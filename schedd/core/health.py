@@ -185,6 +185,13 @@ class Health:
         self._past: dict[WorkerId, tuple[int, Instant]] = {}
         self._holds_made = 0
 
+    def obey(self, rules: FailureRules) -> None:
+        """Judge by other rules from now on; of the tasks that failed last no more are remembered than these need."""
+        self.rules = rules
+        for group in self._groups.values():
+            for task_id in list(group.run)[: -rules.hopeless_tasks_min]:
+                del group.run[task_id]
+
     # ------------------------------------------------------------------------------------------------------- counting
 
     def note_attempt(self, worker_id: WorkerId, task: Task, ok: bool, runtime_ns: int, now: Instant) -> None:

@@ -77,13 +77,13 @@ class Placer:
         resources: ResourceManager,
         runtimes: RuntimeTable,
         rule: PrefetchRule,
-        dispatch: Callable[[Task, WorkerInfo, int], None],
         draw_below: Callable[[int], int],
     ) -> None:
         self._resources = resources
         self._runtimes = runtimes
-        self._rule = rule
-        self._dispatch = dispatch
+        #: How far backlogs may run ahead.
+        self.rule = rule
+        self._dispatch: Callable[[Task, WorkerInfo, int], None]
         #: The engine's dice: a number below the one given.
         self._draw_below = draw_below
         #: By number of the class; of those that no longer wait only as many as `INDEXES_SPARE_MAX` are kept.
@@ -103,9 +103,10 @@ class Placer:
         self._queue: TaskQueue
         self._current: ClassQueue | None = None
 
-    def use(self, policy: TaskScheduler, queue: TaskQueue) -> None:
-        """Place by this policy from now on."""
-        self._policy, self._queue = policy, queue
+    def use(self, policy: TaskScheduler, queue: TaskQueue, dispatch: Callable[[Task, WorkerInfo, int], None]) -> None:
+        """Place by this policy from now on, from this queue, which may be empty so far."""
+        self._policy, self._queue, self._dispatch = policy, queue, dispatch
+        self._current = self._found = None
         self._fills_evenly = policy.fills_evenly
         self._has_backlogs = type(policy).backlog_limit is not TaskScheduler.backlog_limit
         self._by_task = type(policy).backlog_for is not TaskScheduler.backlog_for
@@ -113,6 +114,16 @@ class Placer:
         self._claims.use(queue)
         self._offers.clear()
         self._roomy = set(self._resources.by_seq)
+
+    def surplus(self, worker: WorkerInfo) -> list[Task]:
+        """What lies in the backlog of a worker and would not have been sent there as things are now."""
+        self._depths.clear()
+        rows = ((task, task.request) for task in worker.task_queue)
+        return [
+            task
+            for position, (task, request) in enumerate(rows)
+            if request is not None and position >= self._depth(task, worker, request.needs[task.variant])
+        ]
 
     def run(self, now: Instant) -> bool:
         """One pass, of at most `PLACED_PER_PASS_MAX` tasks; True where it was cut short."""
@@ -399,7 +410,7 @@ class Placer:
         if depth:
             ledger = worker.ledger
             slots = ledger.cpus // need.cpus if need.cpus and ledger is not None else worker.slots
-            depth = min(depth * max(1, slots), self._rule.depth_max)
+            depth = min(depth * max(1, slots), self.rule.depth_max)
         if not self._has_backlogs:
             return depth
         policy = self._policy
@@ -414,9 +425,7 @@ class Placer:
         depth = self._depths.get((task.kind, hint_s))
         if depth is None:
             estimate = self._runtimes.predict(task.kind, task.requirements.estimated_time)
-            depth = self._depths[task.kind, hint_s] = self._rule.depth(
-                estimate.mean_s if estimate is not None else None
-            )
+            depth = self._depths[task.kind, hint_s] = self.rule.depth(estimate.mean_s if estimate is not None else None)
         return depth
 
     # -------------------------------------------------------------------------------------------------- the index

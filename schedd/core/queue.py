@@ -40,9 +40,9 @@ _ENCODER = msgspec.msgpack.Encoder(order="sorted")
 class RequestClass:
     """Tasks that any worker serves equally well: equal requirements and, where the policy asks for it, equal kind."""
 
-    __slots__ = ("__weakref__", "cpus_min", "fits_version", "key", "kind", "needs", "number", "requirements")
+    __slots__ = ("__weakref__", "by_kind", "cpus_min", "fits_version", "key", "kind", "needs", "number", "requirements")
 
-    def __init__(self, number: int, key: bytes, requirements: TaskRequirements, kind: str) -> None:
+    def __init__(self, number: int, key: bytes, requirements: TaskRequirements, kind: str, by_kind: bool) -> None:
         self.number = number
         self.key = key
         self.requirements = requirements
@@ -51,6 +51,8 @@ class RequestClass:
         self.cpus_min = min(need.cpus for need in self.needs)
         #: Kind of the task that made the class; that of every task where the policy groups by kind.
         self.kind = kind
+        #: Whether it was made for a policy that groups by kind.
+        self.by_kind = by_kind
         #: The version of the membership of the cluster at which a worker was seen that could run such tasks.
         self.fits_version = -1
 
@@ -77,7 +79,7 @@ class RequestClasses:
         self._keys[id(requirements), grouped] = (requirements, key)
         found = self._classes.get(key)
         if found is None:
-            found = self._classes[key] = RequestClass(next(self._numbers), key, plain, kind)
+            found = self._classes[key] = RequestClass(next(self._numbers), key, plain, kind, by_kind)
         return found
 
 
@@ -155,19 +157,26 @@ class ClassQueue:
 
 
 class TaskQueue:
-    """All queued tasks. `rank_of` is the policy's (ageing rate, level of a task)."""
+    """All queued tasks, by the policy's ageing rate and level of a task.
 
-    def __init__(self, ageing_rate: float, level_of: Callable[[Task], float]) -> None:
+    A queue that takes over from one before it begins empty: what stands there is `left_behind` until it is pushed here.
+    """
+
+    def __init__(self, ageing_rate: float, level_of: Callable[[Task], float], before: TaskQueue | None = None) -> None:
         self._ageing_per_ns = ageing_rate / SECOND
         self._level_of = level_of
         self._queues: dict[int, ClassQueue] = {}
         #: (rank, seq, class number) of the heads of all classes; alive while equal to what the class has posted.
         self._heads: list[tuple[float, int, int]] = []
-        self._places = count(1)
+        #: Places below the first are in queues that were there before.
+        self._first_place: int = next(before._places) if before is not None else 1
+        self._places: count[int] = count(self._first_place)
+        #: Tasks that stand in such places.
+        self.left_behind: int = before.size + before.left_behind if before is not None else 0
         self._aside: dict[int, ClassQueue] = {}
         #: Classes that were aside and are no longer, or no longer wait, since the last `take_returned`.
         self._returned: list[ClassQueue] = []
-        self.size = 0
+        self.size: int = 0
         #: Grows when a class begins or ceases to wait.
         self.classes_version = 0
         #: Waiting classes that need no CPU, which a worker without a free one can still take.
@@ -229,6 +238,10 @@ class TaskQueue:
         request = task.request
         if not task.place or request is None:
             return
+        if task.place < self._first_place:
+            task.place = 0
+            self.left_behind -= 1
+            return
         task.place = 0
         queue = self._queues[request.number]
         queue.size -= 1
@@ -242,6 +255,10 @@ class TaskQueue:
             self.bring_back(queue)
         if queue.stale > COMPACT_ABOVE and queue.stale > queue.size:
             self._compact(queue)
+
+    def is_left_behind(self, task: Task) -> bool:
+        """Whether a task still stands in a queue that was there before."""
+        return 0 < task.place < self._first_place
 
     def best(self) -> ClassQueue | None:
         """The class whose head has the best rank, those set aside excepted; None where there is none."""

@@ -114,8 +114,7 @@ class Restore:
                     task.priority = fact.priority
                     task.requirements = fact.requirements
                     task.defined_ns = fact.defined_ns or task.defined_ns
-                    # The rule may have been switched off meanwhile; then nobody is promoted any more.
-                    task.promoted = fact.promoted if self._t.policy.promotes else None
+                    task.promoted = fact.promoted
                     task.request = self._t.classes.intern(task.requirements, task.kind, self._t.policy.by_kind)
                 case fx.CancelAsked():
                     self._cancelled.append(task)

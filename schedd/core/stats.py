@@ -122,6 +122,14 @@ class RuntimeTable:
         else:
             self.short.discard(kind)
 
+    def call_short(self, short_s: float) -> None:
+        """Let kinds that take so long be short from now on; of less, hints of before say nothing. O(kinds)."""
+        if short_s < self._short_s:
+            self.short.clear()
+        self._short_s = short_s
+        for kind, stats in self._by_kind.items():
+            self._judge(kind, stats)
+
     def learned(self) -> list[Learned]:
         """What was seen, the last seen kind last; see `LEARNED_MAX`."""
         return newest({(kind, WorkerId("")): stats for kind, stats in self._by_kind.items()})

@@ -64,7 +64,7 @@ class StealLedger:
     def __init__(self, runtimes: RuntimeTable, learn: Callable[[StealGain], bool]) -> None:
         self._runtimes = runtimes
         #: Tells the policy, which says whether it has paid.
-        self._learn = learn
+        self.learn = learn
         #: By the first task of a steal, the oldest steal first.
         self._open: dict[TaskId, Open] = {}
         #: What is open by the seq of the victim, while the victim has not come to it.
@@ -156,7 +156,7 @@ class StealLedger:
             totals.known += 1
             totals.expected_s += steal.expected_s
             totals.real_of_known_s += real_s
-        totals.paid += self._learn(gain)
+        totals.paid += self.learn(gain)
         self.recent.append(gain)
 
     def _forget(self, steal: Open) -> None:

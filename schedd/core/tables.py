@@ -39,7 +39,7 @@ from schedd.core.queue import RequestClasses, TaskQueue
 from schedd.core.resources import ResourceManager
 from schedd.core.retries import OUT_OF_MEMORY, RetryRules, blame, count_of, used_up
 from schedd.core.shadow import Shadow
-from schedd.core.stats import RuntimeTable
+from schedd.core.stats import Learned, RuntimeTable
 from schedd.core.steals import StealLedger
 from schedd.core.submits import Submits
 from schedd.core.tasks import TaskTable
@@ -72,6 +72,7 @@ DeadlineKey = tuple[
         "portion",
         "command",
         "preempt",
+        "move",
     ],
     int | str,
 ]
@@ -92,6 +93,8 @@ class EngineSettings(Struct, frozen=True):
     keyed_keep_count: int = 100_000
     results_keep_bytes: int = 16 * 1024 * 1024
     retries: RetryRules = RetryRules()
+    #: Tasks that go over to another policy in one turn: some 5 ms of the loop's time.
+    moved_per_turn: int = 2000
 
 
 class Counters(Struct):
@@ -125,9 +128,7 @@ class Tables:
         self.runtimes = RuntimeTable(settings.prefetch.runtime_max_s)
         self.deadlines: Deadlines[DeadlineKey] = Deadlines()
         self.counters = Counters()
-        self.shadow = Shadow(shadow) if shadow is not None else None
-        place = self.dispatch if shadow is None else self._place_watched
-        self.placer = Placer(self.resources, self.runtimes, settings.prefetch, place, rng.randrange)
+        self.placer = Placer(self.resources, self.runtimes, settings.prefetch, rng.randrange)
         self.now: Instant = 0
         #: Set by whatever may let a task start; the placement pass at the end of the turn clears it.
         self.placement_wanted = False
@@ -153,11 +154,23 @@ class Tables:
         self._drops: dict[WorkerId, list[tuple[TaskId, int]]] = {}
         self._revokes: dict[WorkerId, list[tuple[TaskId, int]]] = {}
         self._reports: list[AttemptReport] = []
-        self.policy = policy
-        self._policy_learns = type(policy).observe is not TaskScheduler.observe
-        self.queue = TaskQueue(policy.ageing_rate, policy.level)
-        self.placer.use(policy, self.queue)
+        #: What policies had learned that are not in use, by their names.
+        self.learned_before: dict[str, list[Learned]] = {}
         self.steals = StealLedger(self.runtimes, policy.learn_steal)
+        self.use(policy, shadow, TaskQueue(policy.ageing_rate, policy.level))
+
+    def use(self, policy: TaskScheduler, shadow: TaskScheduler | None, queue: TaskQueue) -> None:
+        """Place by this policy from now on, from this queue, and ask `shadow` what it would have done."""
+        self.policy, self.queue = policy, queue
+        self._policy_learns = type(policy).observe is not TaskScheduler.observe
+        self.shadow = Shadow(shadow) if shadow is not None else None
+        self.placer.use(policy, queue, self.dispatch if shadow is None else self._place_watched)
+        self.steals.learn = policy.learn_steal
+
+    @property
+    def may_place(self) -> bool:
+        """Whether anything may be given out: not while a restart waits for workers, nor while tasks change queues."""
+        return not self.awaited and not self.queue.left_behind
 
     # ------------------------------------------------------------------------------------------------------ effects
 
@@ -225,10 +238,17 @@ class Tables:
             if self.health.holds and (hold := self.health.is_kept_back(task)) is not None:
                 self.keep_back(task, hold)
                 return
+            self.regroup(task)
             self.queue.push(task)
             self.placement_wanted = True
         elif isinstance(state, Delayed):
             self.deadlines.set(("delay", task.id), state.until_ns)
+
+    def regroup(self, task: Task) -> None:
+        """Give a task that is in no queue the class that the policy wants it in; another may have made its own."""
+        request, by_kind = task.request, self.policy.by_kind
+        if request is not None and request.by_kind is not by_kind:
+            task.request = self.classes.intern(task.requirements, task.kind, by_kind)
 
     def withdraw(self, task: Task) -> None:
         """Undo `enter`; whoever stood behind the task may have its place now."""

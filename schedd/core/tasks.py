@@ -63,6 +63,8 @@ TRANSITIONS: dict[type[State], frozenset[type[State]]] = {
 
 #: In place of a result that was given up to stay within the bound of memory. No worker sends an empty result.
 RESULT_DROPPED = b""
+#: Rows that are forgotten at the end of one task at most, where there are bounds that were lowered: a millisecond.
+FORGOTTEN_PER_END_MAX = 500
 #: As many ids may have been given out and not recorded when a daemon dies; what a worker claims beyond is made up.
 PASSED_OVER_MAX = 1 << 18
 
@@ -110,6 +112,10 @@ class TaskTable:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def keep(self, finished_count: int, results_bytes: int, keyed_count: int) -> None:
+        """Change the bounds; what is above one that was lowered is forgotten bit by bit, at the ends to come."""
+        self._keep_count, self._keep_bytes, self._keyed_keep_count = finished_count, results_bytes, keyed_count
 
     @property
     def unfinished_count(self) -> int:
@@ -163,7 +169,7 @@ class TaskTable:
             if task.job:
                 job = self.jobs[task.job]
                 job.finished_ns = max(job.finished_ns, getattr(task.state, "at_ns", 0))
-        self._trim()
+        self._trim(len(self.rows))
 
     def set_state(self, task: Task, state: State) -> None:
         """Move a row to another state. Raises InvalidTransition, with nothing changed, where the table has no way."""
@@ -241,15 +247,15 @@ class TaskTable:
             return job.members.look() if job is not None else ()
         return range(self._first_id, self.next_id)
 
-    def _trim(self) -> None:
+    def _trim(self, rows_max: int = FORGOTTEN_PER_END_MAX) -> None:
         while self.results_bytes > self._keep_bytes and self._with_result:
             oldest = self.rows.get(self._with_result.popleft())
             if oldest is not None and oldest.result:
                 self.results_bytes -= len(oldest.result)
                 oldest.result = RESULT_DROPPED
-        while len(self._finished) > self._keep_count:
+        for _ in range(min(rows_max, len(self._finished) - self._keep_count)):
             self._forget(self._finished.popleft())
-        while len(self._finished_keyed) > self._keyed_keep_count:
+        for _ in range(min(rows_max, len(self._finished_keyed) - self._keyed_keep_count)):
             self._forget(self._finished_keyed.popleft())
 
     def _note_end(self, task: Task) -> None:

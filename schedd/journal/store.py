@@ -337,6 +337,15 @@ class Journal:
         """
         self._inbox.put(_Turn(turn, now, can_wait, facts, finished))
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the writer thread runs."""
+        return self._thread.is_alive()
+
+    def keep(self, retention: Retention) -> None:
+        """Keep more or less of the history from now on; what is too much goes as new comes."""
+        self._retention = retention
+
     def remember(self, learned: Mapping[str, Sequence[Learned]]) -> None:
         """Have written what was learned so far, in place of what was before; some time soon, and at the close."""
         self._learned = learned

@@ -168,10 +168,10 @@ class Peer(asyncio.Protocol):
                 data = b""
                 said = handshake.take(frames[0])
                 self._reader.frame_bytes_max = handshake.frame_bytes_max
+                self.identity = handshake.identity or self.identity
                 if isinstance(said, m.Challenge):
                     self.send(said)
                 elif said is not None:
-                    self.identity = handshake.identity or ANYBODY
                     self._hub.greeted(self, said)
         except Denied as denied:
             log.warning("peer_denied", peer=self.name, code=denied.code, reason=denied.why)

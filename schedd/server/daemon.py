@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import faulthandler
 import gc
 import os
 import random
@@ -13,7 +14,8 @@ import signal
 import socket
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +32,20 @@ from schedd.core.model import SECOND
 from schedd.core.restore import Recorded
 from schedd.errors import ConfigError, JournalError, ScheddError
 from schedd.journal.records import finished_row
-from schedd.journal.store import Journal, Live, Retention
+from schedd.journal.store import Journal, Live
 from schedd.log import Log, set_up
-from schedd.server.access import Door
+from schedd.notify import notify
+from schedd.server import inherited
+from schedd.server.access import Access, Door
 from schedd.server.archive import Archive
 from schedd.server.clock import Clock
 from schedd.server.connections import Peer
 from schedd.server.doors import TlsDoor
 from schedd.server.durable import Promises
+from schedd.server.ports import Reloaded
+from schedd.server.reload import Reloader, retention_of
 from schedd.server.service import Service
-from schedd.server.systemd import notify
+from schedd.server.supervision import Supervision
 from schedd.server.tokens import load_tokens, tokens_path
 from schedd.server.users import make_access
 from schedd.tls import server_context
@@ -60,25 +66,47 @@ REMEMBER_INTERVAL_S = 60.0
 FILES_OF_OUR_OWN = 64
 
 
+#: Hears what came of a reload.
+Answer = Callable[[Reloaded | ConfigError], None]
+
+
 class ListenError(ScheddError):
     """The address cannot be listened on."""
 
 
-def serve(settings: Settings, *, address_file: str | None = None) -> int:
-    """Run the daemon until a signal stops it; returns the exit status: 0 after an orderly stop, 1 after a failure."""
+#: How a start fails, for the service manager: settings do not mend themselves, a port or a disk may.
+EXITS: dict[type[ScheddError], int] = {ConfigError: 7, JournalError: 8, ListenError: 9}
+
+
+def serve(
+    settings: Settings,
+    *,
+    address_file: str | None = None,
+    sockets: Sequence[str] = (),
+    load: Callable[[], Settings] | None = None,
+) -> int:
+    """Run the daemon until a signal stops it; returns the exit status: 0 after an orderly stop, else see `EXITS`.
+
+    sockets: paths of Unix sockets to listen on beside what the settings say. load: reads the settings again; None: they
+    are of no file.
+    """
     set_up(settings.log.level)
+    faulthandler.enable()  # a daemon that its watchdog ends says where it was
     gc.set_threshold(*COLLECT_THRESHOLDS)
     _raise_file_limit(settings.server.connections_max)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_run(settings, address_file))
+            return runner.run(_run(settings, address_file, sockets, load))
     except (ListenError, ConfigError, JournalError) as error:
         log.error("cannot_start", error=error.message, hint=error.hint)
-        return 1
+        notify(f"STATUS=cannot start: {error.message}")
+        return EXITS[type(error)]
 
 
-async def _run(settings: Settings, address_file: str | None) -> int:
-    return await Daemon(settings, address_file).run()
+async def _run(
+    settings: Settings, address_file: str | None, sockets: Sequence[str], load: Callable[[], Settings] | None
+) -> int:
+    return await Daemon(settings, address_file, sockets, load).run()
 
 
 def _raise_file_limit(connections_max: int) -> None:
@@ -97,8 +125,18 @@ def _raise_file_limit(connections_max: int) -> None:
 class Daemon:
     """One daemon, on the running loop. `run` returns the exit status."""
 
-    def __init__(self, settings: Settings, address_file: str | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        address_file: str | None = None,
+        sockets: Sequence[str] = (),
+        load: Callable[[], Settings] | None = None,
+    ) -> None:
         self._settings = settings
+        self._sockets = [path for path in dict.fromkeys([settings.server.socket, *sockets]) if path]
+        self._load = load
+        self._reloading = anyio.Lock()
+        self._inherited = inherited.take()
         self._address_file = Path(address_file) if address_file else None
         self._crash: BaseException | None = None
         #: Why it cannot start.
@@ -118,14 +156,24 @@ class Daemon:
         engine = Engine(policy.build(), engine_settings(settings), random.Random(), policy.build_shadow())
         reactor = asyncio.get_running_loop()
         service = Service(engine, clock, settings, uuid.uuid4().hex, self._crashed, reactor, random.Random())
+        supervision = Supervision(service, reactor, lambda: self._journal is not None and self._journal.is_alive)
+        supervision.starting()
         service.lag.start()
         self._collect(engine)
         try:
             # Signals first: whoever learns that we listen may want us to stop, and a start may take seconds.
             with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
                 async with anyio.create_task_group() as group:
-                    group.start_soon(self._stop_on_signal, service, signals)
-                    group.start_soon(self._start, engine, service, clock)
+                    if self._load is not None:
+                        reloader = Reloader(settings, service, self._load, partial(self._prepare, service))
+                        reload = partial(self._reload, reloader, supervision)
+
+                        def start_reload(answer: Answer) -> None:
+                            group.start_soon(reload, answer)
+
+                        service.reload = start_reload
+                    group.start_soon(self._obey_signals, service, supervision, signals)
+                    group.start_soon(self._start, engine, service, clock, supervision)
                     await self._done.wait()
                     group.cancel_scope.cancel()
         finally:
@@ -151,16 +199,16 @@ class Daemon:
             gc.collect()
         self._call_later(COLLECT_INTERVAL_S, self._collect, engine)
 
-    async def _start(self, engine: Engine, service: Service, clock: Clock) -> None:
+    async def _start(self, engine: Engine, service: Service, clock: Clock, supervision: Supervision) -> None:
         """Start from the journal, then listen. A refusal to start ends the daemon."""
         try:
-            service.access = make_access(self._settings.auth)
-            service.access.tokens = load_tokens(tokens_path(self._settings.auth.tokens))
+            service.access.use(read_access(self._settings))
             if self._settings.journal.enabled:
                 await self._restore(engine, service, clock)
             else:
                 log.warning("no_journal", effect="what is unfinished when the daemon stops is lost")
             await self._listen(service)
+            supervision.ready()
         except (ListenError, ConfigError, JournalError) as error:
             self._refusal = error
             self._done.set()
@@ -213,84 +261,114 @@ class Daemon:
 
     def _open_journal(self, path: Path, promises: Promises) -> Journal:
         """In a thread: open the journal. Raises JournalError."""
-        settings = self._settings.journal
         return Journal(
             path,
-            settings.durability,
-            Retention(int(settings.keep_days * 86400 * SECOND), int(settings.keep_mb * 1024 * 1024)),
+            self._settings.journal.durability,
+            retention_of(self._settings),
             committed=promises.committed,
             failing=promises.failing,
             crashed=self._crashed_in_thread,
         )
 
     async def _listen(self, service: Service) -> None:
-        settings = self._settings.server
-        address = parse_address(settings.listen)
-        loop = asyncio.get_running_loop()
-        check_exposure(self._settings, address)
-        bound = self._bind(address)
-        if not address.path:
-            address = Address(*bound.getsockname()[:2])
-            check_exposure(self._settings, address)
-        door = Door(bool(address.path), asks_token(self._settings, address))
-        if self._settings.tls.is_on and not address.path:
-            context, binding = self._tls()
-            door = structs.replace(door, binding=binding, asks_certificate=bool(self._settings.tls.client_ca))
-            self._tls_doors.append(TlsDoor(service, bound, BACKLOG, context, door))
-        else:
-            self._servers.append(await loop.create_server(lambda: Peer(service, door), sock=bound, backlog=BACKLOG))
-        service.address = address
-        if settings.socket:
-            local = _local(settings.socket)
-            unix = self._bind(local)
-            inside = Door(is_local=True)
-            self._servers.append(await loop.create_server(lambda: Peer(service, inside), sock=unix, backlog=BACKLOG))
-            log.info("listening", address=local)
-        _warn(self._settings, address, door, len(service.access.tokens))
+        main = self._main_socket()
+        local = [self._bind(_local(path)) for path in self._sockets]
+        for listening in dict.fromkeys([main, *self._inherited.given, *local]):
+            await self._serve_on(listening, service)
+        address = service.address = inherited.address_of(main)
         if self._address_file is not None:
             _write_whole(self._address_file, f"{address}\n")
             self._made.append(self._address_file)
         log.info("listening", address=address, policy=self._settings.policy.name, version=schedd.__version__)
-        notify("READY=1", f"STATUS=listening on {address}, policy {self._settings.policy.name}")
 
-    def _tls(self) -> tuple[ssl.SSLContext, bytes]:
-        """What TLS listens with, and what proofs are bound to. Raises ConfigError."""
-        files = self._settings.tls
-        return server_context(files.cert, files.key, files.client_ca)
+    def _main_socket(self) -> socket.socket:
+        """What listens for `[server] listen`: that of a socket unit, else the one from our last start, else a new one.
 
-    async def _stop_on_signal(self, service: Service, signals: AsyncIterator[signal.Signals]) -> None:
+        A new one is given to the service manager to keep. Raises ListenError.
+        """
+        address, found = parse_address(self._settings.server.listen), self._inherited
+        given = next((each for each in found.given if not inherited.is_local(each)), None)
+        kept = next((each for each in found.kept if inherited.is_at(each, address)), None)
+        if given is not None and not inherited.is_at(given, address):
+            told = inherited.address_of(given)
+            log.warning("listen_ignored", listen=address, address=told, reason="the socket unit says where to listen")
+        for each in found.kept:
+            if given is not None or each is not kept:
+                each.close()
+        if found.kept and (kept is None or given is not None):
+            inherited.forget()
+        if given is not None or kept is not None:
+            return given or kept  # type: ignore[return-value]
+        bound = self._bind(address)
+        if not address.path:
+            bound.listen(BACKLOG)
+            inherited.keep(bound)
+        return bound
+
+    async def _serve_on(self, listening: socket.socket, service: Service) -> None:
+        """Serve who comes there. Raises ConfigError where it is open to the network and must not be."""
+        settings, address = self._settings, inherited.address_of(listening)
+        check_exposure(settings, address)
+        door = Door(bool(address.path), asks_token(settings, address))
+        if settings.tls.is_on and not address.path:
+            context, binding = tls_of(settings)
+            door = structs.replace(door, binding=binding, asks_certificate=bool(settings.tls.client_ca))
+            self._tls_doors.append(TlsDoor(service, listening, BACKLOG, context, door))
+        else:
+            loop = asyncio.get_running_loop()
+            self._servers.append(await loop.create_server(lambda: Peer(service, door), sock=listening, backlog=BACKLOG))
+        if address.path:
+            log.info("listening", address=address)
+        _warn(settings, address, door, len(service.access.tokens))
+
+    def _prepare(self, service: Service, wanted: Settings) -> Callable[[], None]:
+        """In a thread: read what secrets these settings name, and return what lets them count. Raises ConfigError."""
+        access = read_access(wanted)
+        renewed = tls_of(wanted) if self._tls_doors and wanted.tls.is_on else None
+
+        def count() -> None:
+            service.access.use(access)
+            closed = service.check_tokens()
+            if renewed is not None:
+                for tls in self._tls_doors:
+                    tls.renew(*renewed, asks_certificate=bool(wanted.tls.client_ca))
+            log.info("secrets_read", tokens=len(access.tokens), closed=closed, tls=renewed is not None)
+
+        return count
+
+    async def _reload(self, reloader: Reloader, supervision: Supervision, answer: Answer) -> None:
+        async with self._reloading:
+            reloader.journal = self._journal
+            supervision.reloading()
+            outcome = await reloader.reload()
+            self._settings = reloader.settings
+            supervision.reloaded(outcome)
+        answer(outcome)
+
+    async def _obey_signals(
+        self, service: Service, supervision: Supervision, signals: AsyncIterator[signal.Signals]
+    ) -> None:
         async for number in signals:
             if number == signal.SIGHUP:
-                self._renew(service)
-                log.warning(
-                    "reload_of_secrets_only", signal=number.name, hint="for the rest, restart: it loses nothing"
-                )
+                self._reload_on_signal(service)
                 continue
             if service.stopping:
                 log.warning("stop_forced", signal=number.name)
                 break
             service.stopping = True
             log.info("stopping", signal=number.name, unfinished=service.engine.tasks.unfinished_count)
-            notify("STOPPING=1")
+            supervision.stopping(self._settings.server.stop_timeout_s)
             asyncio.get_running_loop().call_soon(self._begin_stop, service)
         self._done.set()
 
-    def _renew(self, service: Service) -> None:
-        """Read tokens and certificates again; who came with a token that is not valid any more is sent away."""
-        try:
-            path = tokens_path(self._settings.auth.tokens)
-            tokens = load_tokens(path)
-            renewed = self._tls() if self._tls_doors else None
-        except ConfigError as error:
-            log.error("secrets_not_read", error=error.message, hint=error.hint, effect="those of before stay valid")
-            return
-        service.access.tokens = tokens
-        closed = service.check_tokens()
-        for tls in self._tls_doors:
-            if renewed is not None:
-                tls.context, binding = renewed
-                tls.door = structs.replace(tls.door, binding=binding)
-        log.info("secrets_read", path=path, tokens=len(tokens), closed=closed, tls=renewed is not None)
+    @staticmethod
+    def _reload_on_signal(service: Service) -> None:
+        if service.reload is None:
+            log.warning("reload_failed", error="this daemon has no settings file", hint="start it with --config FILE")
+        elif service.address is None:
+            log.warning("reload_ignored", reason="the daemon is starting, and has just read its settings")
+        else:
+            service.reload(lambda outcome: None)
 
     def _begin_stop(self, service: Service) -> None:
         """Close what listens and every connection; done when the last has got what was written for it."""
@@ -349,6 +427,18 @@ async def _through(steps: Iterator[None]) -> None:
     """Go through steps, with the loop's other work in between."""
     for _ in steps:
         await asyncio.sleep(0)
+
+
+def read_access(settings: Settings) -> Access:
+    """Who may do what, with the tokens that there are. Raises ConfigError."""
+    access = make_access(settings.auth)
+    access.tokens = load_tokens(tokens_path(settings.auth.tokens))
+    return access
+
+
+def tls_of(settings: Settings) -> tuple[ssl.SSLContext, bytes]:
+    """What TLS listens with, and what proofs are bound to. Raises ConfigError."""
+    return server_context(settings.tls.cert, settings.tls.key, settings.tls.client_ca)
 
 
 def _warn(settings: Settings, address: Address, door: Door, tokens: int) -> None:

@@ -42,6 +42,16 @@ class Promises:
         self.failure = ""
 
     @property
+    def recorded(self) -> int:
+        """The last turn whose facts were handed to the journal."""
+        return self._recorded
+
+    @property
+    def written(self) -> int:
+        """The last turn that is on disk with all before it."""
+        return self._written
+
+    @property
     def pending_count(self) -> int:
         """Turns that are not on disk yet and have promised something."""
         return len(self._waiting)

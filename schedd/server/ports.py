@@ -8,12 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from msgspec import Struct
+
 from schedd.core import effects as fx
 from schedd.core.model import Instant, Task, TaskId
 from schedd.journal.records import FinishedTask
 from schedd.wire import messages as m
 
 T = TypeVar("T")
+
+
+class Reloaded(Struct, frozen=True):
+    """What a reload has done: keys that count now, each with its old and new value, and keys that need a restart."""
+
+    changed: list[str] = []
+    needs_restart: list[str] = []
 
 
 class Clock(Protocol):

@@ -17,6 +17,7 @@ from schedd.core.engine import Engine
 from schedd.core.events import WorkerDisconnected, WorkerHeard
 from schedd.core.model import SECOND, Assigned, Instant, Queued, Running, Task, TaskId, WorkerId, WorkerStatus
 from schedd.core.tasks import RESULT_DROPPED, is_meant
+from schedd.errors import ConfigError
 from schedd.journal.records import FinishedTask, finished_row
 from schedd.log import Log
 from schedd.server import recording, translate
@@ -28,7 +29,7 @@ from schedd.server.handshake import other_version
 from schedd.server.holding import Holding
 from schedd.server.lag import LagProbe
 from schedd.server.loop import EngineLoop
-from schedd.server.ports import Archive, Clock, Reactor
+from schedd.server.ports import Archive, Clock, Reactor, Reloaded
 from schedd.server.watching import Listener, Watch, Watchers
 from schedd.wire import messages as m
 from schedd.wire.framing import FRAME_BYTES_MAX
@@ -83,9 +84,8 @@ class Service:
         self.epoch = epoch
         self.address: Address | None = None
         self.access = Access()
-        self.arrivals = Arrivals(settings.auth.unproven_max, settings.auth.unproven_per_address_max)
-        self.outbox_bytes_max = int(settings.server.outbox_mb_max * 1024 * 1024)
-        self.handshake_timeout_s = settings.server.handshake_timeout_s
+        self.arrivals = Arrivals()
+        self.use(settings)
         self.reactor = reactor
         self._rng = rng
         self.loop = EngineLoop(engine, clock, self._outward, self._flush, crashed, reactor)
@@ -105,6 +105,8 @@ class Service:
         self._holding = Holding()
         #: Set where there is a journal.
         self.archive: Archive | None = None
+        #: Set where there is a file to be read again; tells what came of it.
+        self.reload: Callable[[Callable[[Reloaded | ConfigError], None]], None] | None = None
         #: Ends that workers told, to be acknowledged when they are on disk; first the number of the event.
         self._acks: deque[tuple[int, Peer, int]] = deque()
         #: Ends to be told that are on disk only, or whose results are.
@@ -130,7 +132,20 @@ class Service:
             m.ReadLog: self._read_log,
             m.ListHistory: self._history,
             m.BackUp: self._back_up,
+            m.Reload: self._reload,
         }
+
+    def use(self, settings: Settings) -> None:
+        """Bear of the peers what these settings say, from now on."""
+        self.settings = settings
+        self.outbox_bytes_max = int(settings.server.outbox_mb_max * 1024 * 1024)
+        self.handshake_timeout_s = settings.server.handshake_timeout_s
+        self.arrivals.bound(settings.auth.unproven_max, settings.auth.unproven_per_address_max)
+
+    def set_pace(self) -> None:
+        """Tell all workers how often to report, where that has changed."""
+        for peer in self._workers.values():
+            self._answer_heartbeat(peer)
 
     # ---------------------------------------------------------------------------------------------------- connections
 
@@ -265,9 +280,7 @@ class Service:
             if isinstance(message, m.AttemptsFinished):
                 self._acks.append((number, peer, message.seq))
             elif isinstance(message, m.Heartbeat):
-                # Staggered, or a whole cluster that came back together would report together for ever.
-                stagger = self._rng.uniform(*HEARTBEAT_STAGGER)
-                peer.send(m.HeartbeatReply(stagger * self.engine.heartbeat_ns() / SECOND))
+                self._answer_heartbeat(peer)
             elif isinstance(message, m.LogPiece):
                 self._log_piece(worker_id, message)
             elif isinstance(message, m.WorkerGoodbye):
@@ -276,6 +289,11 @@ class Service:
                 peer.worker_id = None
                 peer.close()
                 return
+
+    def _answer_heartbeat(self, peer: Peer) -> None:
+        # Staggered, or a whole cluster that came back together would report together for ever.
+        stagger = self._rng.uniform(*HEARTBEAT_STAGGER)
+        peer.send(m.HeartbeatReply(stagger * self.engine.heartbeat_ns() / SECOND))
 
     # ---------------------------------------------------------------------------------------------------- from clients
 
@@ -338,13 +356,16 @@ class Service:
         self._send_list(peer, request, rows, more)
 
     def _send_list(self, peer: Peer, request: m.ListTasks, rows: list[Task], more: bool) -> None:
+        promotes = self.engine.policy.promotes
         if not request.detail:
-            peer.send(m.TaskList(request.request, [translate.task_view(task) for task in rows], [], more))
+            peer.send(m.TaskList(request.request, [translate.task_view(task, promotes) for task in rows], [], more))
             return
 
         def answer(results: dict[TaskId, bytes]) -> None:
             details = [translate.task_detail(self.engine, task, results.get(task.id)) for task in rows]
-            peer.send(m.TaskList(request.request, [translate.task_view(task) for task in rows], details, more))
+            peer.send(
+                m.TaskList(request.request, [translate.task_view(task, promotes) for task in rows], details, more)
+            )
 
         self._fetch_results(peer, request.request, rows, answer)
 
@@ -518,6 +539,20 @@ class Service:
 
     def _back_up(self, peer: Peer, request: m.BackUp) -> None:
         self._ask_archive(peer, request.request, lambda archive: archive.back_up(request), peer.send)
+
+    def _reload(self, peer: Peer, request: m.Reload) -> None:
+        if self.reload is None:
+            text, hint = "this daemon was started without a settings file", "start it with --config FILE"
+            peer.send(m.RequestFailed(request.request, m.BAD_CONFIG, text, hint))
+            return
+
+        def answer(outcome: Reloaded | ConfigError) -> None:
+            if isinstance(outcome, ConfigError):
+                peer.send(m.RequestFailed(request.request, m.BAD_CONFIG, outcome.message, outcome.hint))
+            else:
+                peer.send(m.Reloaded(request.request, outcome.changed, outcome.needs_restart))
+
+        self.reload(answer)
 
     def _ask_archive(
         self, peer: Peer, request: int, question: Callable[[Archive], T], answer: Callable[[T], None]

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from schedd.address import state_dir
-from schedd.credentials import SECRET_BYTES_MAX, check_secret, credential, path_of
+from schedd.credentials import SECRET_BYTES_MAX, check_secret, path_of
 from schedd.errors import ConfigError
 from schedd.wire.auth import DIGEST_BYTES, Verifier
 
@@ -28,10 +28,8 @@ class TokenFile(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def tokens_path(given: str = "") -> Path:
-    """Where the tokens are: as given, else the credential "tokens", else in the state. Raises ConfigError."""
-    if given:
-        return path_of(given)
-    return credential("tokens") or state_dir() / "tokens.json"
+    """Where the tokens are: as given, else in the state. Raises ConfigError."""
+    return path_of(given) if given else state_dir() / "tokens.json"
 
 
 def load_tokens(path: Path) -> dict[str, Verifier]:

@@ -204,7 +204,7 @@ def _cause(task: Task) -> str | None:
     return "cancelled" if task.state.name == "cancelled" else None
 
 
-def task_view(task: Task) -> m.TaskView:
+def task_view(task: Task, promotes: bool = True) -> m.TaskView:
     """What listings show of a task."""
     last = task.attempts[-1] if task.attempts else None
     state = task.state
@@ -226,7 +226,7 @@ def task_view(task: Task) -> m.TaskView:
         finished_at=_seconds(getattr(state, "at_ns", 0)) if final else None,
         message=getattr(state, "reason", "") or (last.message if last is not None else ""),
         report={"step": task.report.step, **task.report.metrics} if task.report is not None else None,
-        promoted=task.promoted,
+        promoted=task.promoted if promotes else None,
         owner=task.owner,
     )
 

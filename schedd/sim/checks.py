@@ -66,6 +66,7 @@ class Oracle:
         self._preempted: set[tuple[TaskId, int]] = set()
         #: Priorities of tasks, as the present start of the daemon told them.
         self._priorities: dict[TaskId, float] = {}
+        self._promoted: dict[TaskId, float] = {}
         #: Since when it is no fault to run again what this start of a worker runs.
         self._given_up: dict[tuple[str, str], Instant] = {}
         self.incarnations: dict[str, str] = {}
@@ -94,8 +95,9 @@ class Oracle:
         self._freeze = (0, 0)
         self.verdicts.restarted(self.recording.verdicts)
         self._daemon_started_ns = self._kernel.now_ns
-        tasks = self.recording.tasks.values()
-        self._priorities = {task.id: task.priority + (task.promoted or 0.0) for task in tasks}
+        tasks = list(self.recording.tasks.values())
+        self._priorities = {task.id: task.priority for task in tasks}
+        self._promoted = {task.id: task.promoted for task in tasks if task.promoted is not None}
         self.recording.compare(daemon.engine, restored=True)
         daemon.engine.check()
 
@@ -121,7 +123,8 @@ class Oracle:
                     # It was changed as one that does not run; a worker that comes back with it is told to drop it.
                     self._changed_ns[fact.task_id] = self._kernel.now_ns
                     if isinstance(fact, fx.TaskChanged):
-                        self._priorities[fact.task_id] = fact.priority + (fact.promoted or 0.0)
+                        self._priorities[fact.task_id] = fact.priority
+                        self._promoted[fact.task_id] = fact.promoted or 0.0
                 case fx.TasksAdmitted():
                     self._priorities |= priorities_of(fact)
                 case fx.PreemptAsked():
@@ -137,11 +140,15 @@ class Oracle:
         self._preempted.add((fact.task_id, fact.attempt))
         if fact.for_id and is_new:
             told = self.recording.tasks.get(fact.task_id)
-            rule = daemon.plan.settings.policy.priority
-            mine, its = self._priorities[fact.task_id], self._priorities[fact.for_id]
+            rule = daemon.policy.priority
+            promotes = bool(rule.from_metric)
+            mine, its = self._importance(fact.task_id, promotes), self._importance(fact.for_id, promotes)
             must(its - mine >= rule.preempt_margin, f"{fact}: of priority {mine}, for one of {its}")
             times = told.preempted_count if told is not None else 0
             must(times < rule.preempt_times_max, f"{fact}: for the {times + 1}th time")
+
+    def _importance(self, task_id: TaskId, promotes: bool) -> float:
+        return self._priorities[task_id] + (self._promoted.get(task_id, 0.0) if promotes else 0.0)
 
     def _on_attempt_ended(self, fact: fx.AttemptEnded) -> None:
         record = fact.record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from schedd.config import PolicySettings
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.model import SECOND, Instant, WorkerId, WorkerResources
@@ -58,6 +59,7 @@ class Result:
         self.ends_kept = cluster.oracle.kept_count
         self.quarantines = cluster.oracle.verdicts.quarantines
         self.kind_holds = cluster.oracle.verdicts.holds
+        self.swaps = cluster.swaps
         self.daemon_starts = cluster.daemon_starts
         self.worker_starts = cluster.worker_starts
 
@@ -85,6 +87,9 @@ class Cluster:
         self.wall_ns = 0
         #: Workers that were there and are not on its disk, where that may be.
         self._unrecorded: set[str] = set()
+        #: What the daemon's file says of the policy.
+        self.policy = plan.settings.policy
+        self.swaps = 0
         self.daemon_starts = 0
         self.worker_starts = 0
         self._turns = 0
@@ -106,7 +111,9 @@ class Cluster:
         self.daemon_starts += 1
         self.kernel.note("the daemon starts")
         process = Process(self.kernel, "daemon", self.wall_ns)
-        daemon = self.daemon = Daemon(process, self.network, self.disk, self.plan, self.oracle.on_disk, self._turned)
+        daemon = self.daemon = Daemon(
+            process, self.network, self.disk, self.plan, self.policy, self.oracle.on_disk, self._turned
+        )
         self.oracle.daemon_started(daemon)
         for name in sorted(self._unrecorded.difference(daemon.awaited)):
             self.oracle.on_grace_over(name)
@@ -130,6 +137,13 @@ class Cluster:
         for worker_id in daemon.awaited:
             if worker_id not in daemon.engine.resources.workers:
                 self.oracle.on_grace_over(worker_id)
+
+    def swap_policy(self, policy: PolicySettings) -> None:
+        """Choose another policy: at once where the daemon runs, else for its next start."""
+        self.policy = policy
+        if self.daemon is not None and not self.daemon.service.stopping:
+            self.swaps += 1
+            self.daemon.swap_policy(policy)
 
     def kill_daemon(self, *, silently: bool = False) -> None:
         """Kill the daemon, or cut the power of its machine."""

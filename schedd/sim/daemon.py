@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable
 
+from schedd.config import PolicySettings
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.engine import Engine
@@ -15,7 +17,7 @@ from schedd.server.service import Service
 from schedd.sim.disk import Archive, Disk, Journal
 from schedd.sim.kernel import Kernel, Process
 from schedd.sim.network import Network
-from schedd.sim.plan import Plan
+from schedd.sim.plan import Plan, engine_for
 from schedd.sim.violation import must
 
 
@@ -32,6 +34,7 @@ class Daemon:
         network: Network,
         disk: Disk,
         plan: Plan,
+        policy: PolicySettings,
         on_disk: Callable[[list[fx.Fact], list[FinishedTask]], None],
         turned: Callable[[Daemon, list[ev.Event], fx.Effects], None],
     ) -> None:
@@ -39,7 +42,11 @@ class Daemon:
         self.process = process
         self.plan = plan
         self.started_ns = kernel.now_ns
-        self.engine = Engine(plan.settings.policy.build(), plan.engine, random.Random(kernel.random.random()))
+        #: The policy in use, and those that will be, in their order.
+        self.policy = policy
+        self._next_policies: deque[PolicySettings] = deque()
+        dice = random.Random(kernel.random.random())
+        self.engine = Engine(policy.build(), engine_for(plan, policy), dice, policy.build_shadow())
         self.service = service = Service(
             self.engine,
             process,
@@ -60,6 +67,9 @@ class Daemon:
         handle = self.engine.handle
 
         def watched(events: list[ev.Event], now: int) -> fx.Effects:
+            for event in events:
+                if isinstance(event, ev.PolicyReplaced):
+                    self.policy = self._next_policies.popleft()
             effects = handle(events, now)
             turned(self, events, effects)
             return effects
@@ -91,6 +101,12 @@ class Daemon:
             "dispatched": sum(len(w.running) + len(w.task_queue) + w.incoming + w.outgoing for w in engine.resources),
         }
         must(not any(left.values()), f"left at rest: { {what: count for what, count in left.items() if count} }")
+
+    def swap_policy(self, policy: PolicySettings) -> None:
+        """Do what a reload does whose file names another policy."""
+        self._next_policies.append(policy)
+        self.service.loop.post(ev.SettingsChanged(engine_for(self.plan, policy)))
+        self.service.loop.post(ev.PolicyReplaced(policy.build(), policy.build_shadow()))
 
     def kill(self, *, silently: bool) -> None:
         """End at once; `silently`: its machine goes with it."""

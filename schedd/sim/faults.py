@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from schedd.core.model import SECOND, Instant
+from schedd.sim.plan import another_policy
 
 if TYPE_CHECKING:
     from schedd.sim.cluster import Cluster
@@ -22,6 +24,8 @@ class Faults:
         self._cluster = cluster
         self._kernel = cluster.kernel
         self._dice = cluster.kernel.random
+        #: Of its own: the other faults are the same with it and without.
+        self._swap_dice = random.Random(f"swaps {cluster.plan.seed}")
         self._is_over = False
         #: When the daemon was last frozen.
         self._frozen_ns: Instant = 0
@@ -42,6 +46,8 @@ class Faults:
         ):
             if pause_s:
                 self._again(pause_s, fault)
+        if plan.swap_pause_s:
+            self._again(plan.swap_pause_s, self._swap_policy, self._swap_dice)
 
     def end(self) -> None:
         self._is_over = True
@@ -49,13 +55,13 @@ class Faults:
         if daemon is not None and daemon.process.is_stopped:
             self._thaw_daemon()
 
-    def _again(self, pause_s: float, fault: Callable[[], None]) -> None:
+    def _again(self, pause_s: float, fault: Callable[[], None], dice: random.Random | None = None) -> None:
         def happen() -> None:
             if not self._is_over:
                 fault()
-                self._again(pause_s, fault)
+                self._again(pause_s, fault, dice)
 
-        self._kernel.call_in(self._dice.expovariate(1 / pause_s), happen)
+        self._kernel.call_in((dice or self._dice).expovariate(1 / pause_s), happen)
 
     def _later(self, most_s: float, undo: Callable[[], None]) -> None:
         """Put it right after a while: mostly soon, sometimes late. The calm puts everything right by itself."""
@@ -187,3 +193,15 @@ class Faults:
                 worker.force()
             else:
                 worker.drain()
+
+    def _swap_policy(self) -> None:
+        """No fault, but it comes as suddenly: the operator chooses another policy, often one after the other."""
+        policy = another_policy(self._swap_dice)
+        self._kernel.note(f"the policy is to be {policy.name}")
+        self._cluster.swap_policy(policy)
+        if self._swap_dice.random() < 0.3:
+            self._kernel.call_in(self._swap_dice.random() * 0.01, self._swap_policy_again)
+
+    def _swap_policy_again(self) -> None:
+        if not self._is_over:
+            self._cluster.swap_policy(another_policy(self._swap_dice))

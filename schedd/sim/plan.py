@@ -57,6 +57,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     machine_pause_s: float
     disk_pause_s: float
     drain_pause_s: float
+    swap_pause_s: float
 
     def describe(self) -> str:
         """Say what is particular about it, in a line."""
@@ -83,7 +84,27 @@ def _workers(dice: random.Random) -> list[WorkerResources]:
     return [machines[0], *(dice.choice(machines) for _ in range(dice.randrange(4)))]
 
 
-def _priority(dice: random.Random, seed: int) -> PriorityParams:
+def _policy(dice: random.Random, seed: object) -> PolicySettings:
+    return PolicySettings(
+        name=dice.choice([*POLICIES, "priority"]),
+        priority=_priority(dice, seed),
+        work_stealing=WorkStealingParams(steal_threshold=dice.choice([1, 2]), backlog_per_slot=dice.choice([2, 8])),
+        load_balancing=LoadBalancingParams(backlog_per_slot=dice.choice([1, 4])),
+        batch=BatchParams(batch_size=dice.choice([2, 4])),
+    )
+
+
+def another_policy(dice: random.Random) -> PolicySettings:
+    """What an operator might write into the file while the daemon runs; sometimes with a second one beside it."""
+    return structs.replace(_policy(dice, dice.random()), shadow=dice.choice(["", "", *POLICIES]))
+
+
+def engine_for(plan: Plan, policy: PolicySettings) -> EngineSettings:
+    """The plan's settings of the engine, under another policy."""
+    return structs.replace(plan.engine, stealing=plan.settings.stealing.enabled or policy.name == "work_stealing")
+
+
+def _priority(dice: random.Random, seed: object) -> PriorityParams:
     """Mostly with preemption, which has short pauses: a storm is short. Half of them go by what tasks report."""
     own = random.Random(f"metric {seed}")  # so that the seeds from before there was such a rule mean what they did
     return PriorityParams(
@@ -126,13 +147,7 @@ def make_plan(seed: int) -> Plan:
     beat_s = dice.choice([1.0, 3.0])
     lease_s = beat_s * dice.choice([3, 5])
     lost_s = dice.choice([1.0, 6.0, 15.0])
-    policy = PolicySettings(
-        name=dice.choice([*POLICIES, "priority"]),
-        priority=_priority(dice, seed),
-        work_stealing=WorkStealingParams(steal_threshold=dice.choice([1, 2]), backlog_per_slot=dice.choice([2, 8])),
-        load_balancing=LoadBalancingParams(backlog_per_slot=dice.choice([1, 4])),
-        batch=BatchParams(batch_size=dice.choice([2, 4])),
-    )
+    policy = _policy(dice, seed)
     stealing = StealingSettings(enabled=dice.random() < 0.7, interval_s=dice.choice([0.1, 0.5]))
     settings = Settings(
         policy=policy,
@@ -141,6 +156,7 @@ def make_plan(seed: int) -> Plan:
         limits=LimitsSettings(finished_keep_count=10_000, results_keep_mb=dice.choice([0.0, 512.0])),
         journal=JournalSettings(adoption_grace_s=dice.choice([2.0, 10.0, 30.0])),
     )
+    own = random.Random(f"swap {seed}")  # so that the seeds from before there was such a fault mean what they did
     engine = EngineSettings(
         failures=_failures(dice),
         prefetch=PrefetchRule(dice.choice([0.03, 1.0]), dice.choice([1.0, 10.0]), dice.choice([0, 2, 8])),
@@ -151,6 +167,7 @@ def make_plan(seed: int) -> Plan:
         steal_interval_ns=int(stealing.interval_s * SECOND),
         finished_keep_count=10_000,
         results_keep_bytes=int(settings.limits.results_keep_mb * 1024 * 1024),
+        moved_per_turn=own.choice([1, 3, 2000]),
     )
     workers = _workers(dice)
     if policy.name == "priority" and policy.priority.preempt and dice.random() < 0.7:
@@ -179,6 +196,7 @@ def make_plan(seed: int) -> Plan:
         machine_pause_s=pause(8, 0.4),
         disk_pause_s=pause(15, 0.4),
         drain_pause_s=pause(20, 0.3),
+        swap_pause_s=own.uniform(1, 8) if mean and own.random() < 0.4 else 0.0,
     )
 
 

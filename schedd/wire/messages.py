@@ -58,6 +58,7 @@ SHUTTING_DOWN = "shutting_down"
 WORKER_AWAY = "worker_away"
 JOURNAL_FAILING = "journal_failing"
 NO_JOURNAL = "no_journal"
+BAD_CONFIG = "bad_config"
 AUTH_REQUIRED = "auth_required"
 BAD_TOKEN = "bad_token"
 TOKEN_REVOKED = "token_revoked"
@@ -476,6 +477,12 @@ class BackUp(Struct, frozen=True, tag=True, array_like=True):
     path: str
 
 
+class Reload(Struct, frozen=True, tag=True, array_like=True):
+    """Read the settings again; answered by `Reloaded` when they count."""
+
+    request: int
+
+
 # ------------------------------------------------------------------------------------------------ daemon to client
 
 
@@ -602,6 +609,14 @@ class BackedUp(Struct, frozen=True, tag=True, array_like=True):
     request: int
     path: str
     size_bytes: int
+
+
+class Reloaded(Struct, frozen=True, tag=True, array_like=True):
+    """The settings count, but for the keys that need a restart of the daemon."""
+
+    request: int
+    changed: list[str]
+    needs_restart: list[str]
 
 
 class JobView(Struct, frozen=True):
@@ -793,6 +808,7 @@ ClientRequest = (
     | ReadLog
     | ListHistory
     | BackUp
+    | Reload
 )
 FromWorker = (
     Heartbeat
@@ -837,6 +853,7 @@ ToClient = (
     | LogData
     | HistoryList
     | BackedUp
+    | Reloaded
 )
 
 _hello_decoder = msgspec.msgpack.Decoder(Hello)

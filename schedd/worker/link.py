@@ -63,8 +63,8 @@ _log = Log("schedd.worker")
 def worker_credentials(settings: WorkerSettings) -> Credentials:
     """What this worker shows of itself. Raises ConfigError."""
     given = settings.token_file
-    if not given and "SCHEDD_TOKEN_FILE" not in os.environ and credential("token") is not None:
-        given = "credential:token"
+    if not given and "SCHEDD_TOKEN_FILE" not in os.environ and credential("schedd.token") is not None:
+        given = "credential:schedd.token"
     return find_credentials(given, settings.tls_ca, settings.tls_cert, settings.tls_key, settings.tls_name)
 
 

@@ -30,6 +30,7 @@ from schedd.config import WorkerSettings
 from schedd.core.model import SECOND, Cause, Instant, TaskId, WorkerId
 from schedd.errors import ConfigError
 from schedd.log import Log
+from schedd.notify import keep_to_ourselves, notify, watchdog_s
 from schedd.wire.framing import FRAME_BYTES_MAX
 from schedd.wire.messages import (
     PROTOCOL,
@@ -68,6 +69,8 @@ FRAME_SPARE_BYTES = 1024 * 1024
 NEWS_PAUSE_S = 0.005
 #: Ends that nobody has acknowledged after one to two times this go to the disk.
 KEEP_AGE_S = 1.0
+#: How often the watchdog hears of a worker in the time that it waits.
+LIVES_PER_WATCHDOG = 4
 
 _log = Log("schedd.worker")
 
@@ -92,6 +95,7 @@ class Worker:
     def __init__(self, settings: WorkerSettings, address: Address, *, sole: bool) -> None:
         self._settings = settings
         self._sole = sole
+        self._address = address
         self._clock = Clock()
         self.host = socket.gethostname()
         self.name = WorkerId(settings.name or f"{self.host}-{os.getpid()}")
@@ -149,6 +153,8 @@ class Worker:
                 # Tasks are of the same user: they must not read the memory of who holds a token, nor trace it.
                 prctl(PR_SET_DUMPABLE, 0)
         signals = self._handle_signals()
+        notify("READY=1", f"STATUS={self._status()}")
+        self._tell_life()
         connecting = self._loop.create_task(self._link.run())
         try:
             await asyncio.wait([connecting, self._exit], return_when=asyncio.FIRST_COMPLETED)
@@ -204,7 +210,22 @@ class Worker:
         if not self._link.is_connected:
             # Whoever asked for these is gone.
             self._log_pieces.clear()
+        notify(f"STATUS={self._status()}")
         self._ask_for_turn()
+
+    def _status(self) -> str:
+        """Say in a line for the service manager how the worker is."""
+        if self._state.leaving:
+            return f"{self.name} is leaving, {len(self._state.running)} tasks still run"
+        where = "serves" if self._link.is_connected else "waits for"
+        return f"{self.name} {where} {self._address}"
+
+    def _tell_life(self) -> None:
+        """Tell the watchdog of the service manager, where there is one, that the loop goes round."""
+        interval_s = watchdog_s() / LIVES_PER_WATCHDOG
+        if interval_s:
+            notify("WATCHDOG=1")
+            self._loop.call_later(interval_s, self._tell_life)
 
     def _on_ended(self, row: Attempt, ending: Ending) -> None:
         now_ns = self._clock.now_ns()
@@ -321,6 +342,7 @@ class Worker:
         _log.info("worker_draining", worker=self.name, reason=reason)
         self._runner.recall()
         self._state.drain(leave=True)
+        notify("STOPPING=1", f"STATUS={self._status()}")
         if self._settings.drain_timeout_s > 0:
             self._loop.call_later(self._settings.drain_timeout_s, self._force, "drain_timeout_s has passed")
         self._ask_for_turn()
@@ -360,6 +382,8 @@ async def run_worker(settings: WorkerSettings, address: Address) -> int:
 
 def main(settings: WorkerSettings, address: Address) -> int:
     """Run a worker as this program's only business: `run_worker` on uvloop, with its exit codes and errors."""
+
+    keep_to_ourselves()
 
     async def run() -> int:
         return await Worker(settings, address, sole=True).run()

@@ -63,7 +63,8 @@ def test_exit_codes_are_fixed() -> None:
         "TIMEOUT": 6,
         "CONFIG": 7,
         "JOURNAL": 8,
-        "DENIED": 9,
+        "LISTEN": 9,
+        "DENIED": 10,
         "BUG": 70,
         "INTERRUPTED": 130,
         "BROKEN_PIPE": 141,
@@ -88,7 +89,18 @@ def test_help_of_all(run: Run, arguments: list[str]) -> None:
 
 
 def test_every_command_of_the_daemon_takes_the_same_options() -> None:
-    local = {"serve", "worker", "journal", "simulate", "check", "token", "tls", "demo", "completion"}
+    local = {
+        "serve",
+        "worker",
+        "journal",
+        "simulate",
+        "check",
+        "token",
+        "tls",
+        "install-service",
+        "demo",
+        "completion",
+    }
     context = root.make_context("schedd", ["stats"])
     for name in COMMANDS.keys() - local:
         made = root.get_command(context, name)
@@ -242,15 +254,19 @@ def test_check(run: Run, tmp_path: Path) -> None:
 def test_serve(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[Any] = []
 
-    def serve(settings: Any, *, address_file: str | None) -> int:
-        calls.append((settings, address_file))
+    def serve(settings: Any, *, address_file: str | None, sockets: tuple[str, ...], load: Any) -> int:
+        calls.append((settings, address_file, sockets, load))
         return 0
 
     monkeypatch.setattr("schedd.server.daemon.serve", serve)
     path = tmp_path / "config.toml"
     path.write_text('[policy]\nname = "fifo"\n')
-    assert run("serve", "--config", str(path), "--listen", "127.0.0.1:0", "--address-file", "here").code == Exit.OK
-    [(settings, address_file)] = calls
+    options = ("--listen", "127.0.0.1:0", "--address-file", "here", "--socket", "/a", "--socket", "/b")
+    assert run("serve", "--config", str(path), *options).code == Exit.OK
+    [(settings, address_file, sockets, load)] = calls
+    assert sockets == ("/a", "/b")
+    path.write_text('[policy]\nname = "batch"\n')
+    assert (load().policy.name, load().server.listen) == ("batch", "127.0.0.1:0")
     assert settings.policy.name == "fifo"
     assert settings.server.listen == "127.0.0.1:0"
     assert address_file == "here"

@@ -61,6 +61,7 @@ HELD = m.TaskSpec(Call(path="a:b"), hold=True)
         (m.ListHistory, (), m.HistoryList),
         (m.ListHistory, ("no such job", "", ["no such state"], -(2**63), (2**63, 2**63), -(2**63)), m.HistoryList),
         (m.ListHistory, ("", "", [], 2**64 - 1, (-1, -1), 2**64 - 1), m.HistoryList),
+        (m.Reload, (), m.Reloaded),
         (m.BackUp, ("",), m.RequestFailed),
         (m.BackUp, ("relative",), m.RequestFailed),
         (m.BackUp, ("/no/such/folder/file",), m.RequestFailed),

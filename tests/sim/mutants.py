@@ -13,6 +13,7 @@ from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core import fleet, guard, restore
 from schedd.core.attempts import Attempts
+from schedd.core.change import Change
 from schedd.core.effects import Effects
 from schedd.core.engine import Engine
 from schedd.core.fleet import Fleet
@@ -29,6 +30,7 @@ from schedd.core.model import (
     WorkerInfo,
 )
 from schedd.core.policies.preemption import Preempting, PreemptRule, RankOf
+from schedd.core.queue import RequestClass
 from schedd.core.requests import Requests
 from schedd.core.restore import Restore
 from schedd.core.retries import blame
@@ -427,4 +429,17 @@ def tell_ends_once() -> Iterator[None]:
 def bring_nothing_from_the_disk() -> Iterator[None]:
     """A worker that is started anew forgets what the last one kept."""
     with patch.object(Outbox, "restore", lambda self, batches: None):
+        yield
+
+
+@mutant
+def leave_some_with_the_old_policy() -> Iterator[None]:
+    """What was tried before stays in the queue of a policy that is replaced."""
+    move = Change._move
+
+    def skip(self: Change, task: Task, classes: dict[tuple[int, str], RequestClass]) -> None:
+        if not task.attempts:
+            move(self, task, classes)
+
+    with patch.object(Change, "_move", skip):
         yield

@@ -34,5 +34,6 @@ def test_no_seed_fails() -> None:
     assert sum(result.quarantines for result in results) > SEEDS // 20
     assert sum(result.kind_holds for result in results) > SEEDS // 10
     assert sum(result.executions for result in results) > 20 * SEEDS
+    assert sum(result.swaps for result in results) > SEEDS // 2
     assert sum(result.daemon_starts for result in results) > 2 * SEEDS
     assert sum(result.worker_starts for result in results) > 3 * SEEDS

@@ -80,7 +80,7 @@ class PriorityScheduler(TaskScheduler):
 
     def level(self, task: Task) -> float:
         promoted = task.promoted
-        return task.priority if promoted is None else task.priority + promoted
+        return task.priority if promoted is None or not self.promotes else task.priority + promoted
 
     def promotion(self, report: Report) -> float | None:
         """What a task gains: the metric of the rule by its weight. What is not a number (it diverged) is the worst."""
