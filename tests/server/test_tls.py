@@ -486,3 +486,24 @@ def test_two_workers_of_one_name_and_incarnation_with_other_tokens(secure: Clust
 def test_client_that_shows_nothing_at_a_closed_port_is_not_kept_waiting(secure: Cluster) -> None:
     with pytest.raises((RequestRefused, ConnectionLost)):
         Client(secure.address, credentials=Credentials())
+
+
+# ------------------------------------------------------------------------------------------------ settings read again
+
+
+def test_reload_changes_who_is_an_administrator_and_names_what_waits_for_a_restart(cluster: Cluster, lab: Lab) -> None:
+    cluster.start_daemon(lab.config())
+    settings = next(cluster.folder.glob("config-*.toml"))
+    settings.write_text(lab.config().replace("required = true", 'required = false\nadmins = ["root"]'))
+    cluster.daemon.signal(signal.SIGHUP)
+    heard(cluster, "needs_restart=auth.required")
+    with pytest.raises(RequestRefused, match="asks for a token"):
+        Client(cluster.address, credentials=lab.credentials(None))
+    settings.write_text(lab.config().replace("required = true", 'required = true\nadmins = ["nobody-at-all"]'))
+    cluster.daemon.signal(signal.SIGHUP)
+    heard(cluster, "there is no user 'nobody-at-all'")
+    settings.write_text(lab.config().partition("[tls]")[0])
+    cluster.daemon.signal(signal.SIGHUP)
+    heard(cluster, "needs_restart=tls.cert,tls.key")
+    with Client(cluster.address, credentials=lab.credentials()) as client:
+        assert client.stats().connections
