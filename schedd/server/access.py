@@ -139,6 +139,11 @@ class Access:
         self._admin_uids = admin_uids
         self._admin_gids = admin_gids
 
+    def use(self, other: Access) -> None:
+        """Know what another knows, from now on, for greetings too that are under way."""
+        self.tokens, self._name_of = other.tokens, other._name_of
+        self._admin_uids, self._admin_gids = other._admin_uids, other._admin_gids
+
     def of_user(self, user: Credentials | None) -> Identity | None:
         """The identity of a user of this machine; None: the kernel does not know one."""
         if user is None:

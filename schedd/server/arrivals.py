@@ -29,13 +29,16 @@ class Arrival:
 class Arrivals:
     """Counts them. Where there are too many, the newest is turned away: those that are about to prove it go on."""
 
-    def __init__(self, total_max: int, per_address_max: int) -> None:
-        self._total_max = total_max
-        self._per_address_max = per_address_max
+    def __init__(self, total_max: int = 0, per_address_max: int = 0) -> None:
+        self.bound(total_max, per_address_max)
         self._by_address: dict[str, int] = {}
         self._total = 0
         #: Turned away since there were none at all the last time.
         self._refused = 0
+
+    def bound(self, total_max: int, per_address_max: int) -> None:
+        """Let in so many from now on."""
+        self._total_max, self._per_address_max = total_max, per_address_max
 
     def __len__(self) -> int:
         return self._total

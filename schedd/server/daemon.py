@@ -202,7 +202,7 @@ class Daemon:
         """Start from the journal, then listen. A refusal to start ends the daemon."""
         try:
             secrets = await anyio.to_thread.run_sync(read_secrets, self._settings)
-            service.access = secrets.access
+            service.access.use(secrets.access)
             web = await self._show(service, clock) if self._settings.metrics.listen else None
             if self._settings.journal.enabled:
                 await self._restore(engine, service, clock)

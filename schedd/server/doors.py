@@ -11,6 +11,8 @@ import contextlib
 import socket
 import ssl
 
+from msgspec import structs
+
 from schedd.log import Log
 from schedd.server.access import Door
 from schedd.server.arrivals import Arrival
@@ -36,7 +38,7 @@ _TLS_REQUIRED = m.Refused(
 
 
 class TlsDoor:
-    """Listens on a bound socket. `context` and `door` may be replaced: for who comes from then on."""
+    """Listens on a bound socket."""
 
     def __init__(self, hub: Hub, listener: socket.socket, backlog: int, context: ssl.SSLContext, door: Door) -> None:
         self.context = context
@@ -48,6 +50,11 @@ class TlsDoor:
         listener.setblocking(False)
         listener.listen(backlog)
         self._loop.add_reader(listener, self._accept)
+
+    def renew(self, context: ssl.SSLContext, binding: bytes, *, asks_certificate: bool) -> None:
+        """Show another certificate to who comes from now on."""
+        self.context = context
+        self.door = structs.replace(self.door, binding=binding, asks_certificate=asks_certificate)
 
     def close(self) -> None:
         """Let nobody in any more."""

@@ -32,6 +32,7 @@ class Secrets(Struct, frozen=True):
 
     access: Access
     tls: tuple[ssl.SSLContext, bytes] | None
+    asks_certificate: bool
 
 
 def read_secrets(settings: Settings) -> Secrets:
@@ -39,7 +40,8 @@ def read_secrets(settings: Settings) -> Secrets:
     access = make_access(settings.auth)
     access.tokens = load_tokens(tokens_path(settings.auth.tokens))
     files = settings.tls
-    return Secrets(access, server_context(files.cert, files.key, files.client_ca) if files.is_on else None)
+    tls = server_context(files.cert, files.key, files.client_ca) if files.is_on else None
+    return Secrets(access, tls, bool(files.client_ca))
 
 
 class Entrances:
@@ -58,13 +60,12 @@ class Entrances:
     def use(self, secrets: Secrets) -> None:
         """Let these count; who came with a token that is not valid any more is sent away."""
         service = self._service
-        service.access = secrets.access
+        service.access.use(secrets.access)
         closed = service.check_tokens()
-        for tls in self._tls_doors:
-            if secrets.tls is not None:
-                tls.context, binding = secrets.tls
-                tls.door = structs.replace(tls.door, binding=binding)
-        log.info("secrets_read", tokens=len(secrets.access.tokens), closed=closed, tls=secrets.tls is not None)
+        is_renewed = secrets.tls is not None and bool(self._tls_doors)
+        for tls in self._tls_doors if secrets.tls is not None else ():
+            tls.renew(*secrets.tls, asks_certificate=secrets.asks_certificate)  # type: ignore[misc]
+        log.info("secrets_read", tokens=len(secrets.access.tokens), closed=closed, tls=is_renewed)
 
     async def open(self, listening: socket.socket, settings: Settings, secrets: Secrets) -> None:
         """Serve who comes at a bound socket. Raises ConfigError where others may reach it and must not."""
@@ -73,7 +74,7 @@ class Entrances:
         door = Door(bool(address.path), not address.path and asks_token(settings, address))
         if secrets.tls is not None and not address.path:
             context, binding = secrets.tls
-            door = structs.replace(door, binding=binding, asks_certificate=bool(settings.tls.client_ca))
+            door = structs.replace(door, binding=binding, asks_certificate=secrets.asks_certificate)
             self._tls_doors.append(TlsDoor(service, listening, BACKLOG, context, door))
         else:
             loop = asyncio.get_running_loop()

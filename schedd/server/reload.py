@@ -6,7 +6,7 @@ at a start is named, and named again by each reload until there is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 import anyio
@@ -30,16 +30,15 @@ AT_START = frozenset(
     {
         "server.listen",
         "server.socket",
+        "server.socket_mode",
         "server.insecure",
+        "auth.required",
         "journal.enabled",
         "journal.path",
         "journal.durability",
         "metrics.listen",
         "metrics.insecure",
         "log.format",
-        "auth.required",
-        "auth.unproven_max",
-        "auth.unproven_per_address_max",
     }
 )
 #: Between two looks whether a policy has taken over all that waits.
@@ -139,10 +138,10 @@ def retention_of(settings: Settings) -> Retention:
     return Retention(int(journal.keep_days * 86400 * SECOND), int(journal.keep_mb * 1024 * 1024))
 
 
-def _without(old: Settings, wanted: Settings) -> Settings:
+def _without(old: Settings, wanted: Settings, at_start: Set[str] = AT_START) -> Settings:
     """What was wanted, but for the keys that count at a start only."""
     tables: dict[str, Any] = {}
-    for key in AT_START:
+    for key in at_start:
         table, _, name = key.partition(".")
         tables[table] = structs.replace(
             tables.get(table, getattr(wanted, table)), **{name: getattr(getattr(old, table), name)}

@@ -89,7 +89,7 @@ class Service:
         self.settings = settings
         self.address: Address | None = None
         self.access = Access()
-        self.arrivals = Arrivals(settings.auth.unproven_max, settings.auth.unproven_per_address_max)
+        self.arrivals = Arrivals()
         self.use(settings)
         self.reactor = reactor
         self._rng = rng
@@ -152,6 +152,7 @@ class Service:
         self.outbox_bytes_max = int(settings.server.outbox_mb_max * 1024 * 1024)
         self.handshake_timeout_s = settings.server.handshake_timeout_s
         self._recorder = Recorder(settings.log.attempts_per_s)
+        self.arrivals.bound(settings.auth.unproven_max, settings.auth.unproven_per_address_max)
 
     def set_pace(self) -> None:
         """Tell all workers how often to report, where that has changed."""

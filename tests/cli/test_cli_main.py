@@ -89,7 +89,18 @@ def test_help_of_all(run: Run, arguments: list[str]) -> None:
 
 
 def test_every_command_of_the_daemon_takes_the_same_options() -> None:
-    local = {"serve", "worker", "journal", "simulate", "check", "token", "tls", "demo", "completion", "install-service"}
+    local = {
+        "serve",
+        "worker",
+        "journal",
+        "simulate",
+        "check",
+        "token",
+        "tls",
+        "install-service",
+        "demo",
+        "completion",
+    }
     context = root.make_context("schedd", ["stats"])
     for name in COMMANDS.keys() - local:
         made = root.get_command(context, name)

@@ -19,7 +19,7 @@ from schedd.wire.auth import Role
 
 REQUESTS: list[type[Any]] = list(get_args(m.ClientRequest))
 READS = {"ListTasks", "ListJobs", "ListWorkers", "GetStats", "GetPolicy", "GetKinds", "ExplainTask", "WatchTasks",
-         "ReadLog", "ListHistory"}  # fmt: skip
+         "ReadLog", "ListHistory", "ListEvents"}  # fmt: skip
 CHANGES = {"Submit", "CancelTasks", "PreemptTasks", "HoldTasks", "ReleaseTasks", "SetTasks", "SetPriorities"}
 #: What each role may ask for besides what nobody has thought of yet.
 MAY = {Role.WORKER: set[str](), Role.READ_ONLY: READS, Role.CLIENT: READS | CHANGES}

@@ -48,7 +48,9 @@ EXAMPLES: dict[type[Any], tuple[Any, ...]] = {
     m.DrainWorkers: ([],),
     m.ReadLog: (TaskId(1),),
     m.ListHistory: (),
+    m.ListEvents: (),
     m.BackUp: ("not absolute",),
+    m.Reload: (),
 }
 MAY = {Role.READ_ONLY: READS, Role.CLIENT: READS | CHANGES, Role.ADMIN: {kind.__name__ for kind in REQUESTS}}
 
@@ -332,7 +334,7 @@ def test_reload_of_a_file_that_cannot_be_used_changes_nothing(cluster: Cluster) 
     path.chmod(0o644)
     with RawClient(address, ALICE) as alice:
         cluster.daemon.signal(signal.SIGHUP)
-        wait_until(lambda: "secrets_not_read" in cluster.daemon.log())
+        wait_until(lambda: "reload_failed" in cluster.daemon.log())
         assert "chmod 600" in cluster.daemon.log()
         assert isinstance(alice.ask(m.GetStats), m.Stats)
         with RawClient(address, ALICE) as again:
@@ -349,7 +351,7 @@ def test_daemon_with_a_token_file_that_others_may_read_does_not_start(cluster: C
     write(path, (ALICE, "alice"))
     path.chmod(0o640)
     daemon = cluster.start_daemon(f'[auth]\ntokens = "{path}"\n', wait=False)
-    assert daemon.wait() == 1
+    assert daemon.wait() == 7
     assert "may be read by others" in daemon.log()
 
 

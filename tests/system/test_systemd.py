@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers import wait_until
 
-from schedd import Client
+from schedd import Client, authority
 
 from .box import Box
 from .install import UNITS, install
@@ -380,3 +380,29 @@ def test_credentials_are_there_where_they_exist_and_nobody_elses_to_read(head: H
     ran = head.box.run("runuser", "-u", "nobody", "--", "cat", f"{given}/schedd.tokens", check=False)
     assert ran.returncode != 0
     assert "secret" not in ran.stdout
+
+
+def test_tokens_and_tls_of_a_service_of_which_nobody_knows_the_user(head: Head, tmp_path: Path) -> None:
+    """Root makes and revokes tokens in a file of the service's own; its key comes from the manager."""
+    ca = authority.make_authority(tmp_path)
+    cert = authority.make_server(tmp_path, ["127.0.0.1"], 30)
+    folder = head.box.path("/etc/credstore")
+    folder.mkdir(mode=0o700)
+    for name, file in (("schedd.crt", cert), ("schedd.key", cert.with_suffix(".key"))):
+        (folder / name).write_bytes(file.read_bytes())
+        (folder / name).chmod(0o600)
+    head.write(ca.read_text(), "/etc/schedd/ca.pem")
+    head.start('[auth]\nrequired = true\n[tls]\ncert = "credential:schedd.crt"\nkey = "credential:schedd.key"\n')
+    where, token = "/var/lib/schedd/tokens.json", "/run/alice.token"
+    ask = [SCHEDD, "--address", "127.0.0.1:7077", "--tls-ca", "/etc/schedd/ca.pem", "--token-file", token, "tasks"]
+    head.box.run(SCHEDD, "token", "create", "--role", "client", "--name", "alice", "--tokens", where, "--out", token)
+    assert head.box.run(*ask, check=False).returncode == 10  # it is not known yet
+    head.box.run("systemctl", "reload", "schedd")
+    head.box.run(*ask)
+    mode, uid = head.box.run("stat", "-c", "%a %u", where).stdout.split()
+    assert mode == "600"
+    assert uid != "0"
+    head.box.run(SCHEDD, "token", "revoke", "alice", "--tokens", where)
+    head.box.run("systemctl", "reload", "schedd")
+    assert head.box.run(*ask, check=False).returncode == 10
+    head.box.run("rm", token)
