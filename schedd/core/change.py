@@ -91,12 +91,21 @@ class Change:
             if done >= portion:
                 done = 0
                 yield
-        rows = t.tasks.rows
+        get, queue, by_kind = t.tasks.rows.get, t.queue, t.policy.by_kind
         classes: dict[tuple[int, str], RequestClass] = {}
         for looked, task_id in enumerate(ids, done + 1):
-            task = rows.get(task_id)
-            if task is not None and (task.place or task.after) and not task.state.is_final:
-                self._move(task, classes)
+            task = get(task_id)
+            if task is not None:
+                if task.after:
+                    self._promote(task)
+                if 0 < task.place < queue.first_place:
+                    request = task.request
+                    if request is not None and request.by_kind is not by_kind:
+                        key = (request.number, task.kind)
+                        if key not in classes:
+                            classes[key] = t.classes.intern(task.requirements, task.kind, by_kind)
+                        task.request = classes[key]
+                    queue.take_over(task)
             if not looked % portion:
                 yield
 
@@ -115,26 +124,18 @@ class Change:
             surplus = {task.id for task in t.placer.surplus(worker)} - awaited
             t.take_back(worker, lambda task: task.id in surplus)
 
-    def _move(self, task: Task, classes: dict[tuple[int, str], RequestClass]) -> None:
-        """Let a task stand where the policy wants it, if it does not. `classes`: what has been made of old ones."""
+    def _promote(self, task: Task) -> None:
+        """Let a task that has not ended gain what it gains by the rule of the policy."""
         t, queue = self._t, self._t.queue
-        is_placed = task.place
-        if task.after and (promoted := self._promotion(task)) != task.promoted:
-            queue.remove(task)
-            task.promoted = promoted
-            t.note_change(task)
-        elif queue.is_left_behind(task):
-            queue.remove(task)
-        else:
+        if task.state.is_final or (promoted := self._promotion(task)) == task.promoted:
             return
-        if not is_placed:
-            return
-        if (old := task.request) is not None and old.by_kind is not t.policy.by_kind:
-            key = (old.number, task.kind)
-            task.request = classes.get(key)
-            if task.request is None:
-                task.request = classes[key] = t.classes.intern(task.requirements, task.kind, t.policy.by_kind)
-        queue.push(task)
+        is_here = task.place >= queue.first_place
+        if is_here:
+            queue.remove(task)  # under its old rank
+        task.promoted = promoted
+        t.note_change(task)
+        if is_here:
+            queue.push(task)
 
     def _promotion(self, task: Task) -> float | None:
         """What a task gains by what it comes after; as before where there is no rule, or one of those is forgotten."""
