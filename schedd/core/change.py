@@ -94,12 +94,21 @@ class Change:
             if done >= portion:
                 done = 0
                 yield
-        rows = t.tasks.rows
+        get, queue, by_kind, by_size = t.tasks.rows.get, t.queue, t.policy.by_kind, t.policy.by_size
         classes: dict[ClassKey, RequestClass] = {}
         for looked, task_id in enumerate(ids, done + 1):
-            task = rows.get(task_id)
-            if task is not None and (task.place or task.after) and not task.state.is_final:
-                self._move(task, classes)
+            task = get(task_id)
+            if task is not None:
+                if task.after:
+                    self._promote(task)
+                if 0 < task.place < queue.first_place:
+                    request = task.request
+                    if request is not None and not request.suits(task, by_kind, by_size):
+                        key = (request.number, task.kind, task.requirements.estimated_time if by_size else None)
+                        if key not in classes:
+                            classes[key] = t.classes.intern(task.requirements, task.kind, by_kind, by_size)
+                        task.request = classes[key]
+                    queue.take_over(task)
             if not looked % portion:
                 yield
 
@@ -118,27 +127,18 @@ class Change:
             surplus = {task.id for task in t.placer.surplus(worker)} - awaited
             t.take_back(worker, lambda task: task.id in surplus)
 
-    def _move(self, task: Task, classes: dict[ClassKey, RequestClass]) -> None:
-        """Let a task stand where the policy wants it, if it does not. `classes`: what has been made of old ones."""
+    def _promote(self, task: Task) -> None:
+        """Let a task that has not ended gain what it gains by the rule of the policy."""
         t, queue = self._t, self._t.queue
-        is_placed = task.place
-        if task.after and (promoted := self._promotion(task)) != task.promoted:
-            queue.remove(task)
-            task.promoted = promoted
-            t.note_change(task)
-        elif queue.is_left_behind(task):
-            queue.remove(task)
-        else:
+        if task.state.is_final or (promoted := self._promotion(task)) == task.promoted:
             return
-        if not is_placed:
-            return
-        by_kind, by_size = t.policy.by_kind, t.policy.by_size
-        if (old := task.request) is not None and not old.suits(task, by_kind, by_size):
-            key = (old.number, task.kind, task.requirements.estimated_time if by_size else None)
-            task.request = classes.get(key)
-            if task.request is None:
-                task.request = classes[key] = t.classes.intern(task.requirements, task.kind, by_kind, by_size)
-        queue.push(task)
+        is_here = task.place >= queue.first_place
+        if is_here:
+            queue.remove(task)  # under its old rank
+        task.promoted = promoted
+        t.note_change(task)
+        if is_here:
+            queue.push(task)
 
     def _promotion(self, task: Task) -> float | None:
         """What a task gains by what it comes after; as before where there is no rule, or one of those is forgotten."""

@@ -196,9 +196,9 @@ class TaskQueue:
         self._queues: dict[int, ClassQueue] = {}
         #: (rank, seq, class number) of the heads of all classes; alive while equal to what the class has posted.
         self._heads: list[tuple[float, int, int]] = []
-        #: Places below the first are in queues that were there before.
-        self._first_place: int = next(before._places) if before is not None else 1
-        self._places: count[int] = count(self._first_place)
+        #: Places below this are in queues that were there before.
+        self.first_place: int = next(before._places) if before is not None else 1
+        self._places: count[int] = count(self.first_place)
         #: Tasks that stand in such places.
         self.left_behind: int = before.size + before.left_behind if before is not None else 0
         self._aside: dict[int, ClassQueue] = {}
@@ -266,7 +266,7 @@ class TaskQueue:
         request = task.request
         if not task.place or request is None:
             return
-        if task.place < self._first_place:
+        if task.place < self.first_place:
             task.place = 0
             self.left_behind -= 1
             return
@@ -284,9 +284,14 @@ class TaskQueue:
         if queue.stale > COMPACT_ABOVE and queue.stale > queue.size:
             self._compact(queue)
 
+    def take_over(self, task: Task) -> None:
+        """Queue a task that is left behind. Its class may have changed."""
+        self.left_behind -= 1
+        self.push(task)
+
     def is_left_behind(self, task: Task) -> bool:
         """Whether a task still stands in a queue that was there before."""
-        return 0 < task.place < self._first_place
+        return 0 < task.place < self.first_place
 
     def best(self) -> ClassQueue | None:
         """The class whose head has the best rank, those set aside excepted; None where there is none."""

@@ -257,7 +257,9 @@ class Tables:
     def regroup(self, task: Task) -> None:
         """Give a task that is in no queue the class that the policy wants it in; another may have made its own."""
         request, by_kind, by_size = task.request, self.policy.by_kind, self.policy.by_size
-        if request is not None and not request.suits(task, by_kind, by_size):
+        if request is None or (request.by_kind is by_kind and request.by_size is by_size):
+            return
+        if not request.suits(task, by_kind, by_size):
             task.request = self.classes.intern(task.requirements, task.kind, by_kind, by_size)
 
     def withdraw(self, task: Task) -> None:

@@ -193,6 +193,8 @@ class Worker:
     def _on_messages(self, messages: list[ToWorker]) -> None:
         now_ns = self._clock.now_ns()
         for message in messages:
+            if isinstance(message, Welcome):
+                notify(f"STATUS={self._status()}")
             if isinstance(message, (Welcome, Refused, Challenge, HeartbeatReply)):
                 continue
             if isinstance(message, FetchLog):
@@ -217,7 +219,7 @@ class Worker:
         """Say in a line for the service manager how the worker is."""
         if self._state.leaving:
             return f"{self.name} is leaving, {len(self._state.running)} tasks still run"
-        where = "serves" if self._link.is_connected else "waits for"
+        where = "serves" if self._link.is_up else "waits for"
         return f"{self.name} {where} {self._address}"
 
     def _tell_life(self) -> None:

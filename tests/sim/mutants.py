@@ -13,7 +13,6 @@ from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core import fleet, guard, restore
 from schedd.core.attempts import Attempts
-from schedd.core.change import Change, ClassKey
 from schedd.core.effects import Effects
 from schedd.core.engine import Engine
 from schedd.core.fleet import Fleet
@@ -30,7 +29,7 @@ from schedd.core.model import (
     WorkerInfo,
 )
 from schedd.core.policies.preemption import Preempting, PreemptRule, RankOf
-from schedd.core.queue import RequestClass
+from schedd.core.queue import TaskQueue
 from schedd.core.requests import Requests
 from schedd.core.restore import Restore
 from schedd.core.retries import blame
@@ -435,11 +434,11 @@ def bring_nothing_from_the_disk() -> Iterator[None]:
 @mutant
 def leave_some_with_the_old_policy() -> Iterator[None]:
     """What was tried before stays in the queue of a policy that is replaced."""
-    move = Change._move
+    take_over = TaskQueue.take_over
 
-    def skip(self: Change, task: Task, classes: dict[ClassKey, RequestClass]) -> None:
+    def skip(self: TaskQueue, task: Task) -> None:
         if not task.attempts:
-            move(self, task, classes)
+            take_over(self, task)
 
-    with patch.object(Change, "_move", skip):
+    with patch.object(TaskQueue, "take_over", skip):
         yield

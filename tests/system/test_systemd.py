@@ -122,6 +122,7 @@ def worker(head: Head) -> Head:
     head.box.run("systemctl", "start", "schedd-worker")
     client = head.client()
     wait_until(lambda: [w.status for w in client.workers()] == ["idle"], what="the worker is there")
+    wait_until(lambda: "serves 127.0.0.1:7077" in head.box.show("schedd-worker", "StatusText"), what="it says so")
     return head
 
 
