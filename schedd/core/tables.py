@@ -343,6 +343,7 @@ class Tables:
                 worker.outgoing += 1
                 self.revoke(task, worker.worker_id)
                 self.resources.touch(worker)
+                self.placement_wanted = True  # who gives its backlog back may have room for something else
 
     def arm_stealing(self) -> None:
         """Let the timer look at all backlogs an interval from now, unless it does so earlier."""

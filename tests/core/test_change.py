@@ -10,7 +10,7 @@ from msgspec import structs
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.health import FailureRules
-from schedd.core.model import SECOND, Cause, Revoking, TaskEntry, WorkerInfo, WorkerStatus
+from schedd.core.model import SECOND, Cause, Revoking, TaskEntry, TaskRequirements, WorkerInfo, WorkerStatus
 from schedd.core.placement import PrefetchRule
 from schedd.core.policies import POLICIES
 from schedd.core.policies.adaptive import AdaptiveScheduler
@@ -172,6 +172,20 @@ def test_backlog_that_the_new_policy_would_not_have_sent_ahead_is_taken_back() -
     world.start(2)
     world.finish(2)
     assert world.states(3, 4) == ["queued", "assigned"]  # by importance
+
+
+def test_what_stood_behind_a_backlog_that_is_taken_back_is_given_out_at_once() -> None:
+    world = World("work_stealing", moved_per_turn=1)
+    for name in ("w1", "w2"):
+        world.join(name, cpus=2, labels={"name": name})
+        for cpus in (1, 2):
+            world.submit(requirements=TaskRequirements(cpus=cpus, labels={"name": name}))
+    assert [len(world.worker(name).task_queue) for name in ("w1", "w2")] == [1, 1]
+    (late,) = world.submit(requirements=TaskRequirements(cpus=1, labels={"name": "w2"}), delay_s=1)
+    world.now += SECOND
+    swap(world, "fifo")
+    world.engine.check()
+    assert world.where(late) == ["w2"]
 
 
 def test_place_that_room_is_made_for_stays() -> None:
