@@ -14,7 +14,7 @@ from . import cpython
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def futures_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A daemon with a worker of four CPUs, found by `$SCHEDD_ADDRESS`."""
     _, paths = cpython.load()

@@ -164,7 +164,9 @@ class Box:
     def run(self, *command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command in there, as root. Raises AssertionError where it fails and `check` is set."""
         inside = ["nsenter", "-t", str(self.pid), "--all", "--", *command]
-        ran = subprocess.run(inside, capture_output=True, text=True, check=False, timeout=60, **options)
+        # What is set out here, a daemon's address for instance, is not set in there.
+        env = {name: value for name, value in os.environ.items() if not name.startswith("SCHEDD_")}
+        ran = subprocess.run(inside, capture_output=True, text=True, check=False, timeout=60, env=env, **options)
         assert not check or ran.returncode == 0, f"{' '.join(command)}: {ran.returncode}: {ran.stdout}{ran.stderr}"
         return ran
 
