@@ -21,6 +21,7 @@ POLICY_ORDER = [
     "base",
     "preemption",
     "beliefs",
+    "peculiar",
     "experience",
     "groups",
     "arrivals",

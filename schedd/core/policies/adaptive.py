@@ -81,9 +81,7 @@ class AdaptiveScheduler(TaskScheduler):
         self.exploration = exploration
         self.spare_slow = spare_slow
         self.beliefs = Beliefs()
-        self.experience = Experience(self.beliefs, learning_rate)
-        dice = Random(1)
-        self.market = Market(self.beliefs, self.experience, lambda: dice.gauss(0.0, 1.0))
+        self.use_experience(Experience(self.beliefs, learning_rate))
         self._arrivals = Arrivals()
         #: Kinds that were seen since the last refresh.
         self._news: set[str] = set()
@@ -97,6 +95,12 @@ class AdaptiveScheduler(TaskScheduler):
         self._left_s = 0.0
         #: How much waited then, and how much of it was not placed since.
         self._waited = self._left = 1
+
+    def use_experience(self, experience: Experience) -> None:
+        """Go by this; before the first placement."""
+        dice = Random(1)
+        self.experience = experience
+        self.market = Market(self.beliefs, experience, lambda: dice.gauss(0.0, 1.0))
 
     # ------------------------------------------------------------------------------------------------------- learning
 
@@ -174,7 +178,7 @@ class AdaptiveScheduler(TaskScheduler):
 
     def _accepts(self, task: Task, worker: WorkerInfo, now: Instant) -> bool:
         """Whether the worker should take a task that it could start, rather than leave it for a faster one."""
-        return len(self._groups) < 2 or self._left_for(task, worker, now) is None
+        return self._left_for(task, worker, now) is None
 
     def left_for(self, task: Task, worker: WorkerInfo, now: Instant) -> str:
         found = self._left_for(task, worker, now)
@@ -189,8 +193,10 @@ class AdaptiveScheduler(TaskScheduler):
         return self.sooner_elsewhere(task, worker, now)
 
     def sooner_elsewhere(self, task: Task, worker: WorkerInfo, now: Instant) -> tuple[str, float] | None:
-        """The model on which the task is expected to end sooner, though busy now, and in how many seconds; or None."""
-        own = self._groups.place(worker)[1]
+        """The model on which the task is expected to end sooner, though busy now, and in how many seconds; or None.
+
+        It may be the worker's own model, where others are faster than it, or fail less.
+        """
         here_s = self.expected_s(task, worker)
         fear = self._fear(task)
         end_s = (self.market.horizon_s * max(0, self._left) / self._waited + self._left_s) * END_SHARE
@@ -198,17 +204,18 @@ class AdaptiveScheduler(TaskScheduler):
             return None
         gone_s = (now - self.refreshed_ns) / SECOND
         best: tuple[str, float] | None = None
-        for number, other in enumerate(self._groups):
-            if number == own or other.free_in_s == INF or not other.can_run(task):
+        for other in self._groups:
+            if not other.soonest or not other.can_run(task):
                 continue
             guess = self.beliefs.guess(task.kind, other.model, task.requirements.estimated_time)
-            there_s = guess.mean_s + self.experience.failures_s(task.kind, other.model, None, guess.mean_s)
-            in_s = max(other.free_in_s - gone_s, 0.01 * there_s) + there_s * fear
-            if in_s < here_s * fear and in_s >= end_s and (best is None or in_s < best[1]):
-                best = (other.model, in_s)
-            elif in_s < end_s:
-                best = (other.model, in_s)
-                break
+            usual_s = guess.mean_s * (1.0 + self.experience.burden(task.kind, other.model, None))
+            for free_in_s, effort in other.soonest:
+                there_s = usual_s * effort
+                in_s = max(free_in_s - gone_s, 0.01 * there_s) + there_s * fear
+                if in_s < end_s:
+                    return (other.model, in_s)
+                if in_s < here_s * fear and (best is None or in_s < best[1]):
+                    best = (other.model, in_s)
         return best
 
     def _fear(self, task: Task) -> float:
@@ -247,19 +254,22 @@ class AdaptiveScheduler(TaskScheduler):
                 continue
             count += 1
             group = self._groups.enter(worker, ledger)
+            group.capacity += self.experience.capacity(worker.worker_id)
             if worker.status is WorkerStatus.IDLE:
                 self._idle.append(worker.worker_id)
+            slowness = self.experience.slowness(worker.worker_id)
             first_s = INF
             for task in worker.running.values():
                 if isinstance(task.state, Running):
-                    so_far_s = max(0.0, (now - task.state.started_at_ns) / SECOND)
+                    so_far_s = max(0.0, (now - task.state.started_at_ns) / SECOND) / slowness
                     hint_s = task.requirements.estimated_time
-                    in_s = self.beliefs.guess(task.kind, group.model, hint_s).left_s(so_far_s)
+                    in_s = self.beliefs.guess(task.kind, group.model, hint_s).left_s(so_far_s) * slowness
                     first_s = min(first_s, in_s)
                     left_s += in_s / max(1, len(worker.running))
                     if len(self._running) < RUNNING_MAX:
                         self._running.append((task.kind, group.model, so_far_s, hint_s))
-            group.free_in_s = min(group.free_in_s, first_s)
+            if first_s < INF:
+                group.note_busy(first_s, self.experience.effort(worker.worker_id))
         self._left_s = left_s / max(1, count)
 
     def _usual_runtime_s(self) -> float:

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from schedd.core.model import Belief, Task, WorkerId
 from schedd.core.policies.beliefs import Beliefs, Cell
+from schedd.core.policies.peculiar import JUMP_VARIANCE, PAIR_VARIANCE, SHARE_FIRST, WORKER_VARIANCE, Pace, Tries
 from schedd.core.stats import LEARNED_MAX, Learned, PerformanceStats, newest
 
 Key = TypeVar("Key", bound=Hashable)
@@ -23,59 +24,25 @@ Row = TypeVar("Row")
 ROWS_MAX = 200_000
 #: A worker that fails everything is still tried now and then: its success counts as at least this.
 SUCCESS_MIN = 0.02
-#: Attempts that the first belief in a success is worth, and what that is.
-SUCCESS_SAMPLES = 2.0
-SUCCESS_FIRST = 0.95
-#: The same of a worker, compared with all others.
-WORKER_SAMPLES = 4.0
-#: Counts of successes fade with each new one.
-FADING = 0.98
-#: Variance of what is peculiar to a worker, and to a kind on a worker, as parts of the logarithm of a runtime.
-WORKER_VARIANCE = 0.25
-#: What was seen of a worker fades faster: it may be throttled any time.
-WORKER_FADING = 0.9
+#: How likely a kind on a model, and a worker, are to fail before they were seen, and what that is worth in attempts. It
+#: is not learned from the others: where nothing ever fails, the first that does is to be noticed.
+FAILS_FIRST = 0.05
+FAILS_SAMPLES = 2.0
+#: A worker is at most so much faster or slower than its model, as a logarithm.
+SHIFT_MAX = 5.0
+#: A failure takes at most so many runtimes.
+SHARE_MAX = 10.0
 #: Before the model of a cell of `learned`; the name of a worker has no line break.
 MODEL_MARK = "\n"
+#: The same before a worker, of the pace of a kind there, of its failures, and of its own pace.
+PAIR_MARK = MODEL_MARK * 3
+TRIES_MARK = MODEL_MARK * 4
+PACE_MARK = MODEL_MARK * 5
+INF = math.inf
 
 
-class Tries:
-    """Fading counts of attempts, of those that failed, and of their seconds."""
-
-    __slots__ = ("count", "failed", "failed_s")
-
-    def __init__(self) -> None:
-        self.count = self.failed = self.failed_s = 0.0
-
-    def add(self, seconds: float, success: bool) -> None:
-        self.count = self.count * FADING + 1.0
-        self.failed *= FADING
-        self.failed_s *= FADING
-        if not success:
-            self.failed += 1.0
-            self.failed_s += seconds
-
-
-class Peculiar:
-    """How far runtimes were from what was believed of them: weighted mean of differences of logarithms."""
-
-    __slots__ = ("total", "weight")
-
-    def __init__(self) -> None:
-        self.total = self.weight = 0.0
-
-    def add(self, difference: float, weight: float) -> None:
-        self.total = self.total * WORKER_FADING + difference * weight
-        self.weight = self.weight * WORKER_FADING + weight
-
-    def mean(self, noise: float) -> float:
-        return self.total / (self.weight + noise / WORKER_VARIANCE)
-
-    def doubt(self, noise: float) -> float:
-        """The standard deviation of what is believed."""
-        return math.sqrt(noise * WORKER_VARIANCE / (noise + self.weight * WORKER_VARIANCE))
-
-
-_UNSEEN = Peculiar()
+_UNSEEN = Pace()
+_UNTRIED = Tries()
 
 
 class Experience:
@@ -86,44 +53,60 @@ class Experience:
         self._learning_rate = learning_rate
         self._pairs: OrderedDict[tuple[str, WorkerId], PerformanceStats] = OrderedDict()
         self._tries: OrderedDict[tuple[str, str], Tries] = OrderedDict()
-        self._all_tries = Tries()
+        self._has_failures = False
         self._worker_tries: OrderedDict[WorkerId, Tries] = OrderedDict()
-        self._peculiar: OrderedDict[WorkerId, Peculiar] = OrderedDict()
-        self._pair_peculiar: OrderedDict[tuple[str, WorkerId], Peculiar] = OrderedDict()
+        self._paces: OrderedDict[WorkerId, Pace] = OrderedDict()
+        self._pair_paces: OrderedDict[tuple[str, WorkerId], Pace] = OrderedDict()
 
     def expected_s(self, task: Task, worker_id: WorkerId, model: str) -> float:
         """Seconds that are expected until the task has succeeded there, failed attempts before it included."""
         kind = task.kind
         guess = self._beliefs.guess(kind, model, task.requirements.estimated_time)
-        own = self._peculiar.get(worker_id, _UNSEEN)
-        shift = own.mean(guess.noise)
-        if (pair := self._pair_peculiar.get((kind, worker_id))) is not None:
-            shift += pair.mean(guess.noise)
-        seconds = guess.mean_s * math.exp(max(-5.0, min(5.0, shift)))
-        return seconds + self.failures_s(kind, model, worker_id, seconds)
+        seconds = guess.mean_s * math.exp(self.shift(kind, worker_id))
+        return seconds * (1.0 + self.burden(kind, model, worker_id))
 
-    def failures_s(self, kind: str, model: str, worker_id: WorkerId | None, seconds: float) -> float:
-        """Seconds of failed attempts before a success that takes `seconds`; None: on any worker of the model."""
-        all_tries = self._all_tries
-        if not all_tries.failed:
+    def effort(self, worker_id: WorkerId) -> float:
+        """How many times as long as on another worker of its model a success takes there, failures included."""
+        return math.exp(self._paces.get(worker_id, _UNSEEN).mean) * (1.0 + self.burden(None, "", worker_id))
+
+    def slowness(self, worker_id: WorkerId) -> float:
+        """How many times as long as others of its model a worker takes that has turned out to be unlike them; else 1.
+
+        Such a worker does not speak for its model; the small deviations of the others are a part of its mean.
+        """
+        own = self._paces.get(worker_id, _UNSEEN)
+        return math.exp(max(-SHIFT_MAX, min(SHIFT_MAX, own.mean))) if own.era else 1.0
+
+    def capacity(self, worker_id: WorkerId) -> float:
+        """What a worker gets done beside one of its model that is like the others, and on which nothing fails: 1."""
+        return 1.0 / (self.slowness(worker_id) * (1.0 + self.burden(None, "", worker_id)))
+
+    def burden(self, kind: str | None, model: str, worker_id: WorkerId | None) -> float:
+        """What failed attempts before a success take, in runtimes: of a kind on a model, on a worker; None: any."""
+        if not self._has_failures:
             return 0.0
-        tries = self._tries.get((kind, model))
-        success, failed_s = SUCCESS_FIRST, seconds
-        if tries is not None:
-            won = tries.count - tries.failed + SUCCESS_SAMPLES * SUCCESS_FIRST
-            success = won / (tries.count + SUCCESS_SAMPLES)
-            if tries.failed > 0:
-                failed_s = tries.failed_s / tries.failed
-        there = self._worker_tries.get(worker_id) if worker_id is not None else None
-        if there is not None:
-            usual = max(1.0 - all_tries.failed / all_tries.count, SUCCESS_MIN)
-            own = (there.count - there.failed + WORKER_SAMPLES * usual) / (there.count + WORKER_SAMPLES)
-            success *= min(1.0, own / usual)
-        return failed_s * (1.0 / max(success, SUCCESS_MIN) - 1.0)
+        by_kind = by_worker = wasted = 0.0
+        if kind is not None:
+            tries = self._tries.get((kind, model), _UNTRIED)
+            by_kind = tries.rate(FAILS_FIRST, FAILS_SAMPLES)
+            wasted += by_kind * tries.usual_share
+        if worker_id is not None:
+            tries = self._worker_tries.get(worker_id, _UNTRIED)
+            by_worker = tries.rate(FAILS_FIRST, FAILS_SAMPLES)
+            wasted += by_worker * tries.usual_share
+        fails = by_kind + by_worker - by_kind * by_worker
+        return wasted / (by_kind + by_worker) * fails / max(1.0 - fails, SUCCESS_MIN)
+
+    def shift(self, kind: str, worker_id: WorkerId) -> float:
+        """How much slower the worker is with such tasks than others of its model, as a logarithm."""
+        own = self._paces.get(worker_id, _UNSEEN)
+        pair = self._pair_paces.get((kind, worker_id))
+        shift = own.mean + (pair.mean if pair is not None and pair.era == own.era else 0.0)
+        return max(-SHIFT_MAX, min(SHIFT_MAX, shift))
 
     def doubt(self, worker_id: WorkerId) -> float:
-        """The standard deviation of what is believed to be peculiar to a worker, as a part of a logarithm."""
-        return self._peculiar.get(worker_id, _UNSEEN).doubt(self._beliefs.plain.noise)
+        """The standard deviation of what is believed of the pace of a worker, as a part of a logarithm."""
+        return math.sqrt(self._paces.get(worker_id, _UNSEEN).variance)
 
     def believed(self) -> list[Belief]:
         """What is believed of each kind on each model where it was seen, the last seen kind last."""
@@ -144,22 +127,42 @@ class Experience:
         """Learn from one attempt. Raises ValueError for a negative or NaN duration."""
         kind = task.kind
         _row(self._pairs, (kind, worker_id), lambda: PerformanceStats(self._learning_rate)).update(seconds, success)
-        self._all_tries.add(seconds, success)
-        _row(self._tries, (kind, model), Tries).add(seconds, success)
-        _row(self._worker_tries, worker_id, Tries).add(seconds, success)
-        if not success:
-            return
-        hint_s = task.requirements.estimated_time
+        if success:
+            self._learn_success(worker_id, model, task, seconds)
+        else:
+            self._learn_failure(worker_id, model, task, seconds)
+
+    def _learn_failure(self, worker_id: WorkerId, model: str, task: Task, seconds: float) -> None:
+        kind = task.kind
+        cell, own = _row(self._tries, (kind, model), Tries), _row(self._worker_tries, worker_id, Tries)
+        by_kind, by_worker = cell.rate(FAILS_FIRST, FAILS_SAMPLES), own.rate(FAILS_FIRST, FAILS_SAMPLES)
+        fails = by_kind + by_worker - by_kind * by_worker
+        guess = self._beliefs.guess(kind, model, task.requirements.estimated_time)
+        share = min(SHARE_MAX, seconds / (guess.mean_s * math.exp(self.shift(kind, worker_id))))
+        cell.add(by_kind / fails, share, failed=True)
+        own.add(by_worker / fails, share, failed=True)
+        self._has_failures = True
+
+    def _learn_success(self, worker_id: WorkerId, model: str, task: Task, seconds: float) -> None:
+        kind, hint_s = task.kind, task.requirements.estimated_time
+        _row(self._tries, (kind, model), Tries).add()
+        _row(self._worker_tries, worker_id, Tries).add()
         guess = self._beliefs.guess(kind, model, hint_s)
-        weight = guess.noise / (guess.noise + guess.doubt)
         # Of a kind that nobody has seen, the first says nothing about its worker.
         is_known = self._beliefs.plain.knows(kind)
         difference = math.log(max(seconds, 1e-6)) - guess.log_s if is_known else 0.0
-        own = _row(self._peculiar, worker_id, Peculiar)
-        beyond = difference - own.mean(guess.noise)
-        own.add(difference, weight)
-        _row(self._pair_peculiar, (kind, worker_id), Peculiar).add(beyond, weight)
-        self._beliefs.add(kind, model, seconds, hint_s)
+        self._learn_pace(kind, worker_id, difference, guess.noise + guess.doubt)
+        self._beliefs.add(kind, model, seconds / self.slowness(worker_id), hint_s)
+
+    def _learn_pace(self, kind: str, worker_id: WorkerId, difference: float, noise: float) -> None:
+        """Share a difference between the worker and the kind on it: each sees what the other leaves."""
+        own = _row(self._paces, worker_id, Pace)
+        pair = _row(self._pair_paces, (kind, worker_id), lambda: Pace(PAIR_VARIANCE, own.era))
+        own.add(difference - (pair.mean if pair.era == own.era else 0.0), noise + pair.variance)
+        if pair.era != own.era:
+            pair = self._pair_paces[kind, worker_id] = Pace(PAIR_VARIANCE, own.era)
+        pair.add(difference - own.mean, noise + own.variance)
+        pair.era = own.era
 
     # -------------------------------------------------------------------------------------------------- over a restart
 
@@ -178,18 +181,29 @@ class Experience:
 
     def _written_peculiar(self) -> list[Learned]:
         """What is peculiar to workers, the last seen ones, and to kinds on them."""
-        rows = [(pair, row) for pair, row in islice(reversed(self._pair_peculiar.items()), LEARNED_MAX // 8)]
-        rows += [(("", worker), row) for worker, row in islice(reversed(self._peculiar.items()), LEARNED_MAX // 8)]
-        mark = MODEL_MARK * 3
-        return [
-            Learned(kind, mark + worker, row.total, 0.0, 1.0, row.weight, 0) for (kind, worker), row in reversed(rows)
-        ]
+        rows = []
+        for (kind, worker_id), pair in islice(reversed(self._pair_paces.items()), LEARNED_MAX // 8):
+            own = self._paces.get(worker_id)
+            if own is not None and pair.era == own.era:
+                era = int(own.era > 0)
+                rows.append(Learned(kind, PAIR_MARK + worker_id, pair.mean, pair.variance, 1.0, 1.0, era))
+        for worker_id, own in islice(reversed(self._paces.items()), LEARNED_MAX // 8):
+            rows.append(Learned("", PACE_MARK + worker_id, own.mean, own.variance, 1.0, 1.0, int(own.era > 0)))
+        for worker_id, tries in islice(reversed(self._worker_tries.items()), LEARNED_MAX // 8):
+            success = 1.0 - tries.blamed / tries.count
+            share = tries.share / tries.blamed if tries.blamed else SHARE_FIRST
+            rows.append(Learned("", TRIES_MARK + worker_id, share, 0.0, success, tries.count, 0))
+        return rows[::-1]
 
     def recall(self, learned: Iterable[Learned]) -> None:
         """Go on from what was written down; what is damaged is left out."""
         for one in learned:
-            if one.worker.startswith(MODEL_MARK * 3):
-                self._recall_peculiar(one)
+            if one.worker.startswith(PACE_MARK):
+                self._recall_pace(one, PACE_MARK)
+            elif one.worker.startswith(TRIES_MARK):
+                self._recall_tries(one)
+            elif one.worker.startswith(PAIR_MARK):
+                self._recall_pace(one, PAIR_MARK)
             elif one.worker.startswith(MODEL_MARK):
                 self._recall_cell(one)
             else:
@@ -198,15 +212,23 @@ class Experience:
         for logs in (self._beliefs.plain, self._beliefs.ratios):
             logs.fit(list(logs.cells))
 
-    def _recall_peculiar(self, one: Learned) -> None:
-        worker_id = WorkerId(one.worker.removeprefix(MODEL_MARK * 3))
-        if math.isfinite(one.duration) and one.weight > 0:
-            peculiar = Peculiar()
-            peculiar.total, peculiar.weight = one.duration, one.weight
-            if one.kind:
-                self._pair_peculiar[one.kind, worker_id] = peculiar
-            else:
-                self._peculiar[worker_id] = peculiar
+    def _recall_pace(self, one: Learned, mark: str) -> None:
+        worker_id = WorkerId(one.worker.removeprefix(mark))
+        if not (math.isfinite(one.duration) and 0 < one.square <= JUMP_VARIANCE):
+            return
+        pace = Pace(PAIR_VARIANCE if mark == PAIR_MARK else WORKER_VARIANCE, int(one.total > 0))
+        pace.recall(one.duration, one.square)
+        if mark == PAIR_MARK:
+            self._pair_paces[one.kind, worker_id] = pace
+        else:
+            self._paces[worker_id] = pace
+
+    def _recall_tries(self, one: Learned) -> None:
+        if not (0 < one.weight < INF and 0 <= one.success <= 1 and 0 <= one.duration < INF):
+            return
+        tries = self._worker_tries[WorkerId(one.worker.removeprefix(TRIES_MARK))] = Tries()
+        tries.recall(one.weight, 1.0 - one.success, min(one.duration, SHARE_MAX))
+        self._has_failures = self._has_failures or one.success < 1
 
     def _recall_cell(self, one: Learned) -> None:
         is_ratio = one.worker.startswith(MODEL_MARK * 2)
@@ -217,8 +239,8 @@ class Experience:
         logs.recall(one.kind, model, Cell(one.weight, one.duration, one.square))
         if not is_ratio and one.total:
             tries = self._tries[one.kind, model] = Tries()
-            tries.count = float(one.total)
-            tries.failed = one.total * (1.0 - one.success)
+            tries.recall(float(one.total), 1.0 - one.success, SHARE_FIRST)
+            self._has_failures = self._has_failures or one.success < 1
 
 
 def _row(table: OrderedDict[Key, Row], key: Key, make: Callable[[], Row]) -> Row:

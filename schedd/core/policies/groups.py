@@ -10,20 +10,32 @@ from schedd.core.model import Task, WorkerId, WorkerInfo
 
 #: Groups of equal workers; workers of more shapes join the first of their model.
 GROUPS_MAX = 32
+#: Workers of a group that a task may be left for.
+SOONEST_MAX = 4
 INF = math.inf
 
 
 class Group:
     """Workers of one shape: a device model, and as many devices and CPUs each."""
 
-    __slots__ = ("count", "free_in_s", "model", "sample")
+    __slots__ = ("capacity", "model", "sample", "soonest")
 
     def __init__(self, model: str, sample: Ledger) -> None:
         self.model = model
         self.sample = sample
-        self.count = 0
-        #: Seconds until the first of its workers that runs something is expected to be free, at the last refresh.
-        self.free_in_s = INF
+        #: Workers, each as much of one as it gets done beside the others of its model.
+        self.capacity = 0.0
+        #: Seconds until workers that run something are expected to be free, at the last refresh, and how many times as
+        #: long as usual a task then takes there: the soonest first, and such as are better than all before.
+        self.soonest: list[tuple[float, float]] = []
+
+    def note_busy(self, free_in_s: float, effort: float) -> None:
+        """Note when a worker that runs something is expected to be free, and what a task takes there then."""
+        before = [one for one in self.soonest if one[0] <= free_in_s]
+        if before and before[-1][1] <= effort:
+            return
+        after = [one for one in self.soonest if one[0] > free_in_s and one[1] < effort]
+        self.soonest = [*before, (free_in_s, effort), *after][:SOONEST_MAX]
 
     def can_run(self, task: Task) -> bool:
         """Whether a worker of the group could run the task if it were empty."""
@@ -44,7 +56,7 @@ class Groups:
         self._groups, self._numbers, self._places = [], {}, {}
 
     def enter(self, worker: WorkerInfo, ledger: Ledger) -> Group:
-        """Count a worker to its group, a new one where there is none."""
+        """Tell the group of a worker, a new one where there is none."""
         shape = _shape(ledger)
         model, number = shape[0], self._numbers.get(shape)
         if number is None and len(self._groups) < GROUPS_MAX:
@@ -53,9 +65,7 @@ class Groups:
         elif number is None:
             number = next((n for n, group in enumerate(self._groups) if group.model == model), 0)
         self._places[worker.worker_id] = (ledger, model, number)
-        group = self._groups[number]
-        group.count += 1
-        return group
+        return self._groups[number]
 
     def place(self, worker: WorkerInfo) -> tuple[str, int]:
         """The device model of a worker, "" without devices, and the number of its group, -1 where it has none yet."""

@@ -58,7 +58,7 @@ class Market:
             self.horizon_s = 0.0
             return
         rows = [self._times(one, groups, exploration) for one in waiting]
-        capacity = [float(group.count) for group in groups]
+        capacity = [group.capacity for group in groups]
         start = self._prices if len(self._prices) == len(groups) else None
         prices, self.horizon_s = solve(demand, [row for row, _ in rows], capacity, start)
         self._prices = prices
@@ -81,7 +81,7 @@ class Market:
                 continue
             if group.model not in drawn:
                 guess = self._beliefs.guess(request.kind, group.model, hint_s)
-                failures_s = self._experience.failures_s(request.kind, group.model, None, guess.mean_s)
+                failures_s = guess.mean_s * self._experience.burden(request.kind, group.model, None)
                 drawn[group.model] = (
                     guess.drawn_s(exploration * self._draw()) + failures_s,
                     guess.mean_s + failures_s,
