@@ -19,6 +19,9 @@ import math
 WORKER_VARIANCE = 0.02
 PAIR_VARIANCE = 0.01
 JUMP_VARIANCE = 0.25
+#: Where runtimes vary by more than a factor of two either way, no jump is told from them: what seems one is the mean of
+#: their kinds that moves.
+JUMP_NOISE_MAX = 0.5
 #: How much of a deviation is still true at the next sample.
 KEPT = 0.995
 #: A sample that is farther off than this many standard deviations counts as if it were not.
@@ -78,6 +81,8 @@ class Pace:
         gain = self.variance / spread
         self.mean += gain * surprise * deviation
         self.variance *= 1 - gain
+        if noise > JUMP_NOISE_MAX:
+            return
         off = _clipped((value - self._anchor) / deviation)
         for side, sign in ((self._up, 1), (self._down, -1)):
             if side.add(sign * off, value):
