@@ -175,7 +175,7 @@ def costs(case: Case, runs: Mapping[str, Run]) -> dict[str, tuple[float, float]]
 
 def main() -> int:
     parser = arguments(__doc__.splitlines()[0] if __doc__ else "", runs=10)
-    parser.add_argument("--tasks", type=int, default=1500, help="of a run (default %(default)s)")
+    parser.add_argument("--tasks", type=int, default=1000, help="of a run (default %(default)s)")
     parser.add_argument("--scenario", action="append", choices=list(SCENARIOS), help="default: all")
     parser.add_argument("--set", metavar="LINE", action="append", default=[], help="of the settings, as TOML")
     options = parser.parse_args()
