@@ -27,7 +27,7 @@ from schedd.core.policies.base import Draft, Outcome, SurveyView, TaskScheduler,
 from schedd.core.policies.beliefs import Beliefs
 from schedd.core.policies.experience import Experience
 from schedd.core.policies.flow import Flow, runtimes_of
-from schedd.core.policies.groups import INF, Groups
+from schedd.core.policies.groups import INF, Busy, Groups
 from schedd.core.policies.market import Market
 from schedd.core.stats import Learned, PerformanceStats
 
@@ -74,7 +74,7 @@ class AdaptiveParams(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Elsewhere(Struct, frozen=True):
-    """A model for which a task is left: seconds that it takes there, and until the first of its workers is free.
+    """A model for which a task is left: seconds that it takes there, and until the worker that is meant is free.
 
     By a plan the latter are the seconds by which it delays all that wait, itself included.
     """
@@ -85,8 +85,8 @@ class Elsewhere(Struct, frozen=True):
 
 
 class AdaptiveScheduler(TaskScheduler):
-    """Score = what a task costs: expected seconds until a success, at the price of a second there, and the seconds by
-    which it may outlast all else, times 1 + backlog per slot.
+    """Score = what a task costs: expected seconds until a success, and a runtime more for each failure before it, at
+    the price of a second there; and the seconds by which it may outlast all else; times 1 + backlog per slot.
 
     To choose when device models or workers differ, most of all when kinds differ in how they do so. What was learned
     is kept over a restart.
@@ -114,9 +114,7 @@ class AdaptiveScheduler(TaskScheduler):
         self.flow = Flow(patience) if objective == "mean_jct" else None
         self.by_size = self.flow is not None
         self.beliefs = Beliefs()
-        self.experience = Experience(self.beliefs, learning_rate)
-        dice = Random(1)
-        self.market = Market(self.beliefs, self.experience, lambda: dice.gauss(0.0, 1.0))
+        self.use_experience(Experience(self.beliefs, learning_rate))
         self._arrivals = Arrivals()
         #: Kinds that were seen since the last refresh.
         self._news: set[str] = set()
@@ -130,6 +128,12 @@ class AdaptiveScheduler(TaskScheduler):
         self._left_s = 0.0
         #: How much waited then, and how much of it was not placed since.
         self._waited = self._left = 1
+
+    def use_experience(self, experience: Experience) -> None:
+        """Go by this; before the first placement."""
+        dice = Random(1)
+        self.experience = experience
+        self.market = Market(self.beliefs, experience, lambda: dice.gauss(0.0, 1.0))
 
     # ------------------------------------------------------------------------------------------------------- learning
 
@@ -168,6 +172,8 @@ class AdaptiveScheduler(TaskScheduler):
         worker_id = worker.worker_id
         model, group = self._groups.place(worker)
         guess, here_s = self.experience.guess(task, worker_id, model)
+        # However quick a failure is: it has the task tried again elsewhere, or fails it for good.
+        here_s += self.experience.risk(task.kind, model, worker_id) * guess.mean_s
         if self.flow is not None:
             cost_s = here_s * self.flow.factor(group)
         else:
@@ -267,8 +273,8 @@ class AdaptiveScheduler(TaskScheduler):
     # ------------------------------------------------------------------------------------------------ to take or leave
 
     def _accepts(self, task: Task, worker: WorkerInfo, now: Instant) -> bool:
-        """Whether the worker should take a task that it could start, rather than leave it for another model."""
-        return len(self._groups) < 2 or self.better_elsewhere(task, worker, now) is None
+        """Whether the worker should take a task that it could start, rather than leave it for a better one."""
+        return self.better_elsewhere(task, worker, now) is None
 
     def left_for(self, task: Task, worker: WorkerInfo, now: Instant) -> str:
         found = self.better_elsewhere(task, worker, now)
@@ -282,6 +288,8 @@ class AdaptiveScheduler(TaskScheduler):
 
     def better_elsewhere(self, task: Task, worker: WorkerInfo, now: Instant) -> Elsewhere | None:
         """The model for which the task had better wait though its workers are busy now, None where it had not.
+
+        It may be the worker's own model, where others are faster than it, or fail less.
 
         What it takes here is free: the worker has nothing better to do. But by what it may outlast all else here, the
         whole cluster would wait for it; elsewhere by less, but there it takes the place of others.
@@ -299,14 +307,17 @@ class AdaptiveScheduler(TaskScheduler):
         for number, other in enumerate(self._groups):
             if not least_s:
                 break
-            if number == own or other.free_in_s == INF or not other.can_run(task):
+            if not other.soonest or not other.can_run(task):
                 continue
             guess = self.beliefs.guess(task.kind, other.model, task.requirements.estimated_time)
-            there_s = guess.mean_s + self.experience.failures_s(task.kind, other.model, None, guess.mean_s)
-            free_s = max(other.free_in_s - gone_s, SOONEST_SHARE * there_s)
-            late_s = guess.beyond_s(end_s - free_s, there_s / guess.mean_s)
-            if (cost_s := self.market.price(number) * there_s + late_s) < least_s:
-                least_s, best = cost_s, Elsewhere(other.model, there_s, free_s)
+            usual_s = guess.mean_s * (1.0 + self.experience.burden(task.kind, other.model, None))
+            for busy in other.soonest:
+                there_s = usual_s * busy.effort
+                free_s = max(busy.free_in_s - gone_s, SOONEST_SHARE * there_s)
+                late_s = guess.beyond_s(end_s - free_s, there_s / guess.mean_s)
+                cost_s = self.market.price(number) * there_s + late_s
+                if cost_s < least_s and busy.worker_id != worker.worker_id:
+                    least_s, best = cost_s, Elsewhere(other.model, there_s, free_s)
         return best
 
     def _better_by_plan(self, flow: Flow, task: Task, own: int, now: Instant) -> Elsewhere | None:
@@ -358,21 +369,24 @@ class AdaptiveScheduler(TaskScheduler):
                 continue
             count += 1
             group = self._groups.enter(worker, ledger)
+            group.capacity += self.experience.capacity(worker.worker_id)
             if worker.status is WorkerStatus.IDLE:
                 self._idle.append(worker.worker_id)
+            slowness = self.experience.slowness(worker.worker_id)
             first_s, busy_s = INF, 0.0
             for task in worker.running.values():
                 if isinstance(task.state, Running):
-                    so_far_s = max(0.0, (now - task.state.started_at_ns) / SECOND)
+                    so_far_s = max(0.0, (now - task.state.started_at_ns) / SECOND) / slowness
                     hint_s = task.requirements.estimated_time
-                    in_s = self.beliefs.guess(task.kind, group.model, hint_s).left_s(so_far_s)
+                    in_s = self.beliefs.guess(task.kind, group.model, hint_s).left_s(so_far_s) * slowness
                     first_s = min(first_s, in_s)
-                    busy_s += max(in_s, LATE_SHARE * so_far_s) / worker.slots
+                    busy_s += max(in_s, LATE_SHARE * slowness * so_far_s) / worker.slots
                     left_s += in_s / max(1, len(worker.running))
                     if len(self._running) < RUNNING_MAX:
                         self._running.append((task.kind, group.model, so_far_s, hint_s))
-            group.free_in_s = min(group.free_in_s, first_s)
             group.frees.append(busy_s)
+            if first_s < INF:
+                group.note_busy(Busy(worker.worker_id, first_s, self.experience.effort(worker.worker_id)))
         self._left_s = left_s / max(1, count)
 
     def _usual_runtime_s(self) -> float:
