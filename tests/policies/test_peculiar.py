@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import random
 from statistics import fmean, median
+from typing import Literal
 
 import pytest
+from core.builders import World, joined
 from msgspec import structs
 
 from schedd.config import parse_settings
-from schedd.core.model import Task, TaskId, WorkerId, WorkerInfo
+from schedd.core import events as ev
+from schedd.core.model import Gpu, Task, TaskId, TaskRequirements, WorkerId, WorkerInfo
 from schedd.core.policies.adaptive import AdaptiveScheduler
 from schedd.core.policies.beliefs import Beliefs
 from schedd.core.policies.experience import Experience
@@ -78,6 +81,22 @@ def test_kind_that_fails_everywhere_takes_the_blame() -> None:
     found = seen([(kind, worker, kind != "bad") for kind in ("good", "bad", "other") for worker in ("v", "w", "x")])
     assert found.burden("good", "m", WorkerId("v")) < 0.2
     assert found.burden("bad", "m", WorkerId("v")) > 2
+
+
+def test_blame_is_shifted_by_what_is_learned_later() -> None:
+    """At first nobody can know whether it is the worker or the kind; once the kind has succeeded elsewhere all can."""
+    found = Experience(Beliefs(), 0.2)
+    bad, good = WorkerId("bad"), WorkerId("good")
+    for _ in range(10):
+        found.learn(bad, "m", Task(id=TaskId(1), kind="a"), 5.0, False)
+    found.fit()
+    at_first = found.risk("a", "m", good), found.risk("b", "m", bad)
+    assert at_first[0] == pytest.approx(at_first[1], rel=0.1)
+    for _ in range(5):
+        found.learn(good, "m", Task(id=TaskId(1), kind="a"), 5.0, True)
+        found.fit()
+    assert found.risk("a", "m", good) < 0.4 * at_first[0]
+    assert found.risk("b", "m", bad) > 1.5 * at_first[1]
 
 
 def test_quick_failures_cost_little() -> None:
@@ -152,6 +171,85 @@ def test_what_was_damaged_in_between_stops_nothing(field: str, value: float) -> 
         assert 0 < after.expected_s(Task(id=TaskId(1), kind="a"), worker, "m") < math.inf
         assert 0 <= after.risk("a", "m", worker) < 100
         assert 0 < after.capacity(worker) < 1000
+
+
+# ------------------------------------------------------------------------------------------------------ in the engine
+
+ONE_GPU = TaskRequirements(min_gpus=1, cpus=0)
+
+
+def good_and_bad(trouble: str, objective: Literal["makespan", "mean_jct"]) -> World:
+    """Two workers of one model, of which one takes ten times as long, or fails; the good one runs a task."""
+    policy = AdaptiveScheduler(objective=objective)
+    world = World(policy)
+    world.handle(*(joined(name, gpus=(Gpu(f"GPU-{name}", "big", 1000),)) for name in ("good", "bad")))
+    runs = [("good", 10.0, True), ("bad", 10.0, True)] * 20
+    runs += [("bad", 100.0, True) if trouble == "slow" else ("bad", 10.0, False)] * 60
+    for worker, seconds, success in runs:
+        policy.experience.learn(WorkerId(worker), "big", Task(id=TaskId(1), kind="k"), seconds, success)
+        policy.beliefs.fit(["k"], [])
+    world.wake_in(2)
+    (first,) = world.submit(kind="k", requirements=ONE_GPU)
+    assert world.where(first) == ["good"]
+    world.start(first)
+    world.wake_in(2)
+    return world
+
+
+every_objective = pytest.mark.parametrize("objective", ["makespan", "mean_jct"])
+
+
+@every_objective
+@pytest.mark.parametrize("trouble", ["slow", "fails"])
+def test_bad_worker_leaves_the_last_task_to_a_good_one_of_its_own_model(
+    trouble: str, objective: Literal["makespan", "mean_jct"]
+) -> None:
+    world = good_and_bad(trouble, objective)
+    (last,) = world.submit(kind="k", requirements=ONE_GPU)
+    assert world.states(last) == ["queued"]
+    told = {one.worker: one.verdict for one in world.engine.explain(world.task(last)).workers}
+    assert told[WorkerId("bad")].startswith("left for big, where it ")
+    world.finish(1)
+    assert world.where(last) == ["good"]
+
+
+@every_objective
+def test_bad_worker_takes_it_where_the_good_one_is_gone(objective: Literal["makespan", "mean_jct"]) -> None:
+    world = good_and_bad("slow", objective)
+    (last,) = world.submit(kind="k", requirements=ONE_GPU)
+    world.handle(ev.WorkerLeft(WorkerId("good")))
+    world.wake_in(2)
+    assert "bad" in world.where(1, last)
+
+
+@every_objective
+def test_bad_worker_helps_where_much_waits(objective: Literal["makespan", "mean_jct"]) -> None:
+    world = good_and_bad("slow", objective)
+    many = world.submit(40, kind="k", requirements=ONE_GPU)
+    world.wake_in(2)
+    assert "bad" in world.where(*many)
+
+
+def test_no_worker_leaves_a_task_for_itself() -> None:
+    """One kind is slow there, so that it would seem better off where it is as slow as any."""
+    policy = AdaptiveScheduler()
+    world = World(policy)
+    world.handle(joined("wide", cpus=4, gpus=(Gpu("GPU-0", "big", 1000), Gpu("GPU-1", "big", 1000))))
+    for number in range(300):
+        kind, worker = "oooook"[number % 6], ("wide", "gone")[number // 6 % 2]
+        seconds = 40.0 if (kind, worker) == ("k", "wide") else 2.0
+        policy.experience.learn(WorkerId(worker), "big", Task(id=TaskId(1), kind=kind), seconds, True)
+        policy.beliefs.fit(["o", "k"], [])
+    policy.experience.fit()
+    world.wake_in(2)
+    (first,) = world.submit(kind="k", requirements=ONE_GPU)
+    world.start(first)
+    for _ in range(5):
+        world.wake_in(3)
+    (last,) = world.submit(kind="k", requirements=ONE_GPU)
+    wide = world.worker("wide")
+    assert policy.expected_s(world.task(last), wide) > 3 * policy.beliefs.guess("k", "big").mean_s
+    assert world.where(last) == ["wide"]
 
 
 # ------------------------------------------------------------------------------------- beside one that knows the truth

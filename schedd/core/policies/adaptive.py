@@ -251,6 +251,7 @@ class AdaptiveScheduler(TaskScheduler):
     def _place_by_plan(self, flow: Flow, draft: Draft, task: Task, worker: WorkerInfo, now: Instant) -> Task | None:
         """Place what is planned for the worker, or the task, where that is not to go elsewhere; None: neither."""
         group, here_s = self._groups.place(worker)[1], self.expected_s(task, worker)
+        is_poor = self._is_poor(worker, group)
         must = not draft.has_room(task, worker)  # it is sent ahead, to be next there
         for request in flow.wanted(group) if not must else ():
             other = draft.head_of(request, aside=True)
@@ -259,6 +260,8 @@ class AdaptiveScheduler(TaskScheduler):
             if other is not task and flow.is_overdue(task, other, here_s):
                 must = True
                 break
+            if is_poor and self.better_elsewhere(other, worker, now) is not None:
+                continue
             if draft.offer(other, worker, 0):
                 flow.note_placed(other, group, here_s)
                 return other
@@ -298,7 +301,7 @@ class AdaptiveScheduler(TaskScheduler):
         if not self.spare_slow or own < 0:
             return None
         if self.flow is not None:
-            return self._better_by_plan(self.flow, task, own, now)
+            return self._better_by_plan(self.flow, task, worker, own, now)
         end_s = self.market.horizon_s * max(0, self._left) / self._waited + self._left_s
         guess, here_s = self.experience.guess(task, worker.worker_id, model)
         least_s = guess.beyond_s(end_s, here_s / guess.mean_s)
@@ -320,17 +323,21 @@ class AdaptiveScheduler(TaskScheduler):
                     least_s, best = cost_s, Elsewhere(other.model, there_s, free_s)
         return best
 
-    def _better_by_plan(self, flow: Flow, task: Task, own: int, now: Instant) -> Elsewhere | None:
+    def _better_by_plan(self, flow: Flow, task: Task, worker: WorkerInfo, own: int, now: Instant) -> Elsewhere | None:
         request = task.request
         if request is None:
             return None
         works = self._works(request, task.requirements.estimated_time, 0.0)
         runtimes = runtimes_of(request, self._groups, works)
-        found = flow.better_elsewhere(task, own, works, runtimes, (now - self.refreshed_ns) / SECOND)
+        poor_s = self.expected_s(task, worker) if self._is_poor(worker, own) else None
+        found = flow.better_elsewhere(task, own, poor_s, works, runtimes, (now - self.refreshed_ns) / SECOND)
         if found is None:
             return None
         number, in_s = found
         return Elsewhere(self._groups[number].model, runtimes[number], in_s)
+
+    def _is_poor(self, worker: WorkerInfo, group: int) -> bool:
+        return group >= 0 and not self._groups[group].counts_on(self.experience.effort(worker.worker_id))
 
     def _works(self, request: RequestClass, hint_s: float | None, exploration: float) -> list[float]:
         """Seconds of a whole worker of each group that a task of the class takes; infinite where it does not fit."""
@@ -384,9 +391,10 @@ class AdaptiveScheduler(TaskScheduler):
                     left_s += in_s / max(1, len(worker.running))
                     if len(self._running) < RUNNING_MAX:
                         self._running.append((task.kind, group.model, so_far_s, hint_s))
-            group.frees.append(busy_s)
+            effort = self.experience.effort(worker.worker_id)
+            group.note_free(busy_s, effort)
             if first_s < INF:
-                group.note_busy(Busy(worker.worker_id, first_s, self.experience.effort(worker.worker_id)))
+                group.note_busy(Busy(worker.worker_id, first_s, effort))
         self._left_s = left_s / max(1, count)
 
     def _usual_runtime_s(self) -> float:

@@ -12,6 +12,8 @@ from schedd.core.model import Task, WorkerId, WorkerInfo
 
 #: Groups of equal workers; workers of more shapes join the first of their model.
 GROUPS_MAX = 32
+#: A worker on which tasks take so many times as long as usual is not counted on by a plan, where there are others.
+POOR_EFFORT = 3.0
 #: Workers of a group that a task may be left for.
 SOONEST_MAX = 4
 INF = math.inf
@@ -31,7 +33,7 @@ class Busy(Struct, frozen=True):
 class Group:
     """Workers of one shape: a device model, and as many devices and CPUs each."""
 
-    __slots__ = ("capacity", "frees", "model", "sample", "soonest")
+    __slots__ = ("_frees", "_poor_frees", "capacity", "model", "sample", "soonest")
 
     def __init__(self, model: str, sample: Ledger) -> None:
         self.model = model
@@ -40,8 +42,21 @@ class Group:
         self.capacity = 0.0
         #: Its workers that run something, the soonest free first, and such as are better than all before.
         self.soonest: list[Busy] = []
-        #: Seconds of each of its workers until what it runs is done, spread over its slots; 0 where it is idle.
-        self.frees: list[float] = []
+        self._frees: list[float] = []
+        self._poor_frees: list[float] = []
+
+    @property
+    def frees(self) -> list[float]:
+        """Seconds until each worker that a plan counts on has done what it runs, over its slots; 0 where it is idle."""
+        return self._frees or self._poor_frees
+
+    def counts_on(self, effort: float) -> bool:
+        """Whether a plan counts on a worker on which tasks take so many times as long as usual."""
+        return effort < POOR_EFFORT or not self._frees
+
+    def note_free(self, free_in_s: float, effort: float) -> None:
+        """Note when a worker has done what it does."""
+        (self._frees if effort < POOR_EFFORT else self._poor_frees).append(free_in_s)
 
     def note_busy(self, busy: Busy) -> None:
         """Note a worker that runs something."""
