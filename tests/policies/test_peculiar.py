@@ -160,7 +160,7 @@ def test_what_workers_are_like_outlives_a_restart() -> None:
     assert [(one.kind, one.worker) for one in after.learned()] == [(one.kind, one.worker) for one in learned]
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 1e300])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 1e-320, 1e300])
 @pytest.mark.parametrize("field", ["duration", "square", "success", "weight"])
 def test_what_was_damaged_in_between_stops_nothing(field: str, value: float) -> None:
     after = Experience(Beliefs(), 0.2)

@@ -34,8 +34,9 @@ SHIFT_MAX = 5.0
 SHARE_MAX = 10.0
 #: Of what is written down, one part in so many is of each sort of what is peculiar to workers, at the most.
 WRITTEN_SHARE = 10
-#: A mean of logarithms beyond this was not written by us.
+#: A mean of logarithms beyond this was not written by us, nor was less weight.
 LOG_MAX = 60.0
+WEIGHT_MIN = 1e-9
 #: Before the model of a cell of `learned`, of runtimes and of their ratios to estimates; the name of a worker has no
 #: line break.
 CELL_MARK = "\n"
@@ -196,10 +197,12 @@ class Experience:
         """Share a difference between the worker and the kind on it: each sees what the other leaves."""
         own = _row(self._paces, worker_id, lambda: Pace(self._spread))
         pair = _row(self._pair_paces, (kind, worker_id), lambda: Pace(self._pair_spread, own.era))
-        own.add(difference - (pair.mean if pair.era == own.era else 0.0), noise + pair.variance)
+        mean, variance = pair.believe()
+        own.add(difference - (mean if pair.era == own.era else 0.0), noise + variance)
         if pair.era != own.era:
             pair = self._pair_paces[kind, worker_id] = Pace(self._pair_spread, own.era)
-        pair.add(difference - own.mean, noise + own.variance)
+        mean, variance = own.believe()
+        pair.add(difference - mean, noise + variance)
         pair.era = own.era
 
     # -------------------------------------------------------------------------------------------------- over a restart
@@ -310,7 +313,7 @@ def _before_success(fails: float) -> float:
 
 
 def _is_sound(one: Learned) -> bool:
-    return 0.0 < one.weight < INF and abs(one.duration) <= LOG_MAX * one.weight
+    return WEIGHT_MIN < one.weight < INF and abs(one.duration) <= LOG_MAX * one.weight
 
 
 def _written_pace(kind: str, name: str, pace: Pace) -> Learned:

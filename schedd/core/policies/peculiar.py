@@ -114,12 +114,17 @@ class Pace:
     @property
     def mean(self) -> float:
         """What is believed of the level."""
-        return self.total / (self.weight + 1 / self._prior()) if self.weight else 0.0
+        return self.believe()[0]
 
     @property
     def variance(self) -> float:
         """By how much that may be off, squared."""
-        return 1 / (self.weight + 1 / self._prior())
+        return self.believe()[1]
+
+    def believe(self) -> tuple[float, float]:
+        """Mean and variance of what is believed of the level."""
+        variance = 1 / (self.weight + 1 / self._prior())
+        return self.total * variance, variance
 
     def _prior(self) -> float:
         """The variance of the levels of such as this one."""
@@ -131,7 +136,8 @@ class Pace:
 
     def add(self, value: float, noise: float) -> None:
         """Take in how far a sample was off; noise: the variance of that, were the level known."""
-        mean, deviation = self.mean, math.sqrt(self.variance + noise)
+        mean, variance = self.believe()
+        deviation = math.sqrt(variance + noise)
         seen = mean + _clipped((value - mean) / deviation) * deviation
         self.total = self.total * KEPT + seen / noise
         self.weight = self.weight * KEPT + 1 / noise
