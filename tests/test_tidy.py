@@ -22,6 +22,7 @@ POLICY_ORDER = [
     "preemption",
     "profiles",
     "beliefs",
+    "peculiar",
     "experience",
     "groups",
     "arrivals",

@@ -10,14 +10,14 @@ from __future__ import annotations
 import csv
 import io
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
-from schedd.core.model import WorkerResources
+from schedd.core.model import WorkerId, WorkerResources
 from schedd.errors import TraceError
 from schedd.simulate.files import text_of
 from schedd.simulate.layouts import columns_of
@@ -77,6 +77,19 @@ def read_cluster(path: str | Path) -> list[ClusterRow]:
     if sum(row.count for row in rows) > WORKERS_MAX:
         raise TraceError(f"{path} has more than {WORKERS_MAX:,} workers")
     return rows
+
+
+def named(cluster: Sequence[ClusterRow]) -> list[tuple[WorkerId, ClusterRow]]:
+    """Each single worker of a cluster, by the name that it has."""
+    names = {row.name for row in cluster}
+    workers: list[tuple[WorkerId, ClusterRow]] = []
+    for row in cluster:
+        for number in range(row.count):
+            name = f"{row.name}-{number}" if row.name and row.count > 1 else row.name or f"w{len(workers)}"
+            while not row.name and name in names:
+                name += "+"
+            workers.append((WorkerId(name), row))
+    return workers
 
 
 def retries_for(cluster: Iterable[ClusterRow]) -> dict[str, int]:

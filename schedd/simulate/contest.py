@@ -15,16 +15,17 @@ from schedd.core.stats import Learned
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.fill import Filler, Filling
+from schedd.simulate.informed import InformedScheduler
 from schedd.simulate.known import with_all_known
 from schedd.simulate.literature import LITERATURE
 from schedd.simulate.placements import PLACEMENTS, ledgers_of
 from schedd.simulate.preemptive import PREEMPTIVE, RestartCosts, run_preemptive
-from schedd.simulate.run import Progress, Run, Simulator, no_progress
+from schedd.simulate.run import BEGINNING_NS, Progress, Run, Simulator, no_progress
 from schedd.simulate.trace import Trace
 from schedd.simulate.workload import Workload
 
 #: All names, the daemon's first.
-NAMES = (*POLICIES, *LITERATURE, *PLACEMENTS, *PREEMPTIVE)
+NAMES = (*POLICIES, *LITERATURE, *PLACEMENTS, *PREEMPTIVE, InformedScheduler.name)
 
 
 class Rules(Struct, frozen=True):
@@ -53,7 +54,7 @@ def run_under(
     keep_spans: bool = False,
 ) -> Run:
     """Run a trace under one of `NAMES`; of the daemon's, the settings must name it. Raises TraceError."""
-    if name in (*PREEMPTIVE, *LITERATURE) and not isinstance(trace, Trace):
+    if name in (*PREEMPTIVE, *LITERATURE, InformedScheduler.name) and not isinstance(trace, Trace):
         raise TraceError(f"{name} needs to know all tasks", f"of the daemon: {', '.join(POLICIES)}")
     if name in PREEMPTIVE and isinstance(trace, Trace):
         return run_preemptive(name, trace, cluster, rules.restart_costs, on_progress)
@@ -63,6 +64,8 @@ def run_under(
         policy = LITERATURE[name](trace, rules.backfill)
     if name in PLACEMENTS:
         policy = PLACEMENTS[name](cluster, rng)
+    if name == InformedScheduler.name and isinstance(trace, Trace):
+        policy = InformedScheduler(trace, cluster, settings.policy.adaptive, BEGINNING_NS)
     learned: list[Learned] = []
     if rules.known:
         if not isinstance(trace, Trace):
@@ -103,4 +106,6 @@ def fill_under(
 
 def settings_name(name: str) -> str:
     """The policy that the settings of a run under `name` name: it must be one that a daemon could run."""
+    if name == InformedScheduler.name:
+        return "adaptive"
     return "fifo" if name in (*LITERATURE, *PLACEMENTS, *PREEMPTIVE) else name

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from msgspec import structs
 
-from schedd.core.policies.experience import MODEL_MARK
+from schedd.core.policies.experience import CELL_MARK
 from schedd.core.stats import Learned
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.trace import Trace
@@ -39,4 +39,4 @@ def with_all_known(trace: Trace, cluster: Sequence[ClusterRow]) -> tuple[Trace, 
 
 def _remembered(kind: str, model: str, seconds: float) -> Learned:
     value = math.log(max(seconds, SHORTEST_S))
-    return Learned(kind, MODEL_MARK + model, RUNS * value, RUNS * value * value, 1.0, RUNS, RUNS)
+    return Learned(kind, CELL_MARK + model, RUNS * value, RUNS * value * value, 1.0, RUNS, RUNS)

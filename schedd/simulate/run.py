@@ -44,7 +44,7 @@ from schedd.core.model import (
 from schedd.core.policies.base import TaskScheduler
 from schedd.core.resources import need_of
 from schedd.errors import TraceError
-from schedd.simulate.cluster import ClusterRow
+from schedd.simulate.cluster import ClusterRow, named
 from schedd.simulate.trace import Trace, TraceTask
 from schedd.simulate.workers import Attempt, VirtualWorker, chance
 from schedd.simulate.workload import TraceWorkload, Workload
@@ -232,18 +232,11 @@ class Simulator:
 
     def _plan_workers(self) -> None:
         """Put down when each worker comes and goes."""
-        named = {row.name for row in self._cluster}
-        place = 0
-        for row in self._cluster:
-            for number in range(row.count):
-                name = f"{row.name}-{number}" if row.name and row.count > 1 else row.name or f"w{place}"
-                while not row.name and name in named:
-                    name += "+"
-                worker = VirtualWorker(WorkerId(name), place, row)
-                place += 1
-                self._at(BEGINNING_NS + int(row.joins_s * SECOND), partial(self._join, worker))
-                if row.leaves_s is not None:
-                    self._at(BEGINNING_NS + int(row.leaves_s * SECOND), partial(self._leave, worker))
+        for place, (worker_id, row) in enumerate(named(self._cluster)):
+            worker = VirtualWorker(worker_id, place, row)
+            self._at(BEGINNING_NS + int(row.joins_s * SECOND), partial(self._join, worker))
+            if row.leaves_s is not None:
+                self._at(BEGINNING_NS + int(row.leaves_s * SECOND), partial(self._leave, worker))
 
     def _must_fit(self, tasks: Iterable[TraceTask]) -> None:
         """No task may ask for what no worker has. Raises TraceError."""

@@ -11,10 +11,12 @@ from schedd.core.model import TaskRequirements
 from schedd.core.policies import POLICIES
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
+from schedd.simulate.contest import run_under
 from schedd.simulate.metrics import figures_of
 from schedd.simulate.run import Run, Simulator
 from schedd.simulate.trace import Trace, TraceTask
 from schedd.simulate.workers import chance
+from schedd.simulate.workload import TraceWorkload
 
 every_policy = pytest.mark.parametrize("policy", POLICIES)
 RETRIES = "retries = { error = 1000, delay_s = 0.0 }\n"
@@ -192,3 +194,17 @@ def test_two_workers_of_one_name() -> None:
         simulated(bag(1, 1), [ClusterRow(name="a"), ClusterRow(name="a")])
     run = simulated(bag(2, 10), [ClusterRow(name="a", leaves_s=10), ClusterRow(name="a", joins_s=10)])
     assert list(run.where) == [0, 1]
+
+
+def test_informed_hears_of_each_change_at_once() -> None:
+    cluster = [ClusterRow(), ClusterRow(slow_factor=0.1, slow_from_s=95, slow_until_s=1000)]
+    tasks = [TraceTask(20 * i, "k", 10, TaskRequirements()) for i in range(10)]
+    run = run_under("informed", Trace("made", tasks), cluster, parse_settings('policy.name = "adaptive"'))
+    assert set(run.where[5:]) == {0}, "the other is ten times as slow from then on"
+    assert max(run.finish_s) == 190
+
+
+def test_informed_needs_to_know_all_tasks() -> None:
+    workload = TraceWorkload(bag(1, 1))
+    with pytest.raises(TraceError, match="informed needs to know all tasks"):
+        run_under("informed", workload, [ClusterRow()], parse_settings('policy.name = "adaptive"'))

@@ -27,7 +27,7 @@ from schedd.core.policies.base import Draft, Outcome, SurveyView, TaskScheduler,
 from schedd.core.policies.beliefs import Beliefs
 from schedd.core.policies.experience import Experience
 from schedd.core.policies.flow import Flow, runtimes_of
-from schedd.core.policies.groups import INF, Groups
+from schedd.core.policies.groups import INF, Busy, Groups
 from schedd.core.policies.market import Market
 from schedd.core.stats import Learned, PerformanceStats
 
@@ -74,7 +74,7 @@ class AdaptiveParams(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Elsewhere(Struct, frozen=True):
-    """A model for which a task is left: seconds that it takes there, and until the first of its workers is free.
+    """A model for which a task is left: seconds that it takes there, and until the worker that is meant is free.
 
     By a plan the latter are the seconds by which it delays all that wait, itself included.
     """
@@ -85,8 +85,8 @@ class Elsewhere(Struct, frozen=True):
 
 
 class AdaptiveScheduler(TaskScheduler):
-    """Score = what a task costs: expected seconds until a success, at the price of a second there, and the seconds by
-    which it may outlast all else, times 1 + backlog per slot.
+    """Score = what a task costs: expected seconds until a success, and a runtime more for each failure before it, at
+    the price of a second there; and the seconds by which it may outlast all else; times 1 + backlog per slot.
 
     To choose when device models or workers differ, most of all when kinds differ in how they do so. What was learned
     is kept over a restart.
@@ -114,9 +114,7 @@ class AdaptiveScheduler(TaskScheduler):
         self.flow = Flow(patience) if objective == "mean_jct" else None
         self.by_size = self.flow is not None
         self.beliefs = Beliefs()
-        self.experience = Experience(self.beliefs, learning_rate)
-        dice = Random(1)
-        self.market = Market(self.beliefs, self.experience, lambda: dice.gauss(0.0, 1.0))
+        self.use_experience(Experience(self.beliefs, learning_rate))
         self._arrivals = Arrivals()
         #: Kinds that were seen since the last refresh.
         self._news: set[str] = set()
@@ -130,6 +128,12 @@ class AdaptiveScheduler(TaskScheduler):
         self._left_s = 0.0
         #: How much waited then, and how much of it was not placed since.
         self._waited = self._left = 1
+
+    def use_experience(self, experience: Experience) -> None:
+        """Go by this; before the first placement."""
+        dice = Random(1)
+        self.experience = experience
+        self.market = Market(self.beliefs, experience, lambda: dice.gauss(0.0, 1.0))
 
     # ------------------------------------------------------------------------------------------------------- learning
 
@@ -168,6 +172,8 @@ class AdaptiveScheduler(TaskScheduler):
         worker_id = worker.worker_id
         model, group = self._groups.place(worker)
         guess, here_s = self.experience.guess(task, worker_id, model)
+        # However quick a failure is: it has the task tried again elsewhere, or fails it for good.
+        here_s += self.experience.risk(task.kind, model, worker_id) * guess.mean_s
         if self.flow is not None:
             cost_s = here_s * self.flow.factor(group)
         else:
@@ -245,6 +251,7 @@ class AdaptiveScheduler(TaskScheduler):
     def _place_by_plan(self, flow: Flow, draft: Draft, task: Task, worker: WorkerInfo, now: Instant) -> Task | None:
         """Place what is planned for the worker, or the task, where that is not to go elsewhere; None: neither."""
         group, here_s = self._groups.place(worker)[1], self.expected_s(task, worker)
+        is_poor = self._is_poor(worker, group)
         must = not draft.has_room(task, worker)  # it is sent ahead, to be next there
         for request in flow.wanted(group) if not must else ():
             other = draft.head_of(request, aside=True)
@@ -253,6 +260,8 @@ class AdaptiveScheduler(TaskScheduler):
             if other is not task and flow.is_overdue(task, other, here_s):
                 must = True
                 break
+            if is_poor and self.better_elsewhere(other, worker, now) is not None:
+                continue
             if draft.offer(other, worker, 0):
                 flow.note_placed(other, group, here_s)
                 return other
@@ -267,8 +276,8 @@ class AdaptiveScheduler(TaskScheduler):
     # ------------------------------------------------------------------------------------------------ to take or leave
 
     def _accepts(self, task: Task, worker: WorkerInfo, now: Instant) -> bool:
-        """Whether the worker should take a task that it could start, rather than leave it for another model."""
-        return len(self._groups) < 2 or self.better_elsewhere(task, worker, now) is None
+        """Whether the worker should take a task that it could start, rather than leave it for a better one."""
+        return self.better_elsewhere(task, worker, now) is None
 
     def left_for(self, task: Task, worker: WorkerInfo, now: Instant) -> str:
         found = self.better_elsewhere(task, worker, now)
@@ -283,6 +292,8 @@ class AdaptiveScheduler(TaskScheduler):
     def better_elsewhere(self, task: Task, worker: WorkerInfo, now: Instant) -> Elsewhere | None:
         """The model for which the task had better wait though its workers are busy now, None where it had not.
 
+        It may be the worker's own model, where others are faster than it, or fail less.
+
         What it takes here is free: the worker has nothing better to do. But by what it may outlast all else here, the
         whole cluster would wait for it; elsewhere by less, but there it takes the place of others.
         """
@@ -290,7 +301,7 @@ class AdaptiveScheduler(TaskScheduler):
         if not self.spare_slow or own < 0:
             return None
         if self.flow is not None:
-            return self._better_by_plan(self.flow, task, own, now)
+            return self._better_by_plan(self.flow, task, worker, own, now)
         end_s = self.market.horizon_s * max(0, self._left) / self._waited + self._left_s
         guess, here_s = self.experience.guess(task, worker.worker_id, model)
         least_s = guess.beyond_s(end_s, here_s / guess.mean_s)
@@ -299,27 +310,34 @@ class AdaptiveScheduler(TaskScheduler):
         for number, other in enumerate(self._groups):
             if not least_s:
                 break
-            if number == own or other.free_in_s == INF or not other.can_run(task):
+            if not other.soonest or not other.can_run(task):
                 continue
             guess = self.beliefs.guess(task.kind, other.model, task.requirements.estimated_time)
-            there_s = guess.mean_s + self.experience.failures_s(task.kind, other.model, None, guess.mean_s)
-            free_s = max(other.free_in_s - gone_s, SOONEST_SHARE * there_s)
-            late_s = guess.beyond_s(end_s - free_s, there_s / guess.mean_s)
-            if (cost_s := self.market.price(number) * there_s + late_s) < least_s:
-                least_s, best = cost_s, Elsewhere(other.model, there_s, free_s)
+            usual_s = guess.mean_s * (1.0 + self.experience.burden(task.kind, other.model, None))
+            for busy in other.soonest:
+                there_s = usual_s * busy.effort
+                free_s = max(busy.free_in_s - gone_s, SOONEST_SHARE * there_s)
+                late_s = guess.beyond_s(end_s - free_s, there_s / guess.mean_s)
+                cost_s = self.market.price(number) * there_s + late_s
+                if cost_s < least_s and busy.worker_id != worker.worker_id:
+                    least_s, best = cost_s, Elsewhere(other.model, there_s, free_s)
         return best
 
-    def _better_by_plan(self, flow: Flow, task: Task, own: int, now: Instant) -> Elsewhere | None:
+    def _better_by_plan(self, flow: Flow, task: Task, worker: WorkerInfo, own: int, now: Instant) -> Elsewhere | None:
         request = task.request
         if request is None:
             return None
         works = self._works(request, task.requirements.estimated_time, 0.0)
         runtimes = runtimes_of(request, self._groups, works)
-        found = flow.better_elsewhere(task, own, works, runtimes, (now - self.refreshed_ns) / SECOND)
+        poor_s = self.expected_s(task, worker) if self._is_poor(worker, own) else None
+        found = flow.better_elsewhere(task, own, poor_s, works, runtimes, (now - self.refreshed_ns) / SECOND)
         if found is None:
             return None
         number, in_s = found
         return Elsewhere(self._groups[number].model, runtimes[number], in_s)
+
+    def _is_poor(self, worker: WorkerInfo, group: int) -> bool:
+        return group >= 0 and not self._groups[group].counts_on(self.experience.effort(worker.worker_id))
 
     def _works(self, request: RequestClass, hint_s: float | None, exploration: float) -> list[float]:
         """Seconds of a whole worker of each group that a task of the class takes; infinite where it does not fit."""
@@ -358,21 +376,25 @@ class AdaptiveScheduler(TaskScheduler):
                 continue
             count += 1
             group = self._groups.enter(worker, ledger)
+            group.capacity += self.experience.capacity(worker.worker_id)
             if worker.status is WorkerStatus.IDLE:
                 self._idle.append(worker.worker_id)
+            slowness = self.experience.slowness(worker.worker_id)
             first_s, busy_s = INF, 0.0
             for task in worker.running.values():
                 if isinstance(task.state, Running):
-                    so_far_s = max(0.0, (now - task.state.started_at_ns) / SECOND)
+                    so_far_s = max(0.0, (now - task.state.started_at_ns) / SECOND) / slowness
                     hint_s = task.requirements.estimated_time
-                    in_s = self.beliefs.guess(task.kind, group.model, hint_s).left_s(so_far_s)
+                    in_s = self.beliefs.guess(task.kind, group.model, hint_s).left_s(so_far_s) * slowness
                     first_s = min(first_s, in_s)
-                    busy_s += max(in_s, LATE_SHARE * so_far_s) / worker.slots
+                    busy_s += max(in_s, LATE_SHARE * slowness * so_far_s) / worker.slots
                     left_s += in_s / max(1, len(worker.running))
                     if len(self._running) < RUNNING_MAX:
                         self._running.append((task.kind, group.model, so_far_s, hint_s))
-            group.free_in_s = min(group.free_in_s, first_s)
-            group.frees.append(busy_s)
+            effort = self.experience.effort(worker.worker_id)
+            group.note_free(busy_s, effort)
+            if first_s < INF:
+                group.note_busy(Busy(worker.worker_id, first_s, effort))
         self._left_s = left_s / max(1, count)
 
     def _usual_runtime_s(self) -> float:

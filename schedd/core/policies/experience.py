@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Reversible
+from collections.abc import Callable, Hashable, Iterable
 from itertools import islice
 from typing import TypeVar
 
 from schedd.core.model import Belief, Task, WorkerId
 from schedd.core.policies.beliefs import Beliefs, Cell, Guess
+from schedd.core.policies.peculiar import LOOKED_AT_MAX, PAIR_VARIANCE, SHARE_FIRST, Pace, Spread, Tries, WorkerTries
 from schedd.core.stats import LEARNED_MAX, Learned, PerformanceStats, newest
 
 Key = TypeVar("Key", bound=Hashable)
@@ -23,71 +24,32 @@ Row = TypeVar("Row")
 ROWS_MAX = 200_000
 #: A worker that fails everything is still tried now and then: its success counts as at least this.
 SUCCESS_MIN = 0.02
-#: Attempts that the first belief in a success is worth, and what that is.
-SUCCESS_SAMPLES = 2.0
-SUCCESS_FIRST = 0.95
-#: The same of a worker, compared with all others.
-WORKER_SAMPLES = 4.0
-#: Counts of successes fade with each new one.
-FADING = 0.98
-#: Variance of what is peculiar to a worker, and to a kind on a worker, as parts of the logarithm of a runtime, before
-#: anything was seen; the samples that this is worth, and the rows, the last seen, from which it is learned.
-WORKER_VARIANCE = 0.25
-WORKER_VARIANCE_SAMPLES = 20.0
-WORKER_VARIANCE_MIN = 1e-6
-PECULIAR_LOOKED_AT_MAX = 1000
-#: What is so many standard deviations off is no chance, however alike all others are.
-CHANCE_DEVIATIONS = 3.0
-#: What was seen of a worker fades faster: it may be throttled any time.
-WORKER_FADING = 0.9
-#: A mean of logarithms beyond this was not written by us.
+#: How likely a kind on a model, and a worker, are to fail before they were seen, and what that is worth in attempts. It
+#: is not learned from the others: where nothing ever fails, the first that does is to be noticed.
+FAILS_FIRST = 0.05
+FAILS_SAMPLES = 2.0
+#: A worker is at most so much faster or slower than its model, as a logarithm.
+SHIFT_MAX = 5.0
+#: A failure takes at most so many runtimes.
+SHARE_MAX = 10.0
+#: Of what is written down, one part in so many is of each sort of what is peculiar to workers, at the most.
+WRITTEN_SHARE = 10
+#: A mean of logarithms beyond this was not written by us, nor was less weight.
 LOG_MAX = 60.0
-#: Before the model of a cell of `learned`; the name of a worker has no line break.
-MODEL_MARK = "\n"
+WEIGHT_MIN = 1e-9
+#: Before the model of a cell of `learned`, of runtimes and of their ratios to estimates; the name of a worker has no
+#: line break.
+CELL_MARK = "\n"
+RATIO_MARK = "\n" * 2
+#: The same before a worker, of the pace of a kind there, of its failures, and of its own pace; and before a model, of
+#: the failures of a kind there.
+PAIR_MARK = "\n" * 3
+TRIES_MARK = "\n" * 4
+PACE_MARK = "\n" * 5
+MODEL_TRIES_MARK = "\n" * 6
+INF = math.inf
 
-
-class Tries:
-    """Fading counts of attempts, of those that failed, and of their seconds."""
-
-    __slots__ = ("count", "failed", "failed_s")
-
-    def __init__(self) -> None:
-        self.count = self.failed = self.failed_s = 0.0
-
-    def add(self, seconds: float, success: bool) -> None:
-        self.count = self.count * FADING + 1.0
-        self.failed *= FADING
-        self.failed_s *= FADING
-        if not success:
-            self.failed += 1.0
-            self.failed_s += seconds
-
-
-class Peculiar:
-    """How far runtimes were from what was believed of them: weighted mean of differences of logarithms."""
-
-    __slots__ = ("total", "weight")
-
-    def __init__(self) -> None:
-        self.total = self.weight = 0.0
-
-    def add(self, difference: float, weight: float) -> None:
-        self.total = self.total * WORKER_FADING + difference * weight
-        self.weight = self.weight * WORKER_FADING + weight
-
-    def mean(self, noise: float, variance: float) -> float:
-        """What is believed, where rows vary by so much: as far as noise does not explain it."""
-        if not self.weight:
-            return 0.0
-        beyond = (self.total / self.weight) ** 2 - CHANCE_DEVIATIONS**2 * noise / self.weight
-        return self.total / (self.weight + noise / max(variance, beyond))
-
-    def doubt(self, noise: float, variance: float) -> float:
-        """The standard deviation of what is believed."""
-        return math.sqrt(noise * variance / (noise + self.weight * variance))
-
-
-_UNSEEN = Peculiar()
+_UNTRIED = Tries()
 
 
 class Experience:
@@ -98,18 +60,29 @@ class Experience:
         self._learning_rate = learning_rate
         self._pairs: OrderedDict[tuple[str, WorkerId], PerformanceStats] = OrderedDict()
         self._tries: OrderedDict[tuple[str, str], Tries] = OrderedDict()
-        self._all_tries = Tries()
-        self._worker_tries: OrderedDict[WorkerId, Tries] = OrderedDict()
-        self._peculiar: OrderedDict[WorkerId, Peculiar] = OrderedDict()
-        self._pair_peculiar: OrderedDict[tuple[str, WorkerId], Peculiar] = OrderedDict()
+        self._has_failures = False
+        self._worker_tries: OrderedDict[WorkerId, WorkerTries] = OrderedDict()
+        self._paces: OrderedDict[WorkerId, Pace] = OrderedDict()
+        self._pair_paces: OrderedDict[tuple[str, WorkerId], Pace] = OrderedDict()
         #: By how much workers differ, and kinds on workers.
-        self._variance = self._pair_variance = WORKER_VARIANCE
+        self._spread, self._pair_spread = Spread(), Spread(PAIR_VARIANCE)
+        self._unseen = Pace(self._spread)
 
     def fit(self) -> None:
-        """Learn by how much workers differ: where they are alike, what seems peculiar to one is chance."""
-        noise = self._beliefs.plain.noise
-        self._variance = _variance(self._peculiar.values(), noise)
-        self._pair_variance = _variance(self._pair_peculiar.values(), noise)
+        """Learn by how much workers differ: where they are alike, what seems peculiar to one is chance.
+
+        And blame what has failed by what is known now.
+        """
+        self._spread.fit(self._paces.values())
+        self._pair_spread.fit(self._pair_paces.values())
+        for own in islice(reversed(self._worker_tries.values()), LOOKED_AT_MAX if self._has_failures else 0):
+            for key, case in own.cases.items():
+                cell = self._tries.get(key, _UNTRIED)
+                by_kind, by_worker = _blame(cell, own)
+                if cell is not _UNTRIED:
+                    cell.shift_blame(case.count * (by_kind - case.by_kind))
+                own.shift_blame(case.count * (by_worker - case.by_worker))
+                case.by_kind, case.by_worker = by_kind, by_worker
 
     def expected_s(self, task: Task, worker_id: WorkerId, model: str) -> float:
         """Seconds that are expected until the task has succeeded there, failed attempts before it included."""
@@ -119,35 +92,60 @@ class Experience:
         """What is believed of the task on the model, and the seconds that are expected on this worker."""
         kind = task.kind
         guess = self._beliefs.guess(kind, model, task.requirements.estimated_time)
-        own = self._peculiar.get(worker_id, _UNSEEN)
-        shift = own.mean(guess.noise, self._variance)
-        if (pair := self._pair_peculiar.get((kind, worker_id))) is not None:
-            shift += pair.mean(guess.noise, self._pair_variance)
-        seconds = guess.mean_s * math.exp(max(-5.0, min(5.0, shift)))
-        return guess, seconds + self.failures_s(kind, model, worker_id, seconds)
+        seconds = guess.mean_s * math.exp(self.shift(kind, worker_id))
+        return guess, seconds * (1.0 + self.burden(kind, model, worker_id))
 
-    def failures_s(self, kind: str, model: str, worker_id: WorkerId | None, seconds: float) -> float:
-        """Seconds of failed attempts before a success that takes `seconds`; None: on any worker of the model."""
-        all_tries = self._all_tries
-        if not all_tries.failed:
-            return 0.0
-        tries = self._tries.get((kind, model))
-        success, failed_s = SUCCESS_FIRST, seconds
-        if tries is not None:
-            won = tries.count - tries.failed + SUCCESS_SAMPLES * SUCCESS_FIRST
-            success = won / (tries.count + SUCCESS_SAMPLES)
-            if tries.failed > 0:
-                failed_s = tries.failed_s / tries.failed
-        there = self._worker_tries.get(worker_id) if worker_id is not None else None
-        if there is not None:
-            usual = max(1.0 - all_tries.failed / all_tries.count, SUCCESS_MIN)
-            own = (there.count - there.failed + WORKER_SAMPLES * usual) / (there.count + WORKER_SAMPLES)
-            success *= min(1.0, own / usual)
-        return failed_s * (1.0 / max(success, SUCCESS_MIN) - 1.0)
+    def effort(self, worker_id: WorkerId) -> float:
+        """How many times as long as on another worker of its model a success takes there, failures included."""
+        own = _bounded(self._paces.get(worker_id, self._unseen).mean)
+        return math.exp(own) * (1.0 + self.burden(None, "", worker_id))
+
+    def slowness(self, worker_id: WorkerId) -> float:
+        """How many times as long as others of its model a worker takes that has turned out to be unlike them; else 1.
+
+        Such a worker does not speak for its model; the small deviations of the others are a part of its mean.
+        """
+        own = self._paces.get(worker_id, self._unseen)
+        return math.exp(_bounded(own.mean)) if own.era else 1.0
+
+    def capacity(self, worker_id: WorkerId) -> float:
+        """What a worker gets done beside one of its model that is like the others, and on which nothing fails: 1."""
+        return 1.0 / (self.slowness(worker_id) * (1.0 + self.burden(None, "", worker_id)))
+
+    def burden(self, kind: str | None, model: str, worker_id: WorkerId | None) -> float:
+        """What failed attempts before a success take, in runtimes: of a kind on a model, on a worker; None: any."""
+        fails, share = self._fails(kind, model, worker_id)
+        return share * _before_success(fails)
+
+    def risk(self, kind: str, model: str, worker_id: WorkerId) -> float:
+        """Failed attempts that are expected before a success: so often the task has to be tried again, if it may be."""
+        return _before_success(self._fails(kind, model, worker_id)[0])
+
+    def _fails(self, kind: str | None, model: str, worker_id: WorkerId | None) -> tuple[float, float]:
+        """How likely an attempt fails, and what part of a runtime it takes then."""
+        if not self._has_failures:
+            return 0.0, 0.0
+        by_kind = by_worker = wasted = 0.0
+        if kind is not None:
+            tries = self._tries.get((kind, model), _UNTRIED)
+            by_kind = tries.rate(FAILS_FIRST, FAILS_SAMPLES)
+            wasted += by_kind * tries.usual_share
+        if worker_id is not None:
+            tries = self._worker_tries.get(worker_id, _UNTRIED)
+            by_worker = tries.rate(FAILS_FIRST, FAILS_SAMPLES)
+            wasted += by_worker * tries.usual_share
+        return _either(by_kind, by_worker), wasted / (by_kind + by_worker)
+
+    def shift(self, kind: str, worker_id: WorkerId) -> float:
+        """How much slower the worker is with such tasks than others of its model, as a logarithm."""
+        own = self._paces.get(worker_id, self._unseen)
+        pair = self._pair_paces.get((kind, worker_id))
+        shift = own.mean + (pair.mean if pair is not None and pair.era == own.era else 0.0)
+        return _bounded(shift)
 
     def doubt(self, worker_id: WorkerId) -> float:
-        """The standard deviation of what is believed to be peculiar to a worker, as a part of a logarithm."""
-        return self._peculiar.get(worker_id, _UNSEEN).doubt(self._beliefs.plain.noise, self._variance)
+        """The standard deviation of what is believed of the pace of a worker, as a part of a logarithm."""
+        return math.sqrt(self._paces.get(worker_id, self._unseen).variance)
 
     def believed(self) -> list[Belief]:
         """What is believed of each kind on each model where it was seen, the last seen kind last."""
@@ -168,32 +166,54 @@ class Experience:
         """Learn from one attempt. Raises ValueError for a negative or NaN duration."""
         kind = task.kind
         _row(self._pairs, (kind, worker_id), lambda: PerformanceStats(self._learning_rate)).update(seconds, success)
-        self._all_tries.add(seconds, success)
-        _row(self._tries, (kind, model), Tries).add(seconds, success)
-        _row(self._worker_tries, worker_id, Tries).add(seconds, success)
-        if not success:
-            return
-        hint_s = task.requirements.estimated_time
+        if success:
+            self._learn_success(worker_id, model, task, seconds)
+        else:
+            self._learn_failure(worker_id, model, task, seconds)
+
+    def _learn_failure(self, worker_id: WorkerId, model: str, task: Task, seconds: float) -> None:
+        kind = task.kind
+        cell, own = _row(self._tries, (kind, model), Tries), _row(self._worker_tries, worker_id, WorkerTries)
+        by_kind, by_worker = _blame(cell, own)
+        guess = self._beliefs.guess(kind, model, task.requirements.estimated_time)
+        share = min(SHARE_MAX, seconds / (guess.mean_s * math.exp(self.shift(kind, worker_id))))
+        cell.add(by_kind, share, failed=True)
+        own.add(by_worker, share, failed=True)
+        own.note((kind, model), by_kind, by_worker)
+        self._has_failures = True
+
+    def _learn_success(self, worker_id: WorkerId, model: str, task: Task, seconds: float) -> None:
+        kind, hint_s = task.kind, task.requirements.estimated_time
+        _row(self._tries, (kind, model), Tries).add()
+        _row(self._worker_tries, worker_id, WorkerTries).add()
         guess = self._beliefs.guess(kind, model, hint_s)
-        weight = guess.noise / (guess.noise + guess.doubt)
         # Of a kind that nobody has seen, the first says nothing about its worker.
         is_known = self._beliefs.plain.knows(kind)
         difference = math.log(max(seconds, 1e-6)) - guess.log_s if is_known else 0.0
-        own = _row(self._peculiar, worker_id, Peculiar)
-        beyond = difference - own.mean(guess.noise, self._variance)
-        own.add(difference, weight)
-        _row(self._pair_peculiar, (kind, worker_id), Peculiar).add(beyond, weight)
-        self._beliefs.add(kind, model, seconds, hint_s)
+        self._learn_pace(kind, worker_id, difference, guess.noise + guess.doubt)
+        self._beliefs.add(kind, model, seconds / self.slowness(worker_id), hint_s)
+
+    def _learn_pace(self, kind: str, worker_id: WorkerId, difference: float, noise: float) -> None:
+        """Share a difference between the worker and the kind on it: each sees what the other leaves."""
+        own = _row(self._paces, worker_id, lambda: Pace(self._spread))
+        pair = _row(self._pair_paces, (kind, worker_id), lambda: Pace(self._pair_spread, own.era))
+        mean, variance = pair.believe()
+        own.add(difference - (mean if pair.era == own.era else 0.0), noise + variance)
+        if pair.era != own.era:
+            pair = self._pair_paces[kind, worker_id] = Pace(self._pair_spread, own.era)
+        mean, variance = own.believe()
+        pair.add(difference - mean, noise + variance)
+        pair.era = own.era
 
     # -------------------------------------------------------------------------------------------------- over a restart
 
     def learned(self) -> list[Learned]:
         """Write down what is to outlive a restart, the last seen."""
         cells = []
-        for mark, logs in ((MODEL_MARK, self._beliefs.plain), (MODEL_MARK * 2, self._beliefs.ratios)):
+        for mark, logs in ((CELL_MARK, self._beliefs.plain), (RATIO_MARK, self._beliefs.ratios)):
             for kind, row in logs.cells.items():
                 for model, cell in row.items():
-                    tries = self._tries.get((kind, model), Tries())
+                    tries = self._tries.get((kind, model), _UNTRIED)
                     failed = tries.failed / tries.count if tries.count else 0.0
                     values = (cell.total, cell.square, 1.0 - failed, cell.count)
                     cells.append(Learned(kind, mark + model, *values, int(tries.count)))
@@ -201,63 +221,107 @@ class Experience:
         return newest(self._pairs)[-(LEARNED_MAX - len(cells)) :] + cells
 
     def _written_peculiar(self) -> list[Learned]:
-        """What is peculiar to workers, the last seen ones, and to kinds on them."""
-        rows = [(pair, row) for pair, row in islice(reversed(self._pair_peculiar.items()), LEARNED_MAX // 8)]
-        rows += [(("", worker), row) for worker, row in islice(reversed(self._peculiar.items()), LEARNED_MAX // 8)]
-        mark = MODEL_MARK * 3
-        return [
-            Learned(kind, mark + worker, row.total, 0.0, 1.0, row.weight, 0) for (kind, worker), row in reversed(rows)
+        """What is peculiar to workers, the last seen ones, and to kinds on them; and what fails."""
+        rows = [
+            _written_pace(kind, PAIR_MARK + worker_id, pace)
+            for (kind, worker_id), pace in self._last(self._pair_paces)
+            if pace.weight and pace.era == self._paces.get(worker_id, self._unseen).era
         ]
+        rows += [_written_pace("", PACE_MARK + worker, pace) for worker, pace in self._last(self._paces)]
+        rows += [_written_tries("", TRIES_MARK + worker, tries) for worker, tries in self._last(self._worker_tries)]
+        rows += [
+            _written_tries(kind, MODEL_TRIES_MARK + model, tries)
+            for (kind, model), tries in self._last(self._tries)
+            if tries.failed
+        ]
+        return rows
+
+    def _last(self, table: OrderedDict[Key, Row]) -> list[tuple[Key, Row]]:
+        return list(islice(reversed(table.items()), LEARNED_MAX // WRITTEN_SHARE))[::-1]
 
     def recall(self, learned: Iterable[Learned]) -> None:
         """Go on from what was written down; what is damaged is left out."""
         for one in learned:
-            if one.worker.startswith(MODEL_MARK * 3):
-                self._recall_peculiar(one)
-            elif one.worker.startswith(MODEL_MARK):
-                self._recall_cell(one)
-            else:
-                stats = self._pairs[one.kind, WorkerId(one.worker)] = PerformanceStats(self._learning_rate)
+            name = one.worker.lstrip("\n")
+            mark = one.worker[: len(one.worker) - len(name)]
+            if not mark:
+                stats = self._pairs[one.kind, WorkerId(name)] = PerformanceStats(self._learning_rate)
                 stats.recall(one)
+            elif mark in (CELL_MARK, RATIO_MARK):
+                self._recall_cell(one, name, is_ratio=mark == RATIO_MARK)
+            elif mark in (PACE_MARK, PAIR_MARK):
+                self._recall_pace(one, WorkerId(name), is_pair=mark == PAIR_MARK)
+            elif mark in (TRIES_MARK, MODEL_TRIES_MARK):
+                self._recall_tries(one, name, is_worker=mark == TRIES_MARK)
         for logs in (self._beliefs.plain, self._beliefs.ratios):
             logs.fit(reversed(logs.cells))
         self.fit()
 
-    def _recall_peculiar(self, one: Learned) -> None:
-        worker_id = WorkerId(one.worker.removeprefix(MODEL_MARK * 3))
-        if _is_sound(one):
-            peculiar = Peculiar()
-            peculiar.total, peculiar.weight = one.duration, one.weight
-            if one.kind:
-                self._pair_peculiar[one.kind, worker_id] = peculiar
-            else:
-                self._peculiar[worker_id] = peculiar
-
-    def _recall_cell(self, one: Learned) -> None:
-        is_ratio = one.worker.startswith(MODEL_MARK * 2)
-        model = one.worker.removeprefix(MODEL_MARK * (2 if is_ratio else 1))
+    def _recall_cell(self, one: Learned, model: str, *, is_ratio: bool) -> None:
         logs = self._beliefs.ratios if is_ratio else self._beliefs.plain
         if not (_is_sound(one) and 0.0 <= one.square <= LOG_MAX**2 * one.weight):
             return
         logs.recall(one.kind, model, Cell(one.weight, one.duration, one.square))
         if not is_ratio and one.total:
-            tries = self._tries[one.kind, model] = Tries()
-            tries.count = float(one.total)
-            tries.failed = one.total * (1.0 - one.success)
+            failed = one.total * min(1.0, max(0.0, 1.0 - one.success))
+            self._tries[one.kind, model] = Tries(float(one.total), failed, failed, failed * SHARE_FIRST)
+            self._has_failures = self._has_failures or failed > 0
+
+    def _recall_pace(self, one: Learned, worker_id: WorkerId, *, is_pair: bool) -> None:
+        if not (_is_sound(one) and 0.0 <= one.square <= 1.0):
+            return
+        pace = Pace(self._pair_spread if is_pair else self._spread, int(one.total > 0))
+        pace.recall(one.duration, one.weight, one.square)
+        if is_pair:
+            self._pair_paces[one.kind, worker_id] = pace
+        else:
+            self._paces[worker_id] = pace
+
+    def _recall_tries(self, one: Learned, name: str, *, is_worker: bool) -> None:
+        if not (0.0 < one.weight < INF and 0.0 <= one.success <= 1.0 and one.square >= 0.0 and one.duration >= 0.0):
+            return
+        failed = one.weight * (1.0 - one.success)
+        blamed = min(one.square, failed)
+        values = (one.weight, failed, blamed, min(one.duration, SHARE_MAX * blamed))
+        if is_worker:
+            self._worker_tries[WorkerId(name)] = WorkerTries(*values)
+        else:
+            self._tries[one.kind, name] = Tries(*values)
+            self._tries.move_to_end((one.kind, name))
+        self._has_failures = self._has_failures or failed > 0
+
+
+def _bounded(shift: float) -> float:
+    return max(-SHIFT_MAX, min(SHIFT_MAX, shift))
+
+
+def _either(first: float, second: float) -> float:
+    """How likely one of two is that have nothing to do with each other."""
+    return first + second - first * second
+
+
+def _blame(cell: Tries, worker: Tries) -> tuple[float, float]:
+    """How likely a kind on a model, and a worker, were at work where an attempt has failed."""
+    by_kind, by_worker = cell.rate(FAILS_FIRST, FAILS_SAMPLES), worker.rate(FAILS_FIRST, FAILS_SAMPLES)
+    fails = _either(by_kind, by_worker)
+    return by_kind / fails, by_worker / fails
+
+
+def _before_success(fails: float) -> float:
+    """Attempts that fail before one succeeds, in the mean."""
+    return fails / max(1.0 - fails, SUCCESS_MIN)
 
 
 def _is_sound(one: Learned) -> bool:
-    return 0.0 < one.weight < math.inf and abs(one.duration) <= LOG_MAX * one.weight
+    return WEIGHT_MIN < one.weight < INF and abs(one.duration) <= LOG_MAX * one.weight
 
 
-def _variance(rows: Reversible[Peculiar], noise: float) -> float:
-    """By how much rows vary beyond what noise explains (by the moments; DerSimonian and Laird, 1986)."""
-    spread, samples = WORKER_VARIANCE_SAMPLES * WORKER_VARIANCE, WORKER_VARIANCE_SAMPLES
-    for row in islice(reversed(rows), PECULIAR_LOOKED_AT_MAX):
-        if row.weight:
-            spread += row.total * row.total / row.weight - noise
-            samples += row.weight
-    return max(spread / samples, WORKER_VARIANCE_MIN)
+def _written_pace(kind: str, name: str, pace: Pace) -> Learned:
+    return Learned(kind, name, pace.total, pace.unlike, 1.0, pace.weight, int(pace.era > 0))
+
+
+def _written_tries(kind: str, name: str, tries: Tries) -> Learned:
+    return Learned(kind, name, tries.share, tries.blamed, 1.0 - tries.failed / tries.count, tries.count, 0)
 
 
 def _row(table: OrderedDict[Key, Row], key: Key, make: Callable[[], Row]) -> Row:

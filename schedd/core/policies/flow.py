@@ -263,21 +263,31 @@ class Flow:
         return (other.submitted_ns - task.submitted_ns) / SECOND > self._patience * runtime_s
 
     def better_elsewhere(
-        self, task: Task, group: int, works: Sequence[float], runtimes: Sequence[float], gone_s: float
+        self,
+        task: Task,
+        group: int,
+        poor_s: float | None,
+        works: Sequence[float],
+        runtimes: Sequence[float],
+        gone_s: float,
     ) -> tuple[int, float] | None:
         """The group for which a task should wait though it could start, and in how many seconds it would end; or None.
 
-        What it would delay there counts as if it took longer. gone_s: since the last refresh.
+        What it would delay there counts as if it took longer. poor_s: what it takes on a worker that is not counted on,
+        which may leave it to the others of its group; else None. gone_s: since the last refresh.
         """
+        here_s = runtimes[group] if poor_s is None else poor_s
         planned = self._planned.get(task.request) if task.request is not None else None
         is_planned = planned is not None and any(part.left for part in planned)
         best: tuple[int, float] | None = None
         for g, side in enumerate(self._sides):
-            if g == group or works[g] == INF or (is_planned and planned and not planned[g].left):
+            if g == group and poor_s is None:
+                continue
+            if works[g] == INF or (is_planned and planned and not planned[g].left):
                 continue
             place = bisect_right(self._keys[g], self._key(task, works[g])) - is_planned
             in_s = max(side.cost(place, works[g], runtimes[g]) - gone_s, runtimes[g])
-            if (is_planned or in_s < runtimes[group]) and (best is None or in_s < best[1]):
+            if ((is_planned and g != group) or in_s < here_s) and (best is None or in_s < best[1]):
                 best = (g, in_s)
         return best
 

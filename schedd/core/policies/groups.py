@@ -5,27 +5,66 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from msgspec import Struct
+
 from schedd.core.capacity import WHOLE, Ledger, Need
 from schedd.core.model import Task, WorkerId, WorkerInfo
 
 #: Groups of equal workers; workers of more shapes join the first of their model.
 GROUPS_MAX = 32
+#: A worker on which tasks take so many times as long as usual is not counted on by a plan, where there are others.
+POOR_EFFORT = 3.0
+#: Workers of a group that a task may be left for.
+SOONEST_MAX = 4
 INF = math.inf
+
+
+class Busy(Struct, frozen=True):
+    """A worker that runs something: seconds until it is expected to be free, at the last refresh.
+
+    effort: how many times as long as usual a task then takes there.
+    """
+
+    worker_id: WorkerId
+    free_in_s: float
+    effort: float
 
 
 class Group:
     """Workers of one shape: a device model, and as many devices and CPUs each."""
 
-    __slots__ = ("count", "free_in_s", "frees", "model", "sample")
+    __slots__ = ("_frees", "_poor_frees", "capacity", "model", "sample", "soonest")
 
     def __init__(self, model: str, sample: Ledger) -> None:
         self.model = model
         self.sample = sample
-        self.count = 0
-        #: Seconds until the first of its workers that runs something is expected to be free, at the last refresh.
-        self.free_in_s = INF
-        #: Seconds of each of its workers until what it runs is done, spread over its slots; 0 where it is idle.
-        self.frees: list[float] = []
+        #: Workers, each as much of one as it gets done beside the others of its model.
+        self.capacity = 0.0
+        #: Its workers that run something, the soonest free first, and such as are better than all before.
+        self.soonest: list[Busy] = []
+        self._frees: list[float] = []
+        self._poor_frees: list[float] = []
+
+    @property
+    def frees(self) -> list[float]:
+        """Seconds until each worker that a plan counts on has done what it runs, over its slots; 0 where it is idle."""
+        return self._frees or self._poor_frees
+
+    def counts_on(self, effort: float) -> bool:
+        """Whether a plan counts on a worker on which tasks take so many times as long as usual."""
+        return effort < POOR_EFFORT or not self._frees
+
+    def note_free(self, free_in_s: float, effort: float) -> None:
+        """Note when a worker has done what it does."""
+        (self._frees if effort < POOR_EFFORT else self._poor_frees).append(free_in_s)
+
+    def note_busy(self, busy: Busy) -> None:
+        """Note a worker that runs something."""
+        before = [one for one in self.soonest if one.free_in_s <= busy.free_in_s]
+        if before and before[-1].effort <= busy.effort:
+            return
+        after = [one for one in self.soonest if one.free_in_s > busy.free_in_s and one.effort < busy.effort]
+        self.soonest = [*before, busy, *after][:SOONEST_MAX]
 
     def can_run(self, task: Task) -> bool:
         """Whether a worker of the group could run the task if it were empty."""
@@ -46,7 +85,7 @@ class Groups:
         self._groups, self._numbers, self._places = [], {}, {}
 
     def enter(self, worker: WorkerInfo, ledger: Ledger) -> Group:
-        """Count a worker to its group, a new one where there is none."""
+        """Tell the group of a worker, a new one where there is none."""
         shape = _shape(ledger)
         model, number = shape[0], self._numbers.get(shape)
         if number is None and len(self._groups) < GROUPS_MAX:
@@ -55,9 +94,7 @@ class Groups:
         elif number is None:
             number = next((n for n, group in enumerate(self._groups) if group.model == model), 0)
         self._places[worker.worker_id] = (ledger, model, number)
-        group = self._groups[number]
-        group.count += 1
-        return group
+        return self._groups[number]
 
     def place(self, worker: WorkerInfo) -> tuple[str, int]:
         """The device model of a worker, "" without devices, and the number of its group, -1 where it has none yet."""

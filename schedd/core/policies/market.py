@@ -86,7 +86,7 @@ class Market:
         hints = [self._beliefs.usual_hint_s(w.request.kind, w.head.requirements.estimated_time) for w in waiting]
         stays = [self.stays(w.request, hint_s, groups, exploration) for w, hint_s in zip(waiting, hints, strict=True)]
         seconds = [[stay.drawn_s if stay is not None else INF for stay in row] for row in stays]
-        capacity = [float(group.count) for group in groups]
+        capacity = [group.capacity for group in groups]
         self._prices, self.horizon_s = solve(demand, seconds, capacity, self._prices or None)
         self.end_s = self.horizon_s + left_s
         if len(groups) > 1:
@@ -107,7 +107,7 @@ class Market:
                 continue
             if group.model not in drawn:
                 guess = self._beliefs.guess(kind, group.model, hint_s)
-                failures_s = self._experience.failures_s(kind, group.model, None, guess.mean_s)
+                failures_s = guess.mean_s * self._experience.burden(kind, group.model, None)
                 # Who only asks draws nothing: decisions must not depend on it.
                 deviations = exploration * self._drawn(kind, group.model) if exploration else 0.0
                 drawn[group.model] = Stay(guess.drawn_s(deviations) + failures_s, guess.mean_s + failures_s, guess)
