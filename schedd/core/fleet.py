@@ -198,8 +198,8 @@ class Fleet:
             return False  # not of an earlier start
         if holder is not None and _age(hold) <= (t.epochs.get(task.id, t.epoch), task.attempt):
             return False
-        if hold.phase == "backlog" and self._is_doubtful(worker, hold):
-            return False  # it might begin before we know better
+        if hold.phase == "backlog" and (worker.worker_id not in t.awaited or self._is_doubtful(worker, hold)):
+            return False  # it might begin before we know better, or before the next start would know of the worker
         meant = task.id < t.restored_below and task.defined_ns == hold.defined_ns and _could_be(task, worker, hold)
         may_run = isinstance(task.state, Waiting | Queued | Delayed) or (
             isinstance(task.state, Held) and bool(task.state.reason)

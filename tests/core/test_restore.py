@@ -631,6 +631,14 @@ class GivenUp(Restartable):
         return holds(1, 1, phase, START, epoch=2)
 
 
+def test_backlog_of_a_worker_that_comes_too_late(world: Restartable) -> None:
+    """It would begin on a worker of which the next start may know nothing yet."""
+    world.pass_grace()
+    late = world.join("w1", holds=[holds(1, 1, "backlog")])
+    assert drops(late) == {"w1": [(1, 1)]}
+    assert (world.where(1), world.task(1).attempt) == (["w1"], 2)
+
+
 @pytest.mark.parametrize("came_back", [False, True])
 @pytest.mark.parametrize("phase", ["running", "finished"])
 def test_newer_of_two_attempts_with_one_number_wins(came_back: bool, phase: str) -> None:
