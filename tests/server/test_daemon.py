@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import signal
 import socket
@@ -233,11 +234,12 @@ def test_few_open_files(cluster: Cluster) -> None:
     daemon = cluster.start_daemon(program=["-c", script])
     assert "few_open_files" in daemon.log()
     with RawClient(cluster.address) as client:
-        peers = [RawPeer(cluster.address) for _ in range(100)]
-        for _ in range(20):
-            assert 1 < client.ask(m.GetStats).connections <= 64
-        for peer in peers:
-            peer.socket.close()
+        with contextlib.ExitStack() as peers:
+            for _ in range(100):
+                peers.enter_context(RawPeer(cluster.address))
+            wait_until(lambda: client.ask(m.GetStats).connections > 1, what="some of them are served")
+            for _ in range(20):
+                assert 1 < client.ask(m.GetStats).connections <= 64
         wait_until(lambda: client.ask(m.GetStats).connections == 1)
         with RawClient(cluster.address) as late:
             assert late.ask(m.GetStats).connections == 2
