@@ -265,7 +265,7 @@ def test_adaptive_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert policy.stats("b", WorkerId("w-b")) is None
     assert policy.stats("a", WorkerId("w-a")) is not None
     seen = policy.experience
-    for table in (seen._pairs, seen._tries, seen._worker_tries, seen._paces, seen._pair_paces):
+    for table in (seen._pairs, seen._tries, seen._workers):
         assert len(table) == 2
 
 

@@ -24,7 +24,7 @@ from msgspec import Meta, Struct
 from schedd.core.model import SECOND, Belief, Instant, Running, Task, WorkerId, WorkerInfo, WorkerStatus
 from schedd.core.policies.arrivals import Arrivals
 from schedd.core.policies.base import Draft, Outcome, SurveyView, TaskScheduler, WaitingClass
-from schedd.core.policies.beliefs import Beliefs
+from schedd.core.policies.beliefs import Beliefs, Guess
 from schedd.core.policies.experience import Experience
 from schedd.core.policies.flow import Flow, runtimes_of
 from schedd.core.policies.groups import INF, Busy, Groups
@@ -126,6 +126,8 @@ class AdaptiveScheduler(TaskScheduler):
         #: When the last refresh was; seconds until what ran then is over, in the mean of the workers.
         self.refreshed_ns: Instant = 0
         self._left_s = 0.0
+        #: What was scored last in this pass, and what is believed of it: whether to take it is the next question.
+        self._scored: tuple[Task, WorkerInfo, Guess, float] | None = None
         #: How much waited then, and how much of it was not placed since.
         self._waited = self._left = 1
 
@@ -143,14 +145,14 @@ class AdaptiveScheduler(TaskScheduler):
 
     def record_completion(self, worker_id: WorkerId, task: Task, duration: float, success: bool) -> None:
         """Learn from one attempt of `duration` seconds. Raises ValueError for a negative or NaN duration."""
-        self._learn(worker_id, self._groups.model_of(worker_id), task, duration, success)
+        self.experience.learn(worker_id, self._groups.model_of(worker_id), task, duration, success)
+        self._news.add(task.kind)
 
     def observe(self, outcome: Outcome, now: Instant) -> None:
-        model = self._groups.place(outcome.worker)[0]
-        self._learn(outcome.worker.worker_id, model, outcome.task, outcome.runtime_s, outcome.success)
-
-    def _learn(self, worker_id: WorkerId, model: str, task: Task, seconds: float, success: bool) -> None:
-        self.experience.learn(worker_id, model, task, seconds, success)
+        self._scored = None
+        task, worker = outcome.task, outcome.worker
+        model = self._groups.place(worker)[0]
+        self.experience.learn(worker.worker_id, model, task, outcome.runtime_s, outcome.success)
         self._news.add(task.kind)
 
     def stats(self, kind: str, worker_id: WorkerId) -> PerformanceStats | None:
@@ -172,6 +174,7 @@ class AdaptiveScheduler(TaskScheduler):
         worker_id = worker.worker_id
         model, group = self._groups.place(worker)
         guess, here_s = self.experience.guess(task, worker_id, model)
+        self._scored = (task, worker, guess, here_s)
         # However quick a failure is: it has the task tried again elsewhere, or fails it for good.
         here_s += self.experience.risk(task.kind, model, worker_id) * guess.mean_s
         if self.flow is not None:
@@ -185,6 +188,7 @@ class AdaptiveScheduler(TaskScheduler):
 
     def plan(self, draft: Draft, now: Instant) -> None:
         """Give each candidate of the task that is first the class of equal importance that it is best at."""
+        self._scored = None
         if self.flow is not None:
             self._plan_flow(self.flow, draft, now)
             return
@@ -204,7 +208,8 @@ class AdaptiveScheduler(TaskScheduler):
     def _place_best(self, draft: Draft, task: Task, worker: WorkerInfo, now: Instant) -> Task | None:
         """Place the task, or one that the worker is better at; None: it should rather wait."""
         mine = task.request
-        order = self.market.order(self._groups.place(worker)[1]) if not worker.task_queue else {}
+        is_free = len(self._groups) > 1 and not worker.task_queue
+        order = self.market.order(self._groups.place(worker)[1]) if is_free else {}
         least = order[mine] * CLEARLY if mine is not None and mine in order else 0.0
         for request, cost in order.items():
             if cost >= least:
@@ -303,7 +308,11 @@ class AdaptiveScheduler(TaskScheduler):
         if self.flow is not None:
             return self._better_by_plan(self.flow, task, worker, own, now)
         end_s = self.market.horizon_s * max(0, self._left) / self._waited + self._left_s
-        guess, here_s = self.experience.guess(task, worker.worker_id, model)
+        scored = self._scored
+        if scored is not None and scored[0] is task and scored[1] is worker:
+            guess, here_s = scored[2:]
+        else:
+            guess, here_s = self.experience.guess(task, worker.worker_id, model)
         least_s = guess.beyond_s(end_s, here_s / guess.mean_s)
         gone_s = (now - self.refreshed_ns) / SECOND
         best = None
@@ -347,9 +356,9 @@ class AdaptiveScheduler(TaskScheduler):
     # -------------------------------------------------------------------------------------------------------- refresh
 
     def is_stale(self, now: Instant) -> bool:
-        return (
-            self.flow is not None or bool(self.beliefs.plain.cells)
-        ) and now - self.refreshed_ns >= self.refresh_interval_s * SECOND
+        if now - self.refreshed_ns < self.refresh_interval_s * SECOND:
+            return False
+        return self.flow is not None or bool(self.beliefs.plain.cells)
 
     def survey(self, view: SurveyView, now: Instant) -> None:
         """Look at what waits and what runs."""

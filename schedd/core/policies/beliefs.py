@@ -18,6 +18,7 @@ from itertools import islice
 from statistics import NormalDist, fmean
 
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from schedd.core.policies.profiles import Profiles
 
@@ -39,6 +40,8 @@ SWEEPS = 2
 #: Deviations of runtimes that are remembered, the last ones, and in how many quantiles they are told.
 DEVIATIONS_MAX = 200
 QUANTILES = 20
+#: Guesses that are kept of a kind: each estimate has its own.
+GUESSES_MAX = 1000
 
 
 class Cell(Struct):
@@ -93,16 +96,16 @@ class LogTimes:
         if model not in row:
             row[model] = Cell()
         row[model].add(value)
-        if kind in self._profiles:
-            self._deviations.append(value - self.believe(kind, model)[0])
-        self._profiles.see(kind, model, value, self.noise)
+        off = self._profiles.see(kind, model, value, self.noise)
+        if off is not None:
+            self._deviations.append(off)
 
     def believe(self, kind: str, model: str) -> tuple[float, float]:
         """Mean and variance of what is believed of the mean of a cell."""
         return self._profiles.believe(kind, model)
 
     def knows(self, kind: str) -> bool:
-        return kind in self._profiles
+        return kind in self.cells
 
     def recall(self, kind: str, model: str, cell: Cell) -> None:
         """Go on from a cell that was seen before a restart; what follows from it, the next `fit` says."""
@@ -164,11 +167,11 @@ class Guess(Struct, frozen=True):
     noise: float
     #: What runtimes are, in their mean: quantiles, least first.
     shape: tuple[float, ...] = (1.0,)
+    #: Seconds in the mean.
+    mean_s: float = 0.0
 
-    @property
-    def mean_s(self) -> float:
-        """Seconds in the mean."""
-        return math.exp(min(60.0, self.log_s + min(self.noise, NOISE_VARIANCE_MAX) / 2))
+    def __post_init__(self) -> None:
+        force_setattr(self, "mean_s", math.exp(min(60.0, self.log_s + min(self.noise, NOISE_VARIANCE_MAX) / 2)))
 
     def drawn_s(self, deviations: float) -> float:
         """Seconds in the mean, were the belief off by so many of its standard deviations."""
@@ -205,10 +208,16 @@ class Beliefs:
         self.ratios = LogTimes(RATIO_NOISE)
         #: Mean of the logarithms of estimates, by kind.
         self._hints: OrderedDict[str, float] = OrderedDict()
+        #: What was asked for since what it follows from has changed: by kind, then model and estimate.
+        self._guesses: dict[str, dict[tuple[str, float | None], Guess]] = {}
 
     def add(self, kind: str, model: str, seconds: float, hint_s: float | None) -> None:
         """Take in the runtime of an attempt that succeeded."""
         value = math.log(max(seconds, SHORTEST_S))
+        if model in self.plain.cells.get(kind, ()):
+            self._guesses.pop(kind, None)
+        else:
+            self._guesses.clear()
         self.plain.add(kind, model, value)
         if hint_s:
             hint = math.log(max(hint_s, SHORTEST_S))
@@ -219,11 +228,33 @@ class Beliefs:
 
     def guess(self, kind: str, model: str, hint_s: float | None = None) -> Guess:
         """What is believed of the runtime of a task."""
+        known = self._guesses.get(kind)
+        if known is None:
+            if len(self._guesses) >= KINDS_MAX:
+                self._guesses.clear()
+            known = self._guesses[kind] = {}
+        found = known.get((model, hint_s))
+        if found is None:
+            if len(known) >= GUESSES_MAX:
+                known.clear()
+            found = known[model, hint_s] = self._work_out(kind, model, hint_s)
+        return found
+
+    def _work_out(self, kind: str, model: str, hint_s: float | None) -> Guess:
+        log_s, doubt, logs = self._believe(kind, model, hint_s)
+        return Guess(log_s, doubt, logs.noise, logs.shape)
+
+    def expected(self, kind: str, model: str, hint_s: float | None) -> tuple[float, float]:
+        """Logarithm of the seconds that a task is believed to take, and the variance of how far it will be off."""
+        log_s, doubt, logs = self._believe(kind, model, hint_s)
+        return log_s, doubt + logs.noise
+
+    def _believe(self, kind: str, model: str, hint_s: float | None) -> tuple[float, float, LogTimes]:
         if hint_s and (self.ratios.noise <= self.plain.noise or not self.plain.knows(kind)):
             mean, variance = self.ratios.believe(kind, model)
-            return Guess(mean + math.log(max(hint_s, SHORTEST_S)), variance, self.ratios.noise, self.ratios.shape)
+            return mean + math.log(max(hint_s, SHORTEST_S)), variance, self.ratios
         mean, variance = self.plain.believe(kind, model)
-        return Guess(mean, variance, self.plain.noise, self.plain.shape)
+        return mean, variance, self.plain
 
     def usual_hint_s(self, kind: str, otherwise: float | None) -> float | None:
         """The estimate that tasks of a kind usually have (seconds)."""
@@ -235,6 +266,17 @@ class Beliefs:
         logs = [(k, m, math.log(max(s, SHORTEST_S)), h) for k, m, s, h in running]
         self.plain.fit(kinds, (Censored(k, m, least) for k, m, least, _ in logs))
         self.ratios.fit(kinds, (Censored(k, m, least - math.log(max(h, SHORTEST_S))) for k, m, least, h in logs if h))
+        self._guesses.clear()
+
+    def recall(self, kind: str, model: str, cell: Cell, *, is_ratio: bool) -> None:
+        """Go on from a cell that was seen before a restart; what follows from it, `fit_recalled` says."""
+        (self.ratios if is_ratio else self.plain).recall(kind, model, cell)
+
+    def fit_recalled(self) -> None:
+        """Bring up to date what is believed of all that was recalled."""
+        for logs in (self.plain, self.ratios):
+            logs.fit(reversed(logs.cells))
+        self._guesses.clear()
 
 
 def density(z: float) -> float:

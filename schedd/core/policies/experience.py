@@ -14,7 +14,7 @@ from itertools import islice
 from typing import TypeVar
 
 from schedd.core.model import Belief, Task, WorkerId
-from schedd.core.policies.beliefs import Beliefs, Cell, Guess
+from schedd.core.policies.beliefs import SHORTEST_S, Beliefs, Cell, Guess
 from schedd.core.policies.peculiar import LOOKED_AT_MAX, PAIR_VARIANCE, SHARE_FIRST, Pace, Spread, Tries, WorkerTries
 from schedd.core.stats import LEARNED_MAX, Learned, PerformanceStats, newest
 
@@ -52,30 +52,62 @@ INF = math.inf
 _UNTRIED = Tries()
 
 
+class Rows(OrderedDict[Key, Row]):
+    """Rows by key, made where there is none yet; beyond `ROWS_MAX` the first goes: who sees one moves it to the end."""
+
+    def __init__(self, make: Callable[[], Row]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: Key) -> Row:
+        row = self[key] = self._make()
+        if len(self) > ROWS_MAX:
+            self.popitem(last=False)
+        return row
+
+
+class OfWorker:
+    """What is peculiar to a worker."""
+
+    __slots__ = ("pace", "tries")
+
+    def __init__(self, spread: Spread) -> None:
+        self.pace = Pace(spread)
+        self.tries = WorkerTries()
+
+
+class Pair(PerformanceStats):
+    """What was seen of a kind on a worker, and what is peculiar to the two."""
+
+    __slots__ = ("pace",)
+
+    def __init__(self, learning_rate: float, spread: Spread) -> None:
+        super().__init__(learning_rate)
+        self.pace = Pace(spread)
+
+
 class Experience:
     """Learns from attempts and says what is to be expected of the next."""
 
     def __init__(self, beliefs: Beliefs, learning_rate: float) -> None:
         self._beliefs = beliefs
-        self._learning_rate = learning_rate
-        self._pairs: OrderedDict[tuple[str, WorkerId], PerformanceStats] = OrderedDict()
-        self._tries: OrderedDict[tuple[str, str], Tries] = OrderedDict()
-        self._has_failures = False
-        self._worker_tries: OrderedDict[WorkerId, WorkerTries] = OrderedDict()
-        self._paces: OrderedDict[WorkerId, Pace] = OrderedDict()
-        self._pair_paces: OrderedDict[tuple[str, WorkerId], Pace] = OrderedDict()
         #: By how much workers differ, and kinds on workers.
         self._spread, self._pair_spread = Spread(), Spread(PAIR_VARIANCE)
-        self._unseen = Pace(self._spread)
+        self._pairs: Rows[tuple[str, WorkerId], Pair] = Rows(lambda: Pair(learning_rate, self._pair_spread))
+        self._workers: Rows[WorkerId, OfWorker] = Rows(lambda: OfWorker(self._spread))
+        self._tries: Rows[tuple[str, str], Tries] = Rows(Tries)
+        self._has_failures = False
+        self._unseen = OfWorker(self._spread)
 
     def fit(self) -> None:
         """Learn by how much workers differ: where they are alike, what seems peculiar to one is chance.
 
         And blame what has failed by what is known now.
         """
-        self._spread.fit(self._paces.values())
-        self._pair_spread.fit(self._pair_paces.values())
-        for own in islice(reversed(self._worker_tries.values()), LOOKED_AT_MAX if self._has_failures else 0):
+        self._spread.fit(one.pace for one in reversed(self._workers.values()))
+        self._pair_spread.fit(one.pace for one in reversed(self._pairs.values()))
+        for one in islice(reversed(self._workers.values()), LOOKED_AT_MAX if self._has_failures else 0):
+            own = one.tries
             for key, case in own.cases.items():
                 cell = self._tries.get(key, _UNTRIED)
                 by_kind, by_worker = _blame(cell, own)
@@ -97,7 +129,7 @@ class Experience:
 
     def effort(self, worker_id: WorkerId) -> float:
         """How many times as long as on another worker of its model a success takes there, failures included."""
-        own = _bounded(self._paces.get(worker_id, self._unseen).mean)
+        own = _bounded(self._workers.get(worker_id, self._unseen).pace.believe()[0])
         return math.exp(own) * (1.0 + self.burden(None, "", worker_id))
 
     def slowness(self, worker_id: WorkerId) -> float:
@@ -105,8 +137,7 @@ class Experience:
 
         Such a worker does not speak for its model; the small deviations of the others are a part of its mean.
         """
-        own = self._paces.get(worker_id, self._unseen)
-        return math.exp(_bounded(own.mean)) if own.era else 1.0
+        return _slowness(self._workers.get(worker_id, self._unseen).pace)
 
     def capacity(self, worker_id: WorkerId) -> float:
         """What a worker gets done beside one of its model that is like the others, and on which nothing fails: 1."""
@@ -114,38 +145,40 @@ class Experience:
 
     def burden(self, kind: str | None, model: str, worker_id: WorkerId | None) -> float:
         """What failed attempts before a success take, in runtimes: of a kind on a model, on a worker; None: any."""
+        if not self._has_failures:
+            return 0.0
         fails, share = self._fails(kind, model, worker_id)
         return share * _before_success(fails)
 
     def risk(self, kind: str, model: str, worker_id: WorkerId) -> float:
         """Failed attempts that are expected before a success: so often the task has to be tried again, if it may be."""
-        return _before_success(self._fails(kind, model, worker_id)[0])
+        return _before_success(self._fails(kind, model, worker_id)[0]) if self._has_failures else 0.0
 
     def _fails(self, kind: str | None, model: str, worker_id: WorkerId | None) -> tuple[float, float]:
         """How likely an attempt fails, and what part of a runtime it takes then."""
-        if not self._has_failures:
-            return 0.0, 0.0
         by_kind = by_worker = wasted = 0.0
         if kind is not None:
             tries = self._tries.get((kind, model), _UNTRIED)
             by_kind = tries.rate(FAILS_FIRST, FAILS_SAMPLES)
             wasted += by_kind * tries.usual_share
         if worker_id is not None:
-            tries = self._worker_tries.get(worker_id, _UNTRIED)
+            tries = self._workers.get(worker_id, self._unseen).tries
             by_worker = tries.rate(FAILS_FIRST, FAILS_SAMPLES)
             wasted += by_worker * tries.usual_share
         return _either(by_kind, by_worker), wasted / (by_kind + by_worker)
 
     def shift(self, kind: str, worker_id: WorkerId) -> float:
         """How much slower the worker is with such tasks than others of its model, as a logarithm."""
-        own = self._paces.get(worker_id, self._unseen)
-        pair = self._pair_paces.get((kind, worker_id))
-        shift = own.mean + (pair.mean if pair is not None and pair.era == own.era else 0.0)
-        return _bounded(shift)
+        own = self._workers.get(worker_id, self._unseen).pace
+        pair = self._pairs.get((kind, worker_id))
+        shift = own.believe()[0]
+        if pair is not None and pair.pace.era == own.era:
+            shift += pair.pace.believe()[0]
+        return shift if -SHIFT_MAX < shift < SHIFT_MAX else _bounded(shift)
 
     def doubt(self, worker_id: WorkerId) -> float:
         """The standard deviation of what is believed of the pace of a worker, as a part of a logarithm."""
-        return math.sqrt(self._paces.get(worker_id, self._unseen).variance)
+        return math.sqrt(self._workers.get(worker_id, self._unseen).pace.believe()[1])
 
     def believed(self) -> list[Belief]:
         """What is believed of each kind on each model where it was seen, the last seen kind last."""
@@ -160,50 +193,48 @@ class Experience:
 
     def stats(self, kind: str, worker_id: WorkerId) -> PerformanceStats | None:
         """What was seen of a kind on a worker."""
-        return self._pairs.get((kind, worker_id))
+        pair = self._pairs.get((kind, worker_id))
+        return pair if pair is not None and pair.total_tasks else None
 
     def learn(self, worker_id: WorkerId, model: str, task: Task, seconds: float, success: bool) -> None:
         """Learn from one attempt. Raises ValueError for a negative or NaN duration."""
         kind = task.kind
-        _row(self._pairs, (kind, worker_id), lambda: PerformanceStats(self._learning_rate)).update(seconds, success)
+        pair, own, cell = self._pairs[kind, worker_id], self._workers[worker_id], self._tries[kind, model]
+        pair.update(seconds, success)
+        self._pairs.move_to_end((kind, worker_id))
+        self._workers.move_to_end(worker_id)
+        self._tries.move_to_end((kind, model))
+        hint_s = task.requirements.estimated_time
         if success:
-            self._learn_success(worker_id, model, task, seconds)
+            cell.note_success()
+            own.tries.note_success()
+            self._learn_runtime(own.pace, pair, kind, model, seconds, hint_s)
         else:
-            self._learn_failure(worker_id, model, task, seconds)
+            usual_s = self._beliefs.guess(kind, model, hint_s).mean_s * math.exp(self.shift(kind, worker_id))
+            share = min(SHARE_MAX, seconds / usual_s)
+            by_kind, by_worker = _blame(cell, own.tries)
+            cell.add(by_kind, share, failed=True)
+            own.tries.add(by_worker, share, failed=True)
+            own.tries.note((kind, model), by_kind, by_worker)
+            self._has_failures = True
 
-    def _learn_failure(self, worker_id: WorkerId, model: str, task: Task, seconds: float) -> None:
-        kind = task.kind
-        cell, own = _row(self._tries, (kind, model), Tries), _row(self._worker_tries, worker_id, WorkerTries)
-        by_kind, by_worker = _blame(cell, own)
-        guess = self._beliefs.guess(kind, model, task.requirements.estimated_time)
-        share = min(SHARE_MAX, seconds / (guess.mean_s * math.exp(self.shift(kind, worker_id))))
-        cell.add(by_kind, share, failed=True)
-        own.add(by_worker, share, failed=True)
-        own.note((kind, model), by_kind, by_worker)
-        self._has_failures = True
-
-    def _learn_success(self, worker_id: WorkerId, model: str, task: Task, seconds: float) -> None:
-        kind, hint_s = task.kind, task.requirements.estimated_time
-        _row(self._tries, (kind, model), Tries).add()
-        _row(self._worker_tries, worker_id, WorkerTries).add()
-        guess = self._beliefs.guess(kind, model, hint_s)
+    def _learn_runtime(
+        self, own: Pace, pair: Pair, kind: str, model: str, seconds: float, hint_s: float | None
+    ) -> None:
+        """Share a difference between the worker and the kind on it: each sees what the other leaves."""
+        expected, noise = self._beliefs.expected(kind, model, hint_s)
         # Of a kind that nobody has seen, the first says nothing about its worker.
         is_known = self._beliefs.plain.knows(kind)
-        difference = math.log(max(seconds, 1e-6)) - guess.log_s if is_known else 0.0
-        self._learn_pace(kind, worker_id, difference, guess.noise + guess.doubt)
-        self._beliefs.add(kind, model, seconds / self.slowness(worker_id), hint_s)
-
-    def _learn_pace(self, kind: str, worker_id: WorkerId, difference: float, noise: float) -> None:
-        """Share a difference between the worker and the kind on it: each sees what the other leaves."""
-        own = _row(self._paces, worker_id, lambda: Pace(self._spread))
-        pair = _row(self._pair_paces, (kind, worker_id), lambda: Pace(self._pair_spread, own.era))
-        mean, variance = pair.believe()
-        own.add(difference - (mean if pair.era == own.era else 0.0), noise + variance)
-        if pair.era != own.era:
-            pair = self._pair_paces[kind, worker_id] = Pace(self._pair_spread, own.era)
+        difference = math.log(max(seconds, SHORTEST_S)) - expected if is_known else 0.0
+        if pair.pace.era != own.era:
+            pair.pace = Pace(self._pair_spread, own.era)
+        mean, variance = pair.pace.believe()
+        own.add(difference - mean, noise + variance)
+        if pair.pace.era != own.era:
+            pair.pace = Pace(self._pair_spread, own.era)
         mean, variance = own.believe()
-        pair.add(difference - mean, noise + variance)
-        pair.era = own.era
+        pair.pace.add(difference - mean, noise + variance)
+        self._beliefs.add(kind, model, seconds / _slowness(own) if own.era else seconds, hint_s)
 
     # -------------------------------------------------------------------------------------------------- over a restart
 
@@ -218,17 +249,19 @@ class Experience:
                     values = (cell.total, cell.square, 1.0 - failed, cell.count)
                     cells.append(Learned(kind, mark + model, *values, int(tries.count)))
         cells = cells[-(LEARNED_MAX // 2) :] + self._written_peculiar()
-        return newest(self._pairs)[-(LEARNED_MAX - len(cells)) :] + cells
+        seen = {key: pair for key, pair in self._pairs.items() if pair.total_tasks}
+        return newest(seen)[-(LEARNED_MAX - len(cells)) :] + cells
 
     def _written_peculiar(self) -> list[Learned]:
         """What is peculiar to workers, the last seen ones, and to kinds on them; and what fails."""
+        pairs, workers = self._last(self._pairs), self._last(self._workers)
         rows = [
-            _written_pace(kind, PAIR_MARK + worker_id, pace)
-            for (kind, worker_id), pace in self._last(self._pair_paces)
-            if pace.weight and pace.era == self._paces.get(worker_id, self._unseen).era
+            _written_pace(kind, PAIR_MARK + worker_id, pair.pace)
+            for (kind, worker_id), pair in pairs
+            if pair.pace.weight and pair.pace.era == self._workers.get(worker_id, self._unseen).pace.era
         ]
-        rows += [_written_pace("", PACE_MARK + worker, pace) for worker, pace in self._last(self._paces)]
-        rows += [_written_tries("", TRIES_MARK + worker, tries) for worker, tries in self._last(self._worker_tries)]
+        rows += [_written_pace("", PACE_MARK + worker, own.pace) for worker, own in workers if own.pace.weight]
+        rows += [_written_tries("", TRIES_MARK + worker, own.tries) for worker, own in workers if own.tries.count]
         rows += [
             _written_tries(kind, MODEL_TRIES_MARK + model, tries)
             for (kind, model), tries in self._last(self._tries)
@@ -245,23 +278,20 @@ class Experience:
             name = one.worker.lstrip("\n")
             mark = one.worker[: len(one.worker) - len(name)]
             if not mark:
-                stats = self._pairs[one.kind, WorkerId(name)] = PerformanceStats(self._learning_rate)
-                stats.recall(one)
+                self._pairs[one.kind, WorkerId(name)].recall(one)
             elif mark in (CELL_MARK, RATIO_MARK):
                 self._recall_cell(one, name, is_ratio=mark == RATIO_MARK)
             elif mark in (PACE_MARK, PAIR_MARK):
                 self._recall_pace(one, WorkerId(name), is_pair=mark == PAIR_MARK)
             elif mark in (TRIES_MARK, MODEL_TRIES_MARK):
                 self._recall_tries(one, name, is_worker=mark == TRIES_MARK)
-        for logs in (self._beliefs.plain, self._beliefs.ratios):
-            logs.fit(reversed(logs.cells))
+        self._beliefs.fit_recalled()
         self.fit()
 
     def _recall_cell(self, one: Learned, model: str, *, is_ratio: bool) -> None:
-        logs = self._beliefs.ratios if is_ratio else self._beliefs.plain
         if not (_is_sound(one) and 0.0 <= one.square <= LOG_MAX**2 * one.weight):
             return
-        logs.recall(one.kind, model, Cell(one.weight, one.duration, one.square))
+        self._beliefs.recall(one.kind, model, Cell(one.weight, one.duration, one.square), is_ratio=is_ratio)
         if not is_ratio and one.total:
             failed = one.total * min(1.0, max(0.0, 1.0 - one.success))
             self._tries[one.kind, model] = Tries(float(one.total), failed, failed, failed * SHARE_FIRST)
@@ -273,9 +303,9 @@ class Experience:
         pace = Pace(self._pair_spread if is_pair else self._spread, int(one.total > 0))
         pace.recall(one.duration, one.weight, one.square)
         if is_pair:
-            self._pair_paces[one.kind, worker_id] = pace
+            self._pairs[one.kind, worker_id].pace = pace
         else:
-            self._paces[worker_id] = pace
+            self._workers[worker_id].pace = pace
 
     def _recall_tries(self, one: Learned, name: str, *, is_worker: bool) -> None:
         if not (0.0 < one.weight < INF and 0.0 <= one.success <= 1.0 and one.square >= 0.0 and one.duration >= 0.0):
@@ -284,7 +314,8 @@ class Experience:
         blamed = min(one.square, failed)
         values = (one.weight, failed, blamed, min(one.duration, SHARE_MAX * blamed))
         if is_worker:
-            self._worker_tries[WorkerId(name)] = WorkerTries(*values)
+            self._workers[WorkerId(name)].tries = WorkerTries(*values)
+            self._workers.move_to_end(WorkerId(name))
         else:
             self._tries[one.kind, name] = Tries(*values)
             self._tries.move_to_end((one.kind, name))
@@ -293,6 +324,10 @@ class Experience:
 
 def _bounded(shift: float) -> float:
     return max(-SHIFT_MAX, min(SHIFT_MAX, shift))
+
+
+def _slowness(own: Pace) -> float:
+    return math.exp(_bounded(own.mean)) if own.era else 1.0
 
 
 def _either(first: float, second: float) -> float:
@@ -322,15 +357,3 @@ def _written_pace(kind: str, name: str, pace: Pace) -> Learned:
 
 def _written_tries(kind: str, name: str, tries: Tries) -> Learned:
     return Learned(kind, name, tries.share, tries.blamed, 1.0 - tries.failed / tries.count, tries.count, 0)
-
-
-def _row(table: OrderedDict[Key, Row], key: Key, make: Callable[[], Row]) -> Row:
-    """The row of a key, the newest of the table from now on; a new one where there is none."""
-    row = table.get(key)
-    if row is not None:
-        table.move_to_end(key)
-        return row
-    row = table[key] = make()
-    if len(table) > ROWS_MAX:
-        table.popitem(last=False)
-    return row

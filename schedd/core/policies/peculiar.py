@@ -14,7 +14,7 @@ What is learned of either later on shifts the blame for what has failed before.
 from __future__ import annotations
 
 import math
-from collections.abc import Reversible
+from collections.abc import Iterable
 from itertools import islice
 
 from msgspec import Struct
@@ -77,14 +77,14 @@ class Spread:
     def __init__(self, variance: float = WORKER_VARIANCE) -> None:
         self._first = self.variance = variance
 
-    def fit(self, paces: Reversible[Pace]) -> None:
-        """Learn from the last seen how far means are apart beyond what chance explains.
+    def fit(self, paces: Iterable[Pace]) -> None:
+        """Learn from these, the last seen first, how far means are apart beyond what chance explains.
 
         By the moments (DerSimonian and Laird, 1986), less their standard error were all alike; each row counts by how
         well it is known.
         """
         total, rows, chance = SPREAD_ROWS * self._first, SPREAD_ROWS, 0.0
-        for pace in islice(reversed(paces), LOOKED_AT_MAX):
+        for pace in islice(paces, LOOKED_AT_MAX):
             if pace.weight:
                 known = self._first / (self._first + 1 / pace.weight)
                 counts = known * known * (1.0 - pace.unlike)
@@ -97,7 +97,7 @@ class Spread:
 class Pace:
     """The level of one worker, or of a kind on one: what is believed of it."""
 
-    __slots__ = ("_anchor", "_down", "_spread", "_up", "era", "total", "unlike", "weight")
+    __slots__ = ("_anchor", "_believed", "_down", "_spread", "_up", "_usual", "era", "total", "unlike", "weight")
 
     def __init__(self, spread: Spread | None = None, era: int = 0) -> None:
         self._spread = spread or Spread()
@@ -109,7 +109,12 @@ class Pace:
         self._anchor = 0.0
         #: How often it has begun anew; of a kind on a worker, in which era of the worker.
         self.era = era
-        self._up, self._down = _Side(), _Side()
+        #: Made once there is something to note: most rows have none.
+        self._up: _Side | None = None
+        self._down: _Side | None = None
+        #: What is believed, and the variance of the levels of all for which that was worked out: 0, not at all yet.
+        self._believed = (0.0, 0.0)
+        self._usual = 0.0
 
     @property
     def mean(self) -> float:
@@ -123,47 +128,53 @@ class Pace:
 
     def believe(self) -> tuple[float, float]:
         """Mean and variance of what is believed of the level."""
-        variance = 1 / (self.weight + 1 / self._prior())
-        return self.total * variance, variance
-
-    def _prior(self) -> float:
-        """The variance of the levels of such as this one."""
-        usual, weight = self._spread.variance, self.weight
-        prior = usual + self.unlike * max(0.0, JUMP_VARIANCE - usual)
-        if not weight:
-            return prior
-        return max(prior, (self.total / weight) ** 2 - CHANCE_DEVIATIONS**2 / weight)
+        usual = self._spread.variance
+        if self._usual == usual:
+            return self._believed
+        total, weight = self.total, self.weight
+        # The variance of the levels of such as this one.
+        prior = usual + self.unlike * (JUMP_VARIANCE - usual) if self.unlike and usual < JUMP_VARIANCE else usual
+        if weight:
+            beyond_chance = (total * total / weight - CHANCE_DEVIATIONS**2) / weight
+            prior = beyond_chance if beyond_chance > prior else prior
+        variance = 1 / (weight + 1 / prior)
+        self._believed, self._usual = (total * variance, variance), usual
+        return self._believed
 
     def add(self, value: float, noise: float) -> None:
         """Take in how far a sample was off; noise: the variance of that, were the level known."""
         mean, variance = self.believe()
         deviation = math.sqrt(variance + noise)
-        seen = mean + _clipped((value - mean) / deviation) * deviation
+        farthest = SURPRISE_MAX * deviation
+        off = value - mean
+        seen = value if -farthest <= off <= farthest else mean + math.copysign(farthest, off)
         self.total = self.total * KEPT + seen / noise
         self.weight = self.weight * KEPT + 1 / noise
         self.unlike *= KEPT
+        self._usual = 0.0
         if noise > JUMP_NOISE_MAX:
             return
-        off = _clipped((value - self._anchor) / deviation)
-        for side, sign in ((self._up, 1), (self._down, -1)):
-            if side.add(sign * off, value):
-                self._begin_anew(side, noise)
+        off = max(-SURPRISE_MAX, min(SURPRISE_MAX, (value - self._anchor) / deviation))
+        if off > SLACK or self._up is not None:
+            up = self._up = self._up or _Side()
+            if up.add(off, value):
+                self._begin_anew(up, noise)
                 return
+        if off < -SLACK or self._down is not None:
+            down = self._down = self._down or _Side()
+            if down.add(-off, value):
+                self._begin_anew(down, noise)
 
     def recall(self, total: float, weight: float, unlike: float) -> None:
         """Go on from what was seen before."""
-        self.total, self.weight, self.unlike = total, weight, unlike
+        self.total, self.weight, self.unlike, self._usual = total, weight, unlike, 0.0
         self._anchor = self.mean if self.era else 0.0
 
     def _begin_anew(self, side: _Side, noise: float) -> None:
-        self.total, self.weight, self.unlike = side.total / noise, side.count / noise, 1.0
+        self.total, self.weight, self.unlike, self._usual = side.total / noise, side.count / noise, 1.0, 0.0
         self._anchor = self.mean
         self.era += 1
-        self._up, self._down = _Side(), _Side()
-
-
-def _clipped(surprise: float) -> float:
-    return max(-SURPRISE_MAX, min(SURPRISE_MAX, surprise))
+        self._up = self._down = None
 
 
 class Tries:
@@ -183,6 +194,14 @@ class Tries:
         self.failed = self.failed * FADING + failed
         self.blamed = self.blamed * FADING + blame
         self.share = self.share * FADING + blame * share
+
+    def note_success(self) -> None:
+        """Count an attempt that did not fail: the same as `add()`, at a fraction of its cost."""
+        self.count = self.count * FADING + 1.0
+        if self.failed:
+            self.failed *= FADING
+            self.blamed *= FADING
+            self.share *= FADING
 
     def rate(self, first: float, samples: float) -> float:
         """How likely it is to make an attempt fail, where `first` was believed as strongly as by so many attempts."""
@@ -225,10 +244,17 @@ class WorkerTries(Tries):
 
     def add(self, blame: float = 0.0, share: float = 0.0, *, failed: bool = False) -> None:
         super().add(blame, share, failed=failed)
+        self._fade_cases()
+
+    def note_success(self) -> None:
+        super().note_success()
         if self.cases:
-            for case in self.cases.values():
-                case.count *= FADING
-            self.cases = {key: case for key, case in self.cases.items() if case.count > CASE_MIN}
+            self._fade_cases()
+
+    def _fade_cases(self) -> None:
+        for case in self.cases.values():
+            case.count *= FADING
+        self.cases = {key: case for key, case in self.cases.items() if case.count > CASE_MIN}
 
     def note(self, key: tuple[str, str], by_kind: float, by_worker: float) -> None:
         """Remember a failure, and who was blamed for how much of it."""

@@ -34,19 +34,21 @@ class Profile(Struct):
     means: list[float]
     spread: list[list[float]]
 
-    def see(self, model: int, value: float, variance: float) -> None:
+    def see(self, model: int, value: float, variance: float) -> float:
         """Take in that so much was seen on a model, with such an error. All models follow that go with it. O(models^2).
 
         The lists are made anew, so that copies may share them.
         """
         row = self.spread[model]
-        gains = [v / (row[model] + variance) for v in row]
         off = value - self.means[model]
-        self.means = [mean + gain * off for mean, gain in zip(self.means, gains, strict=True)]
-        self.spread = [
-            [v - gain * r for v, r in zip(line, row, strict=True)]
-            for line, gain in zip(self.spread, gains, strict=True)
-        ]
+        known = 1.0 / (row[model] + variance)
+        means, spread = [], []
+        for mean, line, shared in zip(self.means, self.spread, row, strict=True):
+            gain = shared * known
+            means.append(mean + gain * off)
+            spread.append([v - gain * r for v, r in zip(line, row, strict=True)])
+        self.means, self.spread = means, spread
+        return off
 
     def extend(self) -> None:
         """Make room for one more model: it is believed to be as the others are in the mean."""
@@ -75,20 +77,26 @@ class Profiles:
     def believe(self, kind: str, model: str) -> tuple[float, float]:
         """Mean and variance of what is believed of a kind on a model."""
         profile = self._kinds.get(kind, self._usual)
-        number = self._number_of(model)
+        number = self._numbers.get(model)
+        if number is None:
+            number = self._number_of(model)
         if number is not None:
             return profile.means[number], profile.spread[number][number]
         if not profile.means:
             return 0.0, KIND_VARIANCE + CELL_VARIANCE
         return fmean(profile.means), fmean(map(fmean, profile.spread)) + CELL_VARIANCE
 
-    def see(self, kind: str, model: str, value: float, variance: float) -> None:
-        """Take in what was seen of a kind on a model, with such an error."""
-        number = self._meet(model, value)
+    def see(self, kind: str, model: str, value: float, variance: float) -> float | None:
+        """Take in what was seen of a kind on a model, with such an error; tell how far off it was, None of a new kind."""
+        number = self._numbers.get(model)
+        if number is None:
+            number = self._meet(model, value)
         profile = self._kinds.get(kind)
         if profile is None:
             profile = self._kinds[kind] = Profile(self._usual.means, self._usual.spread)
-        profile.see(number, value, variance)
+            profile.see(number, value, variance)
+            return None
+        return profile.see(number, value, variance)
 
     def settle(self, kind: str, seen: Iterable[tuple[str, float, float]]) -> None:
         """Believe of a kind what is usual, and all that was seen of it: (model, mean, variance of its error)."""
