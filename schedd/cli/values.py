@@ -53,7 +53,8 @@ def parse_numbers(text: str) -> list[int]:
         steps = range(int(first), int(last or first) + 1, int(step or 1)) if step != "0" else range(0)
         if not steps:
             raise ValueError(f"{part!r} has no numbers in it")
-        if len(numbers) + len(steps) > ARRAY_LENGTH_MAX:
+        # A range may be longer than `len` can say.
+        if len(numbers) + (steps[-1] - steps[0]) // steps.step >= ARRAY_LENGTH_MAX:
             raise ValueError(f"{text!r} has more than {ARRAY_LENGTH_MAX:,} numbers")
         numbers.extend(steps)
     return numbers

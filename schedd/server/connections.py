@@ -82,9 +82,10 @@ class Peer(asyncio.Protocol):
         self.worker_id: WorkerId | None = None
         self.incarnation = ""
         self.name = "?"
-        #: The watches of a client.
+        #: The watches of a client, one for all tasks of which it wants to hear the same.
         self.watches: list[Watch] = []
-        self.submit_watch: Watch | None = None
+        #: Numbers of its reads of output that no worker has answered yet.
+        self.log_reads: set[int] = set()
 
     # ------------------------------------------------------------------------------------------ from the transport
 
@@ -160,6 +161,14 @@ class Peer(asyncio.Protocol):
     @property
     def is_closing(self) -> bool:
         return self._closing
+
+    def watch(self, results: bool, reports: bool) -> Watch:
+        """The watch of this client that wants to hear as much."""
+        for watch in self.watches:
+            if (watch.results, watch.reports) == (results, reports):
+                return watch
+        self.watches.append(Watch(self, results, reports))
+        return self.watches[-1]
 
     def put_off(self, question: Callable[[], None]) -> None:
         """Ask again once the peer reads."""

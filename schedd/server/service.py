@@ -26,7 +26,7 @@ from schedd.server.holding import Holding
 from schedd.server.lag import LagProbe
 from schedd.server.loop import EngineLoop
 from schedd.server.ports import Archive, Clock, Reactor
-from schedd.server.watching import Listener, Watch, Watchers
+from schedd.server.watching import Listener, Watchers
 from schedd.wire import messages as m
 from schedd.wire.framing import FRAME_BYTES_MAX
 
@@ -38,6 +38,8 @@ LIST_LIMIT_MAX = 5000
 ROWS_PER_READ_MAX = 10_000
 #: And one read of output with at most so many bytes.
 LOG_BYTES_MAX = 1024 * 1024
+#: Reads of output by one client that workers have not answered yet.
+LOG_READS_MAX = 1000
 #: The largest reports that the engine lets through make 33 MiB together.
 REPORTS_PER_MESSAGE_MAX = 1000
 #: What the daemon may have to add to what a peer sent when it passes it on.
@@ -136,6 +138,8 @@ class Service:
         self._holding.forget(peer)
         for watch in peer.watches:
             watch.peer = None
+        for number in peer.log_reads:
+            del self._log_reads[number]
         worker_id = peer.worker_id
         if worker_id is not None and self._workers.get(worker_id) is peer:
             del self._workers[worker_id]
@@ -418,8 +422,7 @@ class Service:
 
     def _watch_rows(self, peer: Peer, request: m.WatchTasks, forgotten: Set[TaskId] = frozenset()) -> Reading:
         selection = request.selection
-        watch = Watch(peer, request.results, request.reports)
-        peer.watches.append(watch)
+        watch = peer.watch(request.results, request.reports)
         total = finished = 0
         ids: list[TaskId] = []
         for looked, (task_id, task) in enumerate(self.engine.tasks.look(selection), 1):
@@ -442,8 +445,7 @@ class Service:
 
     def _watch_again(self, peer: Peer, request: m.WatchTasks) -> None:
         """Go on with the watch of a connection that was lost: what became of its tasks meanwhile is told."""
-        watch = Watch(peer, request.results, request.reports)
-        peer.watches.append(watch)
+        watch = peer.watch(request.results, request.reports)
         finished = 0
         forgotten: dict[TaskId, Instant] = {}
         for task_id, submitted_ns in zip_longest(request.selection.ids, request.submitted_ns, fillvalue=0):
@@ -597,8 +599,13 @@ class Service:
             text = f"the output of task {task.id} is on worker {worker_id}, which is not connected"
             peer.send(m.RequestFailed(request.request, m.WORKER_AWAY, text))
             return
+        if len(peer.log_reads) >= LOG_READS_MAX:
+            text = f"{LOG_READS_MAX} reads of output have not been answered by their workers yet"
+            peer.send(m.RequestFailed(request.request, m.QUEUE_FULL, text, "read fewer at a time"))
+            return
         number = next(self._numbers)
         self._log_reads[number] = (peer, request.request, attempt, worker_id)
+        peer.log_reads.add(number)
         limit = min(max(0, request.limit), LOG_BYTES_MAX)
         worker.send(m.FetchLog(number, task.id, attempt, request.stream, request.offset, limit))
 
@@ -608,6 +615,7 @@ class Service:
             return  # answered twice, or by a worker that was not asked
         del self._log_reads[piece.request]
         peer, request, attempt, _ = read
+        peer.log_reads.discard(piece.request)
         if piece.error:
             peer.send(m.RequestFailed(request, m.UNKNOWN_TASK, piece.error[:NAME_MAX]))
         else:
@@ -616,6 +624,7 @@ class Service:
     def _fail_log_reads(self, worker_id: WorkerId) -> None:
         for number in [n for n, read in self._log_reads.items() if read[3] == worker_id]:
             peer, request, _, _ = self._log_reads.pop(number)
+            peer.log_reads.discard(number)
             peer.send(m.RequestFailed(request, m.WORKER_AWAY, f"worker {worker_id} went away"))
 
     # ------------------------------------------------------------------------------------------------------- outward
@@ -742,10 +751,7 @@ class Service:
         peer.send(m.Submitted(request, action.ids, action.warnings, action.submitted_ns))
         if not watched:
             return
-        watch = peer.submit_watch
-        if watch is None:
-            watch = peer.submit_watch = Watch(peer, results=True, reports=True)
-            peer.watches.append(watch)
+        watch = peer.watch(results=True, reports=True)
         for task_id in action.ids:
             task = self.engine.tasks.get(task_id)
             if task is None or self._is_told(task):  # an old one, found by its key or by the name of its submit
