@@ -275,6 +275,9 @@ class World:
             "origins": len(service._origins),
             "acknowledgements": 0 if engine.is_putting_off else len(service._acks),
             "inbox": len(service.loop._inbox),
+            "under way": len(service._under_way),
+            "not taken in": sum(peer.has_more for peer in service._peers if not peer.is_paused),
+            "never done": sum(peer.under_way for peer in service._peers if not peer.is_paused),
         }
         must(not any(left.values()), f"left at rest: {left}")
 

@@ -14,7 +14,7 @@ from schedd.address import Address
 from schedd.config import Settings
 from schedd.core import effects as fx
 from schedd.core.engine import Engine
-from schedd.core.events import WorkerDisconnected, WorkerHeard
+from schedd.core.events import Event, WorkerDisconnected, WorkerHeard
 from schedd.core.model import SECOND, Assigned, Instant, Queued, Running, Task, TaskId, WorkerId, WorkerStatus
 from schedd.core.tasks import RESULT_DROPPED, is_meant
 from schedd.journal.records import FinishedTask, finished_row
@@ -24,7 +24,7 @@ from schedd.server.connections import Peer
 from schedd.server.durable import Promise, Promises
 from schedd.server.holding import Holding
 from schedd.server.lag import LagProbe
-from schedd.server.loop import EngineLoop
+from schedd.server.loop import EngineLoop, tasks_named
 from schedd.server.ports import Archive, Clock, Reactor
 from schedd.server.watching import Listener, Watchers
 from schedd.wire import messages as m
@@ -102,6 +102,9 @@ class Service:
         self.archive: Archive | None = None
         #: Ends that workers told, to be acknowledged when they are on disk; first the number of the event.
         self._acks: deque[tuple[int, Peer, int]] = deque()
+        #: What was taken in: the number of the event, of whom, and how many tasks it names; and who may take in more.
+        self._under_way: deque[tuple[int, Peer, int]] = deque()
+        self._with_room: dict[Peer, None] = {}
         #: Ends to be told that are on disk only, or whose results are.
         self._on_disk: dict[Peer, list[TaskId]] = {}
         #: Tasks whose end is not on disk yet: nobody may be told.
@@ -202,12 +205,36 @@ class Service:
         interval_s, bytes_max = engine.heartbeat_ns() / SECOND, FRAME_BYTES_MAX - ENVELOPE_BYTES_MAX
         peer.welcome(m.Welcome(m.PROTOCOL, schedd.__version__, engine.epoch, name, interval_s, bytes_max))
 
-    def received(self, peer: Peer, body: bytes) -> None:
+    def decoded(self, peer: Peer, body: bytes) -> list[Any]:
+        return m.decode_from_worker(body) if peer.worker_id is not None else m.decode_from_client(body)
+
+    def received(self, peer: Peer, message: Any) -> None:
         if peer.worker_id is not None:
-            self._from_worker(peer, peer.worker_id, m.decode_from_worker(body))
-            return
-        for request in m.decode_from_client(body):
-            self._from_client(peer, request)
+            self._from_worker(peer, peer.worker_id, message)
+        else:
+            self._from_client(peer, message)
+
+    def _post(self, peer: Peer, event: Event) -> int:
+        """Post what a peer said; it is under way until the event has been handled."""
+        number, weight = self.loop.post(event), tasks_named(event)
+        peer.under_way += weight
+        self._under_way.append((number, peer, weight))
+        return number
+
+    def _settle(self) -> None:
+        """Have peers take in more, whose messages have had their turn."""
+        while self._under_way and self._under_way[0][0] <= self.loop.handled:
+            _, peer, weight = self._under_way.popleft()
+            self._done(peer, weight)
+        peers, self._with_room = self._with_room, {}
+        for peer in peers:
+            peer.take_in()
+
+    def _done(self, peer: Peer, weight: int = 1) -> None:
+        peer.under_way -= weight
+        if peer.has_more:
+            self._with_room[peer] = None
+            self.loop.wake()
 
     def heard(self, worker_id: WorkerId) -> None:
         self.loop.post(WorkerHeard(worker_id))
@@ -227,32 +254,31 @@ class Service:
 
     # ---------------------------------------------------------------------------------------------------- from workers
 
-    def _from_worker(self, peer: Peer, worker_id: WorkerId, messages: list[m.FromWorker]) -> None:
-        for message in messages:
-            number = 0
-            for event in translate.worker_events(worker_id, message):
-                number = self.loop.post(event)
-            if isinstance(message, m.AttemptsFinished):
-                self._acks.append((number, peer, message.seq))
-            elif isinstance(message, m.Heartbeat):
-                # Staggered, or a whole cluster that came back together would report together for ever.
-                stagger = self._rng.uniform(*HEARTBEAT_STAGGER)
-                peer.send(m.HeartbeatReply(stagger * self.engine.heartbeat_ns() / SECOND))
-            elif isinstance(message, m.LogPiece):
-                self._log_piece(worker_id, message)
-            elif isinstance(message, m.WorkerGoodbye):
-                self._workers.pop(worker_id, None)
-                self._fail_log_reads(worker_id)
-                peer.worker_id = None
-                peer.close()
-                return
+    def _from_worker(self, peer: Peer, worker_id: WorkerId, message: m.FromWorker) -> None:
+        number = 0
+        for event in translate.worker_events(worker_id, message):
+            number = self._post(peer, event)
+        if isinstance(message, m.AttemptsFinished):
+            self._acks.append((number, peer, message.seq))
+        elif isinstance(message, m.Heartbeat):
+            # Staggered, or a whole cluster that came back together would report together for ever.
+            stagger = self._rng.uniform(*HEARTBEAT_STAGGER)
+            peer.send(m.HeartbeatReply(stagger * self.engine.heartbeat_ns() / SECOND))
+        elif isinstance(message, m.LogPiece):
+            self._log_piece(worker_id, message)
+        elif isinstance(message, m.WorkerGoodbye):
+            self._workers.pop(worker_id, None)
+            self._fail_log_reads(worker_id)
+            peer.worker_id = None
+            peer.close()
 
     # ---------------------------------------------------------------------------------------------------- from clients
 
     def _from_client(self, peer: Peer, request: m.ClientRequest) -> None:
         reader = self._readers.get(type(request))
         if reader is not None:
-            self.loop.ask(lambda: self._answer(peer, request, reader))
+            peer.under_way += 1
+            self.loop.ask(lambda: self._answer(peer, request, reader), peer)
             return
         if isinstance(request, m.Submit) and self.promises.failure:
             text = f"the journal cannot be written: {self.promises.failure}"
@@ -265,20 +291,24 @@ class Service:
             peer.send(m.RequestFailed(request.request, m.BAD_REQUEST, f"{type(request).__name__} has no meaning here"))
             return
         self._origins[origin] = (peer, request.request, isinstance(request, m.Submit) and request.watch)
-        self.loop.post(event)
+        self._post(peer, event)
 
     def _answer(self, peer: Peer, request: Any, reader: Callable[[Peer, Any], Reading | None]) -> None:
         if peer.is_paused:
-            peer.put_off(lambda: self.loop.ask(lambda: self._answer(peer, request, reader)))
+            peer.put_off(lambda: self.loop.ask(lambda: self._answer(peer, request, reader), peer))
         elif not peer.is_closing:
             reading = reader(peer, request)
             if reading is not None:
-                self._go_on(peer, reading)
+                self._go_on(peer, reading, self._done)
+            else:
+                self._done(peer)
 
-    def _go_on(self, peer: Peer, reading: Reading) -> None:
+    def _go_on(self, peer: Peer, reading: Reading, done: Callable[[Peer], None] = lambda peer: None) -> None:
         """Let a reader that looks at many rows work on; what it leaves is for a later turn."""
         if not peer.is_closing and next(reading, OVER) is not OVER:
-            self.loop.ask(lambda: self._go_on(peer, reading))
+            self.loop.ask(lambda: self._go_on(peer, reading, done), peer)
+        else:
+            done(peer)
 
     def _list_tasks(self, peer: Peer, request: m.ListTasks) -> Reading:
         limit = min(max(1, request.limit), LIST_LIMIT_MAX)
@@ -492,10 +522,16 @@ class Service:
             peer.send(m.RequestFailed(request, m.NO_JOURNAL, "this daemon keeps no journal", hint))
             return
 
+        def answered(said: T) -> None:
+            self._done(peer)
+            answer(said)
+
         def failed(message: str, hint: str) -> None:
+            self._done(peer)
             peer.send(m.RequestFailed(request, m.JOURNAL_FAILING, message, hint))
 
-        self.promises.when_written(lambda: archive.ask(lambda: question(archive), answer, failed))
+        peer.under_way += 1
+        self.promises.when_written(lambda: archive.ask(lambda: question(archive), answered, failed))
 
     def _may_be_on_disk(self, task_id: int) -> bool:
         """Whether a task that is not in the table may have ended and been forgotten."""
@@ -782,6 +818,7 @@ class Service:
         return self._done_from_disk(task_id, None) if task is None else translate.task_done(task, with_result)
 
     def _flush(self) -> None:
+        self._settle()
         self._flush_peers()
         self._fresh.clear()
         if self._on_disk:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 import msgspec
@@ -17,7 +17,8 @@ from schedd.core.model import Call, Cause
 from schedd.errors import RemoteProtocolError
 from schedd.fuzz.targets import DaemonTarget
 from schedd.fuzz.values import Maker, changed
-from schedd.fuzz.world import FINISHED_MAX, UNFINISHED_MAX, World
+from schedd.fuzz.world import FINISHED_MAX, UNFINISHED_MAX, End, World
+from schedd.server.connections import INTAKE_MAX
 from schedd.wire import messages as m
 
 seeds = st.integers(0, 1 << 32)
@@ -199,7 +200,47 @@ def test_client_that_never_reads() -> None:
     for _ in range(60):
         world.from_client(packed([["GetStats", n] for n in range(300)]), deaf=True)
     world.look()
-    assert len(world.service.loop._queries) < 2000
+    [end] = world.clients
+    assert end.protocol.under_way <= INTAKE_MAX
+    assert end.protocol.is_paused
+
+
+@pytest.mark.parametrize(
+    ("send", "message"),
+    [
+        (World.from_client, ["GetStats", 1]),
+        (World.from_client, ["CancelTasks", 1, {"job": "none"}]),
+        (World.from_client, ["ListHistory", 1]),
+        (World.from_worker, ["Heartbeat", []]),
+        (World.from_worker, ["AttemptsFinished", 1, []]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_flood_is_taken_in_bit_by_bit(send: Callable[[World, bytes], None], message: list[Any]) -> None:
+    """However much one peer sends at once, only a little of it stands before what others send."""
+    world = World()
+    ahead: list[int] = []
+    settle = world.settle
+
+    def look(seconds: float = 0.0) -> None:
+        loop = world.service.loop
+        ahead.append(len(loop._inbox) + sum(map(len, loop._queries.values())))
+        settle(seconds)
+
+    world.settle = look  # type: ignore[method-assign]
+    send(world, packed([message] * 5000))
+    assert 1 <= max(ahead) <= INTAKE_MAX + 1
+    world.look()
+
+
+def test_what_was_sent_before_hanging_up_is_done() -> None:
+    world = World()
+    end = End(world)
+    end.frame(packed(m.Hello(m.PROTOCOL, "fuzz", m.ClientHello())))
+    end.send(frame([m.Submit(n, [plain_spec()], [m.TaskEntry(0)]) for n in range(150)]))
+    end.hang_up()
+    world.settle()
+    assert world.engine.counters.submitted == 1 + 150
 
 
 def plain_spec() -> m.TaskSpec:
