@@ -19,6 +19,8 @@ import atheris
 AROUND = ["schedd.sim", "schedd.fuzz"]
 
 with atheris.instrument_imports(include=["schedd"], exclude=AROUND, enable_loader_override=False):
+    # A target imports it later, when nothing is instrumented any more.
+    import schedd.cli.jobfile  # noqa: F401
     from schedd.fuzz import failures, targets
 
 #: Of mutations so many are made anew, and so many are changes within the structure; the rest is libFuzzer's, of bytes.
