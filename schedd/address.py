@@ -58,10 +58,18 @@ def daemon_address(given: str | None = None) -> Address:
     return parse_address(given or os.environ.get("SCHEDD_ADDRESS") or DEFAULT_ADDRESS)
 
 
+def expanded(text: str) -> Path:
+    """A path as it was written, `~` made to what it means. Raises ConfigError."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{text!r} is in the home of a user that does not exist") from None
+
+
 def state_dir(given: str = "") -> Path:
     """Where state lives: as given, else `$SCHEDD_STATE_DIR`, else schedd's folder in the XDG state directory."""
     if given:
-        return Path(given).expanduser()
+        return expanded(given)
     if own := os.environ.get("SCHEDD_STATE_DIR"):
         return Path(own)
     base = os.environ.get("XDG_STATE_HOME")
@@ -70,12 +78,12 @@ def state_dir(given: str = "") -> Path:
 
 def journal_path(given: str = "") -> Path:
     """Where the daemon's journal is: as given, else `journal.db` where state lives."""
-    return Path(given).expanduser() if given else state_dir() / "journal.db"
+    return expanded(given) if given else state_dir() / "journal.db"
 
 
 def runtime_dir(given: str = "") -> Path:
     """Where sockets live: as given, else schedd's folder in the XDG runtime directory, else one in the state."""
     if given:
-        return Path(given).expanduser()
+        return expanded(given)
     base = os.environ.get("XDG_RUNTIME_DIR")
     return Path(base) / "schedd" if base else state_dir() / "run"

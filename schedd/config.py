@@ -268,6 +268,8 @@ def parse_settings(text: str, source: str = "config.toml", *, with_policy: bool 
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deep") from None
     if not with_policy:
         table.pop("policy", None)
     return settings_of(table, source)

@@ -58,6 +58,8 @@ def read_job_file(path: Path, defaults: Mapping[str, Any]) -> Plan:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not TOML: {error}") from None
+    except RecursionError:
+        raise BadInput(f"{path} is nested too deep") from None
     tables = document.pop("task", None)
     if not isinstance(tables, list) or not tables:
         raise BadInput(f"{path} has no tasks", "each task is a table: [[task]] with a command")

@@ -104,6 +104,13 @@ def split_command(command: list[str] | str) -> list[str]:
     return argv
 
 
+def _folder(text: str) -> str:
+    try:
+        return str(Path(text).expanduser().absolute())
+    except RuntimeError:
+        raise ValueError(f"{text!r} is in the home of a user that does not exist") from None
+
+
 def make_spec(options: TaskOptions) -> TaskSpec:
     """Build what all tasks of these options have in common. Raises ValueError, and OSError for the file of stdin."""
     argv = split_command(options.command)
@@ -111,7 +118,7 @@ def make_spec(options: TaskOptions) -> TaskSpec:
     payload = Command(
         argv=argv,
         env=options.env,
-        cwd=str(Path(options.cwd).expanduser().absolute()),
+        cwd=_folder(options.cwd),
         stdin=Path(options.stdin).read_bytes() if options.stdin else b"",
         variable=variable,
     )

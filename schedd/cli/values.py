@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import tomllib
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
@@ -42,6 +43,15 @@ def parse_instant(text: str, now: float) -> float:
         raise ValueError(f"{text!r} is no time; write for instance 2h, 7d, 2026-11-24 or '2026-11-24 18:30'") from None
 
 
+def is_toml(text: str) -> bool:
+    """Whether a text is a value in TOML; what is none is taken for a string that nobody has quoted."""
+    try:
+        tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return False
+    return True
+
+
 def parse_numbers(text: str) -> list[int]:
     """Read `1-100`, `1-9:2` (a step), `1,4,7` or any mix of them, in the order written. Raises ValueError."""
     numbers: list[int] = []
@@ -53,7 +63,8 @@ def parse_numbers(text: str) -> list[int]:
         steps = range(int(first), int(last or first) + 1, int(step or 1)) if step != "0" else range(0)
         if not steps:
             raise ValueError(f"{part!r} has no numbers in it")
-        if len(numbers) + len(steps) > ARRAY_LENGTH_MAX:
+        # A range may be longer than `len` can say.
+        if len(numbers) + (steps[-1] - steps[0]) // steps.step >= ARRAY_LENGTH_MAX:
             raise ValueError(f"{text!r} has more than {ARRAY_LENGTH_MAX:,} numbers")
         numbers.extend(steps)
     return numbers

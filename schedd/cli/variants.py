@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import tomllib
 from collections.abc import Sequence
 
 from msgspec import Struct
 
 from schedd.cli.options import BadInput
+from schedd.cli.values import is_toml
 
 #: Policies and parameter sets of one call.
 VARIANTS_MAX = 1000
@@ -88,8 +88,4 @@ def _concerns(key: str, policy: str) -> bool:
 
 
 def _as_toml(text: str) -> str:
-    try:
-        tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return json.dumps(text)
-    return text
+    return text if is_toml(text) else json.dumps(text)

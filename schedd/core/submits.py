@@ -77,5 +77,5 @@ def admitted(fact: TasksAdmitted) -> Admitted:
 
 def compact(ids: list[TaskId]) -> Sequence[TaskId]:
     """Write ids that follow on one another, as nearly all do, as a range."""
-    run = range(ids[0], ids[-1] + 1) if ids else range(0)
+    run = range(ids[0], ids[0] + len(ids)) if ids else range(0)
     return cast("Sequence[TaskId]", run) if list(run) == ids else tuple(ids)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 from zlib import crc32
 
 import msgspec
@@ -99,7 +99,7 @@ def _unseal(blob: bytes, what: str) -> memoryview:
 def _decode(decoder: msgspec.msgpack.Decoder[T], blob: bytes, what: str) -> T:
     try:
         return decoder.decode(_unseal(blob, what))
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, TypeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
         raise JournalError(f"{what} cannot be read: {error}") from error
 
 
@@ -272,8 +272,8 @@ def encode_submit(fact: fx.TasksAdmitted) -> bytes:
 def decode_submit(blob: bytes) -> Admitted:
     """Read what `encode_submit` wrote. Raises JournalError."""
     row = _decode(_submit_decoder, blob, "a row of submits")
-    ids = row.ids or [TaskId(i) for i in range(row.first_id, row.first_id + row.count)]
-    return Admitted(row.client, row.number, row.at_ns, compact(ids))
+    run = cast("Sequence[TaskId]", range(row.first_id, row.first_id + row.count))
+    return Admitted(row.client, row.number, row.at_ns, compact(row.ids) if row.ids else run)
 
 
 def ends_row(records: Sequence[FinishedTask]) -> tuple[int, int, bytes]:

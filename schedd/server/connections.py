@@ -36,6 +36,9 @@ PAUSE_BYTES = 1024 * 1024
 MESSAGES_PER_FRAME_MAX = 16
 #: Messages that wait for a peer that does not read: a worker that only talks is cut off above it.
 OUTBOX_MESSAGES_MAX = 100_000
+#: Messages of a peer, or tasks that they name, that may wait for their turn: a millisecond or two of work. The rest of
+#: what it sent waits here, and the peer is not read meanwhile: so it slows itself and not the others.
+INTAKE_MAX = 32
 #: Ends told to a client in one message, and bytes of results in one frame.
 DONE_PER_FRAME_MAX = 5000
 RESULT_BYTES_PER_FRAME_MAX = 8 * 1024 * 1024
@@ -68,8 +71,11 @@ class Hub(Protocol):
     def greeted(self, peer: Peer, hello: m.Hello) -> None:
         """Decide on a greeting: `welcome` or `refuse` the peer."""
 
-    def received(self, peer: Peer, body: bytes) -> None:
-        """Take in a frame of a peer that was welcomed. Raises RemoteProtocolError."""
+    def decoded(self, peer: Peer, body: bytes) -> list[Any]:
+        """The messages in a frame of a peer that was welcomed. Raises RemoteProtocolError."""
+
+    def received(self, peer: Peer, message: Any) -> None:
+        """Take in a message of a peer that was welcomed."""
 
     def heard(self, worker_id: WorkerId) -> None:
         """Take in that a part of a frame has come from a worker."""
@@ -98,8 +104,13 @@ class Peer(asyncio.Protocol):
         self._outbox: deque[Any] = deque()
         self._done: list[tuple[TaskId, bool]] = []
         self._put_off: list[Callable[[], None]] = []
+        #: Messages that came and have not been taken in.
+        self._arrived: deque[Any] = deque()
+        #: Messages that were taken in and whose turn has not come, or the tasks that they name.
+        self.under_way = 0
         self._dirty = False
         self._paused = False
+        self._is_read = True
         self._closing = False
         self._welcomed = False
         #: Set by the hub with the welcome: a worker's id, or None for a client.
@@ -108,9 +119,10 @@ class Peer(asyncio.Protocol):
         self.name = "?"
         #: Who it is; as long as it was not welcomed, that says nothing.
         self.identity = ANYBODY
-        #: The watches of a client.
+        #: The watches of a client, one for all tasks of which it wants to hear the same.
         self.watches: list[Watch] = []
-        self.submit_watch: Watch | None = None
+        #: Numbers of its reads of output that no worker has answered yet.
+        self.log_reads: set[int] = set()
 
     # ------------------------------------------------------------------------------------------ from the transport
 
@@ -162,10 +174,10 @@ class Peer(asyncio.Protocol):
                 # A large frame may be longer on its way than its sender may be silent.
                 self._hub.heard(self.worker_id)
             for body in frames:
-                self._hub.received(self, body)
-                if self._closing:
-                    return
+                self._arrived.extend(self._hub.decoded(self, body))
+            self.take_in()
         except RemoteProtocolError as error:
+            self._take_in_all()  # what came before is done
             log.warning("protocol_error", peer=self.name, worker=self.worker_id, error=error.message)
             self.refuse(m.BAD_REQUEST, error.message, error.hint)
 
@@ -208,13 +220,11 @@ class Peer(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._paused = True
-        if self.worker_id is None and self._transport is not None:
-            self._transport.pause_reading()
+        self._read_or_not()
 
     def resume_writing(self) -> None:
         self._paused = False
-        if self.worker_id is None and self._transport is not None and not self._closing:
-            self._transport.resume_reading()
+        self._read_or_not()
         questions, self._put_off = self._put_off, []
         for question in questions:
             question()
@@ -222,16 +232,47 @@ class Peer(asyncio.Protocol):
             self._mark()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if not self._closing:
+            self._take_in_all()
         self._closing = True
+        self._arrived.clear()
         if self._timer is not None:
             self._timer.cancel()
-        self._arrived()
+        self._leave_arrival()
         self._outbox.clear()
         self._done.clear()
         self._put_off.clear()
         self._hub.closed(self)
 
+    def _take_in_all(self) -> None:
+        """Take in what has arrived of a peer of which nothing more is read."""
+        while self._arrived and not self._closing:
+            self._hub.received(self, self._arrived.popleft())
+
+    def _read_or_not(self) -> None:
+        """Read the peer while it has nothing here that waits; a client only as long as it reads its answers."""
+        transport = self._transport
+        is_read = not self._arrived and not (self._paused and self.worker_id is None)
+        if transport is None or self._closing or is_read == self._is_read:
+            return
+        self._is_read = is_read
+        if is_read:
+            transport.resume_reading()
+        else:
+            transport.pause_reading()
+
     # -------------------------------------------------------------------------------------------------- from the hub
+
+    @property
+    def has_more(self) -> bool:
+        """Messages of it have arrived that were not taken in yet."""
+        return bool(self._arrived)
+
+    def take_in(self) -> None:
+        """Take in what has arrived, as much as may be under way at a time."""
+        while self._arrived and self.under_way < INTAKE_MAX and not self._closing:
+            self._hub.received(self, self._arrived.popleft())
+        self._read_or_not()
 
     def welcome(self, message: m.Welcome) -> None:
         """Go on with this peer: frames of messages from now on."""
@@ -239,14 +280,19 @@ class Peer(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._reader.frame_bytes_max = message.frame_bytes_max
-        self._arrived()
+        self._leave_arrival()
         proof = self._handshake.proof if self._handshake is not None else b""
         self._handshake = None
         self.send(structs.replace(message, proof=proof) if proof else message)
 
-    def _arrived(self) -> None:
+    def _leave_arrival(self) -> None:
         if self._arrival is not None:
             self._arrival.leave()
+
+    @property
+    def is_welcomed(self) -> bool:
+        """It has been let in."""
+        return self._welcomed
 
     @property
     def is_paused(self) -> bool:
@@ -256,6 +302,14 @@ class Peer(asyncio.Protocol):
     @property
     def is_closing(self) -> bool:
         return self._closing
+
+    def watch(self, results: bool, reports: bool) -> Watch:
+        """The watch of this client that wants to hear as much."""
+        for watch in self.watches:
+            if (watch.results, watch.reports) == (results, reports):
+                return watch
+        self.watches.append(Watch(self, results, reports))
+        return self.watches[-1]
 
     def put_off(self, question: Callable[[], None]) -> None:
         """Ask again once the peer reads."""

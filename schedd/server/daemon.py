@@ -21,7 +21,7 @@ import anyio
 import uvloop
 
 import schedd
-from schedd.address import Address, journal_path, parse_address
+from schedd.address import Address, expanded, journal_path, parse_address
 from schedd.assembly import engine_settings
 from schedd.config import Settings
 from schedd.core.engine import Engine
@@ -423,7 +423,7 @@ async def _through(steps: Iterator[None]) -> None:
 
 
 def _local(path: str) -> Address:
-    return parse_address(f"unix:{Path(path).expanduser()}")
+    return parse_address(f"unix:{expanded(path)}")
 
 
 def _bind(address: Address) -> socket.socket:

@@ -18,8 +18,8 @@ from schedd.server.ports import Clock, Reactor, Timer
 
 log = Log("schedd.server")
 
-#: Reads of the tables may hold up a turn for so long; the rest is left to the next one.
-READS_PER_TURN_NS = SECOND // 50
+#: Reads of the tables may hold up a turn for so long; the rest is left to the next one, with all that has come since.
+READS_PER_TURN_NS = SECOND // 500
 #: Tasks that the events of one turn name, about: some 20 ms of work. The rest is left to the next one.
 TASKS_PER_TURN_MAX = 500
 
@@ -66,8 +66,8 @@ class EngineLoop:
         self._posted = 0
         #: Events that turns have handled, the one under way included.
         self.handled = 0
-        #: Reads, each with the number of events that were posted before it.
-        self._queries: deque[tuple[int, Query]] = deque()
+        #: Reads, by who asks, each with the number of events that were posted before it. Who had an answer goes last.
+        self._queries: dict[object, deque[tuple[int, Query]]] = {}
         self._scheduled = False
         self._timer: Timer | None = None
         self._timer_at: Instant | None = None
@@ -81,9 +81,12 @@ class EngineLoop:
             self.wake()
         return self._posted
 
-    def ask(self, query: Query) -> None:
-        """Run a read of the tables once all events that were posted before it have been handled."""
-        self._queries.append((self._posted, query))
+    def ask(self, query: Query, asker: object = None) -> None:
+        """Run a read of the tables once all events that were posted before it have been handled.
+
+        asker: whose reads are run one after the other, and in turn with those of others.
+        """
+        self._queries.setdefault(asker, deque()).append((self._posted, query))
         if not self._scheduled:
             self.wake()
 
@@ -129,7 +132,7 @@ class EngineLoop:
         events: list[ev.Event] = []
         room = TASKS_PER_TURN_MAX
         while self._inbox:
-            room -= _tasks_named(self._inbox[0])
+            room -= tasks_named(self._inbox[0])
             if room < 0 and events:
                 break
             events.append(self._inbox.popleft())
@@ -140,12 +143,28 @@ class EngineLoop:
 
     def _run_queries(self) -> None:
         deadline = self.clock.now_ns() + READS_PER_TURN_NS
-        while self._queries and self._queries[0][0] <= self.handled:
-            self._queries.popleft()[1]()
+        queries = self._queries
+        waiting = deque(queries)
+        while waiting:
+            asker = waiting.popleft()
+            if queries[asker][0][0] > self.handled:
+                continue
+            query = self._next_query(asker)
+            query()
+            if asker in queries:
+                waiting.append(asker)
             if self.clock.now_ns() > deadline:
                 break
-        if self._queries:
+        if queries:
             self.wake()
+
+    def _next_query(self, asker: object) -> Query:
+        """Take out the next read of somebody, who goes to the end."""
+        own = self._queries.pop(asker)
+        query = own.popleft()[1]
+        if own:
+            self._queries[asker] = own
+        return query
 
     def arm(self) -> None:
         """Have a timer for when the engine wants to be called next."""
@@ -170,7 +189,7 @@ class EngineLoop:
         self.post(ev.Wakeup(self.lag_ns))
 
 
-def _tasks_named(event: ev.Event) -> int:
+def tasks_named(event: ev.Event) -> int:
     """How many tasks an event is about, at least one."""
     field = _TASKS_IN.get(type(event))
     return max(1, len(getattr(event, field))) if field is not None else 1

@@ -14,7 +14,7 @@ from schedd.address import Address
 from schedd.config import Settings
 from schedd.core import effects as fx
 from schedd.core.engine import Engine
-from schedd.core.events import WorkerDisconnected, WorkerHeard
+from schedd.core.events import Event, WorkerDisconnected, WorkerHeard
 from schedd.core.model import SECOND, Assigned, Instant, Queued, Running, Task, TaskId, WorkerId, WorkerStatus
 from schedd.core.tasks import RESULT_DROPPED, is_meant
 from schedd.errors import ConfigError
@@ -29,11 +29,11 @@ from schedd.server.following import Following
 from schedd.server.handshake import other_version
 from schedd.server.holding import Holding
 from schedd.server.lag import LagProbe
-from schedd.server.loop import EngineLoop
+from schedd.server.loop import EngineLoop, tasks_named
 from schedd.server.meter import Meter
 from schedd.server.ports import Archive, Clock, Reactor, Reloaded
 from schedd.server.recording import Recorder
-from schedd.server.watching import Listener, Watch, Watchers
+from schedd.server.watching import Listener, Watchers
 from schedd.wire import messages as m
 from schedd.wire.framing import FRAME_BYTES_MAX
 
@@ -45,6 +45,8 @@ LIST_LIMIT_MAX = 5000
 ROWS_PER_READ_MAX = 10_000
 #: And one read of output with at most so many bytes.
 LOG_BYTES_MAX = 1024 * 1024
+#: Reads of output by one client that workers have not answered yet.
+LOG_READS_MAX = 1000
 #: The largest reports that the engine lets through make 33 MiB together.
 REPORTS_PER_MESSAGE_MAX = 1000
 #: What the daemon may have to add to what a peer sent when it passes it on.
@@ -119,6 +121,9 @@ class Service:
         self.reload: Callable[[Callable[[Reloaded | ConfigError], None]], None] | None = None
         #: Ends that workers told, to be acknowledged when they are on disk; first the number of the event.
         self._acks: deque[tuple[int, Peer, int]] = deque()
+        #: What was taken in: the number of the event, of whom, and how many tasks it names; and who may take in more.
+        self._under_way: deque[tuple[int, Peer, int]] = deque()
+        self._with_room: dict[Peer, None] = {}
         #: Ends to be told that are on disk only, or whose results are.
         self._on_disk: dict[Peer, list[TaskId]] = {}
         #: Tasks whose end is not on disk yet: nobody may be told.
@@ -171,6 +176,8 @@ class Service:
         self._following.forget(peer)
         for watch in peer.watches:
             watch.peer = None
+        for number in peer.log_reads:
+            del self._log_reads[number]
         worker_id = peer.worker_id
         if worker_id is not None and self._workers.get(worker_id) is peer:
             del self._workers[worker_id]
@@ -256,12 +263,36 @@ class Service:
         interval_s, bytes_max = engine.heartbeat_ns() / SECOND, FRAME_BYTES_MAX - ENVELOPE_BYTES_MAX
         peer.welcome(m.Welcome(m.PROTOCOL, schedd.__version__, engine.epoch, name, interval_s, bytes_max))
 
-    def received(self, peer: Peer, body: bytes) -> None:
+    def decoded(self, peer: Peer, body: bytes) -> list[Any]:
+        return m.decode_from_worker(body) if peer.worker_id is not None else m.decode_from_client(body)
+
+    def received(self, peer: Peer, message: Any) -> None:
         if peer.worker_id is not None:
-            self._from_worker(peer, peer.worker_id, m.decode_from_worker(body))
-            return
-        for request in m.decode_from_client(body):
-            self._from_client(peer, request)
+            self._from_worker(peer, peer.worker_id, message)
+        else:
+            self._from_client(peer, message)
+
+    def _post(self, peer: Peer, event: Event) -> int:
+        """Post what a peer said; it is under way until the event has been handled."""
+        number, weight = self.loop.post(event), tasks_named(event)
+        peer.under_way += weight
+        self._under_way.append((number, peer, weight))
+        return number
+
+    def _settle(self) -> None:
+        """Have peers take in more, whose messages have had their turn."""
+        while self._under_way and self._under_way[0][0] <= self.loop.handled:
+            _, peer, weight = self._under_way.popleft()
+            self._done(peer, weight)
+        peers, self._with_room = self._with_room, {}
+        for peer in peers:
+            peer.take_in()
+
+    def _done(self, peer: Peer, weight: int = 1) -> None:
+        peer.under_way -= weight
+        if peer.has_more:
+            self._with_room[peer] = None
+            self.loop.wake()
 
     def heard(self, worker_id: WorkerId) -> None:
         self.loop.post(WorkerHeard(worker_id))
@@ -294,23 +325,21 @@ class Service:
 
     # ---------------------------------------------------------------------------------------------------- from workers
 
-    def _from_worker(self, peer: Peer, worker_id: WorkerId, messages: list[m.FromWorker]) -> None:
-        for message in messages:
-            number = 0
-            for event in translate.worker_events(worker_id, message):
-                number = self.loop.post(event)
-            if isinstance(message, m.AttemptsFinished):
-                self._acks.append((number, peer, message.seq))
-            elif isinstance(message, m.Heartbeat):
-                self._answer_heartbeat(peer)
-            elif isinstance(message, m.LogPiece):
-                self._log_piece(worker_id, message)
-            elif isinstance(message, m.WorkerGoodbye):
-                self._workers.pop(worker_id, None)
-                self._fail_log_reads(worker_id)
-                peer.worker_id = None
-                peer.close()
-                return
+    def _from_worker(self, peer: Peer, worker_id: WorkerId, message: m.FromWorker) -> None:
+        number = 0
+        for event in translate.worker_events(worker_id, message):
+            number = self._post(peer, event)
+        if isinstance(message, m.AttemptsFinished):
+            self._acks.append((number, peer, message.seq))
+        elif isinstance(message, m.Heartbeat):
+            self._answer_heartbeat(peer)
+        elif isinstance(message, m.LogPiece):
+            self._log_piece(worker_id, message)
+        elif isinstance(message, m.WorkerGoodbye):
+            self._workers.pop(worker_id, None)
+            self._fail_log_reads(worker_id)
+            peer.worker_id = None
+            peer.close()
 
     def _answer_heartbeat(self, peer: Peer) -> None:
         peer.send(m.HeartbeatReply(self._next_heartbeat_s()))
@@ -334,7 +363,8 @@ class Service:
             return
         reader = self._readers.get(type(request))
         if reader is not None:
-            self.loop.ask(lambda: self._answer(peer, request, reader))
+            peer.under_way += 1
+            self.loop.ask(lambda: self._answer(peer, request, reader), peer)
             return
         if isinstance(request, m.Submit) and self.promises.failure:
             text = f"the journal cannot be written: {self.promises.failure}"
@@ -347,20 +377,24 @@ class Service:
             peer.send(m.RequestFailed(request.request, m.BAD_REQUEST, f"{type(request).__name__} has no meaning here"))
             return
         self._origins[origin] = (peer, request.request, isinstance(request, m.Submit) and request.watch)
-        self.loop.post(event)
+        self._post(peer, event)
 
     def _answer(self, peer: Peer, request: Any, reader: Callable[[Peer, Any], Reading | None]) -> None:
         if peer.is_paused:
-            peer.put_off(lambda: self.loop.ask(lambda: self._answer(peer, request, reader)))
+            peer.put_off(lambda: self.loop.ask(lambda: self._answer(peer, request, reader), peer))
         elif not peer.is_closing:
             reading = reader(peer, request)
             if reading is not None:
-                self._go_on(peer, reading)
+                self._go_on(peer, reading, self._done)
+            else:
+                self._done(peer)
 
-    def _go_on(self, peer: Peer, reading: Reading) -> None:
+    def _go_on(self, peer: Peer, reading: Reading, done: Callable[[Peer], None] = lambda peer: None) -> None:
         """Let a reader that looks at many rows work on; what it leaves is for a later turn."""
         if not peer.is_closing and next(reading, OVER) is not OVER:
-            self.loop.ask(lambda: self._go_on(peer, reading))
+            self.loop.ask(lambda: self._go_on(peer, reading, done), peer)
+        else:
+            done(peer)
 
     def _list_tasks(self, peer: Peer, request: m.ListTasks) -> Reading:
         limit = min(max(1, request.limit), LIST_LIMIT_MAX)
@@ -507,8 +541,7 @@ class Service:
 
     def _watch_rows(self, peer: Peer, request: m.WatchTasks, forgotten: Set[TaskId] = frozenset()) -> Reading:
         selection = request.selection
-        watch = Watch(peer, request.results, request.reports)
-        peer.watches.append(watch)
+        watch = peer.watch(request.results, request.reports)
         total = finished = 0
         ids: list[TaskId] = []
         for looked, (task_id, task) in enumerate(self.engine.tasks.look(selection), 1):
@@ -531,8 +564,7 @@ class Service:
 
     def _watch_again(self, peer: Peer, request: m.WatchTasks) -> None:
         """Go on with the watch of a connection that was lost: what became of its tasks meanwhile is told."""
-        watch = Watch(peer, request.results, request.reports)
-        peer.watches.append(watch)
+        watch = peer.watch(request.results, request.reports)
         finished = 0
         forgotten: dict[TaskId, Instant] = {}
         for task_id, submitted_ns in zip_longest(request.selection.ids, request.submitted_ns, fillvalue=0):
@@ -613,10 +645,16 @@ class Service:
             self._no_journal(peer, request)
             return
 
+        def answered(said: T) -> None:
+            self._done(peer)
+            answer(said)
+
         def failed(message: str, hint: str) -> None:
+            self._done(peer)
             peer.send(m.RequestFailed(request, m.JOURNAL_FAILING, message, hint))
 
-        self.promises.when_written(lambda: archive.ask(lambda: question(archive), answer, failed))
+        peer.under_way += 1
+        self.promises.when_written(lambda: archive.ask(lambda: question(archive), answered, failed))
 
     def _may_be_on_disk(self, task_id: int) -> bool:
         """Whether a task that is not in the table may have ended and been forgotten."""
@@ -720,8 +758,13 @@ class Service:
             text = f"the output of task {task.id} is on worker {worker_id}, which is not connected"
             peer.send(m.RequestFailed(request.request, m.WORKER_AWAY, text))
             return
+        if len(peer.log_reads) >= LOG_READS_MAX:
+            text = f"{LOG_READS_MAX} reads of output have not been answered by their workers yet"
+            peer.send(m.RequestFailed(request.request, m.QUEUE_FULL, text, "read fewer at a time"))
+            return
         number = next(self._numbers)
         self._log_reads[number] = (peer, request.request, attempt, worker_id)
+        peer.log_reads.add(number)
         limit = min(max(0, request.limit), LOG_BYTES_MAX)
         worker.send(m.FetchLog(number, task.id, attempt, request.stream, request.offset, limit))
 
@@ -731,6 +774,7 @@ class Service:
             return  # answered twice, or by a worker that was not asked
         del self._log_reads[piece.request]
         peer, request, attempt, _ = read
+        peer.log_reads.discard(piece.request)
         if piece.error:
             peer.send(m.RequestFailed(request, m.UNKNOWN_TASK, piece.error[:NAME_MAX]))
         else:
@@ -739,6 +783,7 @@ class Service:
     def _fail_log_reads(self, worker_id: WorkerId) -> None:
         for number in [n for n, read in self._log_reads.items() if read[3] == worker_id]:
             peer, request, _, _ = self._log_reads.pop(number)
+            peer.log_reads.discard(number)
             peer.send(m.RequestFailed(request, m.WORKER_AWAY, f"worker {worker_id} went away"))
 
     # ------------------------------------------------------------------------------------------------------- outward
@@ -867,10 +912,7 @@ class Service:
         peer.send(m.Submitted(request, action.ids, action.warnings, action.submitted_ns))
         if not watched:
             return
-        watch = peer.submit_watch
-        if watch is None:
-            watch = peer.submit_watch = Watch(peer, results=True, reports=True)
-            peer.watches.append(watch)
+        watch = peer.watch(results=True, reports=True)
         for task_id in action.ids:
             task = self.engine.tasks.get(task_id)
             if task is None or self._is_told(task):  # an old one, found by its key or by the name of its submit
@@ -901,6 +943,7 @@ class Service:
         return self._done_from_disk(task_id, None) if task is None else translate.task_done(task, with_result)
 
     def _flush(self) -> None:
+        self._settle()
         self._flush_peers()
         self._fresh.clear()
         if self._on_disk:

@@ -77,6 +77,17 @@ class Kernel:
             return True
         return False
 
+    def rest(self, steps_max: int) -> bool:
+        """Let all happen that is due by now; False where that does not end within so many steps."""
+        heap = self._heap
+        for _ in range(steps_max):
+            while heap and heap[0][2].callback is None:
+                heappop(heap)
+            if not heap or heap[0][0] > self.now_ns:
+                return True
+            self.step()
+        return False
+
     def chance(self, probability: float) -> bool:
         """Throw a coin that is as unfair as you say."""
         return self.random.random() < probability

@@ -75,7 +75,8 @@ class FrameReader:
             if end - start - PREFIX_BYTES < size:
                 self._wanted = PREFIX_BYTES + size
                 break
-            frames.append(bytes(buffer[start + PREFIX_BYTES : start + PREFIX_BYTES + size]))
+            with memoryview(buffer) as view:  # one copy of what may be large, and not two
+                frames.append(bytes(view[start + PREFIX_BYTES : start + PREFIX_BYTES + size]))
             start += PREFIX_BYTES + size
             if len(frames) == most:
                 self._wanted = PREFIX_BYTES

@@ -9,10 +9,10 @@ says so.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from schedd.core.model import AttemptFinished as AttemptFinished
 from schedd.core.model import AttemptRecord as AttemptRecord
@@ -41,6 +41,14 @@ from schedd.errors import RemoteProtocolError
 
 #: Grows with each incompatible change. Both sides must have the same number.
 PROTOCOL = 2
+
+#: What a list of a message may be as long as, of a peer: a byte of a frame can be a hundred bytes of memory.
+ITEMS_MAX = 1_000_000
+#: Messages in a frame of a peer.
+MESSAGES_MAX = 100_000
+
+T = TypeVar("T")
+Many = Annotated[list[T], Meta(max_length=ITEMS_MAX)]
 
 # Codes of `Refused` and `RequestFailed`.
 BAD_VERSION = "bad_version"
@@ -273,26 +281,26 @@ class Heartbeat(Struct, frozen=True, tag=True, array_like=True):
 class AttemptsStarted(Struct, frozen=True, tag=True, array_like=True):
     """These began. An attempt that ends in the same frame is not listed; its end says when it began."""
 
-    attempts: list[AttemptStarted]
+    attempts: Many[AttemptStarted]
 
 
 class AttemptsFinished(Struct, frozen=True, tag=True, array_like=True):
     """These ended. Sent again after a reconnection until `AckFinished` covers `seq`."""
 
     seq: int
-    attempts: list[AttemptFinished]
+    attempts: Many[AttemptFinished]
 
 
 class AttemptReports(Struct, frozen=True, tag=True, array_like=True):
     """Progress from inside running attempts."""
 
-    reports: list[AttemptReport]
+    reports: Many[AttemptReport]
 
 
 class RevokeAnswers(Struct, frozen=True, tag=True, array_like=True):
     """(task, attempt, given back) for each attempt asked for; False: it had started, or is not here."""
 
-    answers: list[tuple[TaskId, int, bool]]
+    answers: Many[tuple[TaskId, int, bool]]
 
 
 class LogPiece(Struct, frozen=True, tag=True, array_like=True):
@@ -309,7 +317,7 @@ class LogPiece(Struct, frozen=True, tag=True, array_like=True):
 class WorkerDraining(Struct, frozen=True, tag=True, array_like=True):
     """The worker was told to stop by its own user: `handed_back` (task, attempt) had not started."""
 
-    handed_back: list[tuple[TaskId, int]]
+    handed_back: Many[tuple[TaskId, int]]
 
 
 class WorkerGoodbye(Struct, frozen=True, tag=True, array_like=True):
@@ -330,8 +338,8 @@ class Submit(Struct, frozen=True, tag=True, array_like=True):
     """
 
     request: int
-    specs: list[TaskSpec]
-    tasks: list[TaskEntry]
+    specs: Many[TaskSpec]
+    tasks: Many[TaskEntry]
     watch: bool = False
     strict: bool = False
     client: str = ""
@@ -454,14 +462,14 @@ class SetPriorities(Struct, frozen=True, tag=True, array_like=True):
     """Change the priority of many tasks, each to its own. Answered by `Changed`."""
 
     request: int
-    priorities: list[tuple[TaskId, float]]
+    priorities: Many[tuple[TaskId, float]]
 
 
 class DrainWorkers(Struct, frozen=True, tag=True, array_like=True):
     """Drain these workers (`undo`: take work again, where they are still there). Answered by `Changed`."""
 
     request: int
-    workers: list[WorkerId]
+    workers: Many[WorkerId]
     undo: bool = False
     leave: bool = True
 
@@ -925,8 +933,8 @@ ToClient = (
 _hello_decoder = msgspec.msgpack.Decoder(Hello)
 _proof_decoder = msgspec.msgpack.Decoder(Proof)
 _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
-    "from_client": msgspec.msgpack.Decoder(list[ClientRequest]),
-    "from_worker": msgspec.msgpack.Decoder(list[FromWorker]),
+    "from_client": msgspec.msgpack.Decoder(Annotated[list[ClientRequest], Meta(max_length=MESSAGES_MAX)]),
+    "from_worker": msgspec.msgpack.Decoder(Annotated[list[FromWorker], Meta(max_length=MESSAGES_MAX)]),
     "to_client": msgspec.msgpack.Decoder(list[ToClient]),
     "to_worker": msgspec.msgpack.Decoder(list[ToWorker]),
 }

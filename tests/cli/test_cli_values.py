@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from schedd.cli.values import (
+    is_toml,
     nearest,
     parse_amounts,
     parse_duration,
@@ -87,3 +88,13 @@ def test_nearest() -> None:
 )
 def test_writing_durations(seconds: float, text: str) -> None:
     assert write_duration(seconds) == text
+
+
+@pytest.mark.parametrize("text", ["1", "1.5", "true", '"a"', "[1, 2]", "{ a = 1 }"])
+def test_values_in_toml(text: str) -> None:
+    assert is_toml(text)
+
+
+@pytest.mark.parametrize("text", ["", "adaptive", "[", "[" * 100_000, "{a=" * 10_000])
+def test_no_values_in_toml(text: str) -> None:
+    assert not is_toml(text)

@@ -121,6 +121,18 @@ async def test_question_sees_all_that_was_asked_before_it_and_nothing_more_is_wa
     assert bench.said == ["turn 1", "turn 2", "answer", "turn 3"]
 
 
+@pytest.mark.asyncio
+async def test_who_asks_much_waits_for_himself() -> None:
+    """Reads of one peer keep their order, and those of others go in between."""
+    bench = Bench()
+    for number in range(5):
+        bench.loop.ask(lambda number=number: bench.said.append(f"greedy {number}"), "greedy")  # type: ignore[misc]
+    for number in range(2):
+        bench.loop.ask(lambda number=number: bench.said.append(f"modest {number}"), "modest")  # type: ignore[misc]
+    await bench.rest()
+    assert bench.said == ["greedy 0", "modest 0", "greedy 1", "modest 1", "greedy 2", "greedy 3", "greedy 4"]
+
+
 # ----------------------------------------------------------------------------------------------------------- loop lag
 
 

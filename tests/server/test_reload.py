@@ -59,7 +59,7 @@ def test_bad_file_changes_nothing_and_says_which_key(cluster: Cluster) -> None:
             ('[policy]\nname = "lifo"\n', "policy.name"),
             ('[policy]\nname = "batch"\n[heartbeat]\nlease_s = 1.0\n', "heartbeat.lease_s"),
             ("[policy\n", "config-1.toml"),
-            ("a = " + "[" * 100_000, "cannot be read"),
+            ("a = " + "[" * 100_000, "nested too deep"),
         ):
             failed = reload(client, cluster, text)
             assert isinstance(failed, m.RequestFailed)

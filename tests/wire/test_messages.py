@@ -6,7 +6,7 @@ import random
 import types
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 import pytest
@@ -39,6 +39,8 @@ def make(kind: Any, rng: random.Random, depth: int = 0) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if hasattr(kind, "__supertype__"):  # NewType
         return make(kind.__supertype__, rng, depth)
+    if origin is Annotated:  # a bound
+        return make(arguments[0], rng, depth)
     if origin in (Union, types.UnionType):
         return make(rng.choice(arguments), rng, depth)
     if origin is Literal:

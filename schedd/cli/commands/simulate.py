@@ -18,7 +18,7 @@ from schedd.cli.output import Output
 from schedd.cli.session import command
 from schedd.cli.simulated import COLUMNS, SEARCH_COLUMNS, cells, fill, progress_of, write_csv
 from schedd.cli.sources import Source, Wanted, source_of, told
-from schedd.cli.values import nearest, parse_instant
+from schedd.cli.values import is_toml, nearest, parse_instant
 from schedd.cli.variants import Variant, parse_change, variants_of
 from schedd.core.policies import POLICIES
 from schedd.errors import TraceError
@@ -379,10 +379,7 @@ def _settings(config: str | None, changes: Sequence[str], policy: str, retries: 
 
 def _value(text: str) -> Any:
     """A TOML value; what is none is a string."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+    return tomllib.loads(f"value = {text}")["value"] if is_toml(text) else text
 
 
 def _without_verdicts(settings: Settings) -> Settings:

@@ -87,7 +87,7 @@ class Profiles:
         return fmean(profile.means), fmean(map(fmean, profile.spread)) + CELL_VARIANCE
 
     def see(self, kind: str, model: str, value: float, variance: float) -> float | None:
-        """Take in what was seen of a kind on a model, with such an error; tell how far off it was, None of a new kind."""
+        """Take in what was seen of a kind on a model, with such an error; tell how far off: None, of a new kind."""
         number = self._numbers.get(model)
         if number is None:
             number = self._meet(model, value)
