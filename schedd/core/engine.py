@@ -365,7 +365,9 @@ class Engine:
         self._guard.check()
         if not t.placement_wanted and ("place", 0) not in t.deadlines:
             t.placer.check()
-        assert not (t.doubtful or t.put_off) or t.awaited, "what waits for workers to come back outlives that"
+        assert not (t.doubtful or t.put_off or t.let_go) or t.awaited, (
+            "what waits for workers to come back outlives that"
+        )
         for task_id in t.doubtful.union(t.epochs):
             assert t.worker_of(t.tasks.rows[task_id]) is not None, story(t.tasks.rows[task_id])
         for task_id, asked in t.asked.items():

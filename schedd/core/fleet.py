@@ -164,9 +164,17 @@ class Fleet:
                 t.requeue(task)
             elif t.is_stopping(task):
                 t.stop(task, worker.worker_id)  # the first request may have been lost with the connection
-        for task in new.values():
-            if t.is_stopping(task):
-                t.stop(task, worker.worker_id)
+        for task_id, task in new.items():
+            self._question(task, worker, held[task_id])
+
+    def _question(self, task: Task, worker: WorkerInfo, hold: HoldsAttempt) -> None:
+        """Ask for the end of what a restart has found and should not be there."""
+        t = self._t
+        if t.is_stopping(task):
+            t.stop(task, worker.worker_id)
+        elif hold.phase == "backlog" and task.id in t.doubtful:
+            # It should not begin before we know better; whether it has since the worker said so, only the worker knows.
+            t.ask_back(task, worker)
 
     def _bring(self, worker: WorkerInfo, hold: HoldsAttempt) -> Task | None:
         """After a restart: the task of an attempt that a worker comes with, unless a newer attempt of it is known."""
@@ -185,7 +193,8 @@ class Fleet:
         between, and was told to drop its own, it may not have heard.
         """
         t = self._t
-        return bool(t.awaited) and (hold.epoch < t.epoch - 1 or worker.worker_id not in t.awaited_at_start)
+        has_others = len(t.awaited) > (worker.worker_id in t.awaited)
+        return has_others and (hold.epoch < t.epoch - 1 or worker.worker_id not in t.awaited_at_start)
 
     def _take(self, task: Task, worker: WorkerInfo, hold: HoldsAttempt) -> bool:
         """Give a worker the attempt that it comes with. Of two workers the newer attempt wins, the other drops its own.
@@ -194,12 +203,14 @@ class Fleet:
         """
         t = self._t
         holder = t.worker_of(task)
-        if hold.epoch >= t.epoch or (holder is None and hold.attempt <= task.attempt):
+        if hold.epoch >= t.epoch:
             return False  # not of an earlier start
+        if holder is None and hold.attempt <= task.attempt and _age(hold) <= t.let_go.get(task.id, _age(hold)):
+            return False
         if holder is not None and _age(hold) <= (t.epochs.get(task.id, t.epoch), task.attempt):
             return False
-        if hold.phase == "backlog" and (worker.worker_id not in t.awaited or self._is_doubtful(worker, hold)):
-            return False  # it might begin before we know better, or before the next start would know of the worker
+        if hold.phase == "backlog" and worker.worker_id not in t.awaited:
+            return False  # it might begin before the next start would know of the worker
         meant = task.id < t.restored_below and task.defined_ns == hold.defined_ns and _could_be(task, worker, hold)
         may_run = isinstance(task.state, Waiting | Queued | Delayed) or (
             isinstance(task.state, Held) and bool(task.state.reason)

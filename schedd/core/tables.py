@@ -146,6 +146,9 @@ class Tables:
         #: other end of theirs is put off until all have come.
         self.doubtful: set[TaskId] = set()
         self.put_off: list[tuple[WorkerId, AttemptFinished]] = []
+        #: Those of them that their workers have given back: of which start and with which number. A newer one counts
+        #: though it may have the same number.
+        self.let_go: dict[TaskId, tuple[int, int]] = {}
         #: Numbers of attempts that somebody may still speak of: the next one of the task is above.
         self._numbers_used: dict[TaskId, int] = {}
         #: Workers that were draining before the restart, by their incarnation, until they come.
@@ -338,12 +341,17 @@ class Tables:
     def take_back(self, worker: WorkerInfo, wanted: Callable[[Task], bool] = lambda task: True) -> None:
         """Ask a worker for its backlog, or what is wanted of it, to be queued again."""
         for task in list(worker.task_queue):
-            if isinstance(task.state, Assigned) and not self.is_stopping(task) and wanted(task):
-                self.tasks.set_state(task, Revoking(worker.worker_id, task.state.at_ns, WorkerId("")))
-                worker.outgoing += 1
-                self.revoke(task, worker.worker_id)
-                self.resources.touch(worker)
-                self.placement_wanted = True  # who gives its backlog back may have room for something else
+            if wanted(task):
+                self.ask_back(task, worker)
+
+    def ask_back(self, task: Task, worker: WorkerInfo) -> None:
+        """Ask a worker for an attempt that has not started for all that we know, for the task to be queued again."""
+        if isinstance(task.state, Assigned) and not self.is_stopping(task):
+            self.tasks.set_state(task, Revoking(worker.worker_id, task.state.at_ns, WorkerId("")))
+            worker.outgoing += not task.reserved
+            self.revoke(task, worker.worker_id)
+            self.resources.touch(worker)
+            self.placement_wanted = True  # who gives its backlog back may have room for something else
 
     def arm_stealing(self) -> None:
         """Let the timer look at all backlogs an interval from now, unless it does so earlier."""
@@ -358,8 +366,10 @@ class Tables:
         if type(task.state) is Revoking:
             self.end_steal(task, worker)
         if self.epochs:
-            self.epochs.pop(task.id, None)
-            self.doubtful.discard(task.id)
+            epoch = self.epochs.pop(task.id, 0)
+            if task.id in self.doubtful:
+                self.doubtful.remove(task.id)
+                self.let_go[task.id] = epoch, task.attempt
         self.resources.detach(task, worker)
         self.placement_wanted = True
 
@@ -466,6 +476,8 @@ class Tables:
     def note_attempt(self, task: Task, record: AttemptRecord, retry_at_ns: Instant = 0) -> None:
         """Record the end of an attempt in the history of its task, and in the totals."""
         task.attempts = (*task.attempts[-(ATTEMPTS_KEPT_MAX - 1) :], record) if task.attempts else (record,)
+        if self.let_go:
+            self.let_go.pop(task.id, None)
         self.facts.append(fx.AttemptEnded(task.id, record, retry_at_ns))
         causes = self.counters.by_cause
         causes[record.cause] = causes.get(record.cause, 0) + 1
@@ -562,6 +574,7 @@ class Tables:
             self.deadlines.cancel(("adopt", 0))
             self.placement_wanted = True
             self.doubtful.clear()
+            self.let_go.clear()
 
     def pass_over(self, task: Task, attempt: int) -> None:
         """Give the next attempt of a task another number than one that was not adopted, or is no longer.

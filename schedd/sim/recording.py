@@ -49,6 +49,8 @@ class Recorded(Struct):
     #: The attempt that is to make room, 0: none.
     preempt_asked: int = 0
     preempted_count: int = 0
+    #: An attempt of it was given out: what it waited for had succeeded then, whatever became of that.
+    is_given: bool = False
     attempt: int = 0
     blamed: dict[Cause, int] = field(default_factory=dict)
     #: When the next attempt may begin, 0: at once.
@@ -110,6 +112,8 @@ class Recording:
                     self.tasks[fact.task_id].cancel_asked = True
                 case fx.PreemptAsked():
                     self.tasks[fact.task_id].preempt_asked = fact.attempt
+                case fx.AttemptDispatched():
+                    self.tasks[fact.task_id].is_given = True
                 case fx.AttemptEnded():
                     self._end_attempt(fact)
                 case fx.TaskFinished():
@@ -230,7 +234,9 @@ class Recording:
         must(row.attempt >= task.attempt, f"task {task.id} is at attempt {row.attempt}, on disk {task}")
         if row.attempt > task.attempt:
             return  # it has been given to a worker: by this daemon, or by one that died before it recorded why
-        missing = {i for i in task.after if self.tasks[i].state != "succeeded"} if not task.attempt else set()
+        # With what ended otherwise all end that wait for it; what was given out before does not.
+        over = ("succeeded", "failed", "cancelled") if task.is_given else ("succeeded",)
+        missing = {i for i in task.after if self.tasks[i].state not in over} if not task.attempt else set()
         must(engine.tasks.missing.get(row.id, set()) == missing, f"task {task.id} waits for {missing} on disk")
         must(not missing or isinstance(state, Waiting | Held), f"task {task.id} is {state} and waits for {missing}")
         if isinstance(state, Queued | Delayed):

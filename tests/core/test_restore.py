@@ -14,6 +14,7 @@ from schedd.core import restore
 from schedd.core.engine import Engine
 from schedd.core.model import (
     SECOND,
+    AttemptStarted,
     Cause,
     HoldsAttempt,
     TaskEntry,
@@ -26,7 +27,7 @@ from schedd.core.model import (
 from schedd.core.policies import POLICIES
 from schedd.journal.records import FinishedTask, finished_records
 
-from .builders import START, World, dispatches, finished, holds, joined, of, selection, spec, worker_of
+from .builders import START, World, answered, dispatches, finished, holds, joined, of, selection, spec, worker_of
 from .recorded import Recorded
 from .test_random import Chaos
 
@@ -695,11 +696,44 @@ def test_success_of_the_older_attempt_is_one() -> None:
 
 
 def test_backlog_of_a_worker_that_came_back_in_between() -> None:
-    """It would begin at once what another runs already."""
+    """It would begin what another runs already: it is to give that back, if it has not begun."""
     world = GivenUp()
-    assert drops(world.join("w1", holds=[world.old("backlog")], cpus=1)) == {"w1": [(1, 1)]}
-    world.join("w2", holds=[world.new("running")], cpus=1)
+    effects = world.join("w1", holds=[world.old("backlog")], cpus=1)
+    assert [(action.worker_id, action.attempts) for action in of(effects.actions, fx.RevokeAttempts)] == [
+        ("w1", [(1, 1)])
+    ]
+    assert not drops(effects), "whether it has begun since it said so, it has to say"
+    assert drops(world.join("w2", holds=[world.new("running")], cpus=1)) == {"w1": [(1, 1)]}
     assert (world.states(1), world.where(1)) == (["running"], ["w2"])
+
+
+def test_backlog_that_is_given_back_before_all_have_come() -> None:
+    """The other attempt has the same number: it counts all the same."""
+    world = GivenUp()
+    world.join("w1", holds=[world.old("backlog")], cpus=1)
+    world.handle(answered("w1", (1, 1, True)))
+    assert world.states(1) == ["queued"]
+    assert not drops(world.join("w2", holds=[world.new("running")], cpus=1))
+    assert (world.states(1), world.where(1)) == (["running"], ["w2"])
+
+
+def test_backlog_that_had_begun_when_it_was_to_be_given_back() -> None:
+    world = GivenUp()
+    world.join("w1", holds=[world.old("backlog")], cpus=1)
+    world.handle(answered("w1", (1, 1, False)))
+    world.handle(ev.AttemptsStarted(WorkerId("w1"), [AttemptStarted(TaskId(1), 1, START)]))
+    effects = world.join("w2", cpus=1)
+    assert not dispatches(effects), "it runs on w1, and nobody has a newer one"
+    assert (world.states(1), world.where(1)) == (["running"], ["w1"])
+
+
+def test_backlog_of_the_last_that_was_waited_for_is_its_own() -> None:
+    world = GivenUp()
+    world.join("w2", cpus=1)
+    effects = world.join("w1", holds=[world.old("backlog")], cpus=1)
+    assert not drops(effects)
+    assert not of(effects.actions, fx.RevokeAttempts)
+    assert world.where(1) == ["w1"]
 
 
 def test_what_an_earlier_start_gave_out_goes_on_through_any_number_of_restarts() -> None:
