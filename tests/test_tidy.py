@@ -78,6 +78,7 @@ ROOMS: dict[str, set[str]] = {
         "core",
         "worker.state",
         "worker.attempts",
+        "worker.heartbeats",
         "worker.outbox",
         "wire",
         "journal.records",

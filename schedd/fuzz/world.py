@@ -156,7 +156,7 @@ class World:
         self.journal = Journal(disk, self.process, promises.committed, promises.failing, lambda facts, ends: None)
         self.journal.load(FINISHED_MAX)
         promises.journal = self.journal
-        self.service.archive = Archive(disk, self.process)
+        self.service.past.archive = Archive(disk, self.process)
         self.inputs = 0
         self._asked = 0
         self.service.access = Access(nonce=self.kernel.random.randbytes)

@@ -133,32 +133,6 @@ def decode_ids(blob: bytes) -> list[int]:
     return _decode(_ids_decoder, blob, "a row of ended tasks")
 
 
-class FinishedTask(Struct, frozen=True, array_like=True, gc=False):
-    """What is remembered of a task that has ended.
-
-    What it did (`payload` and so on) is kept of one that did not succeed, since somebody may want to have it done
-    again, and of one with a key, since a submit with the same key must do the same.
-    """
-
-    id: TaskId
-    state: str
-    at_ns: Instant
-    job: str
-    kind: str
-    key: str | None
-    priority: float
-    submitted_ns: Instant
-    attempts: tuple[AttemptRecord, ...]
-    result: bytes | None = None
-    report: Report | None = None
-    payload: Payload | None = None
-    argument: bytes = b""
-    requirements: TaskRequirements = NO_REQUIREMENTS
-    rules: TaskRules = DEFAULT_RULES
-    after: tuple[TaskId, ...] = ()
-    owner: str = ""
-
-
 class EndOfTask(Struct, frozen=True, array_like=True, gc=False):
     """The beginning of a `FinishedTask`, which is read at a third of its cost: without what the task did."""
 
@@ -172,6 +146,22 @@ class EndOfTask(Struct, frozen=True, array_like=True, gc=False):
     submitted_ns: Instant
     attempts: tuple[AttemptRecord, ...]
     result: bytes | None = None
+
+
+class FinishedTask(EndOfTask, frozen=True, array_like=True, gc=False):
+    """What is remembered of a task that has ended.
+
+    What it did (`payload` and so on) is kept of one that did not succeed, since somebody may want to have it done
+    again, and of one with a key, since a submit with the same key must do the same.
+    """
+
+    report: Report | None = None
+    payload: Payload | None = None
+    argument: bytes = b""
+    requirements: TaskRequirements = NO_REQUIREMENTS
+    rules: TaskRules = DEFAULT_RULES
+    after: tuple[TaskId, ...] = ()
+    owner: str = ""
 
 
 _ends_decoder = msgspec.msgpack.Decoder(list[EndOfTask])

@@ -249,7 +249,7 @@ class Daemon:
         service.loop.wake()  # what a restart leaves to be done, and the deadlines
         journal.start()
         service.promises.journal = journal
-        service.archive = Archive(path)
+        service.past.archive = Archive(path)
         unfinished = engine.tasks.unfinished_count
         self._remember(engine, journal)
         gc.freeze()  # nor by every collection ever after

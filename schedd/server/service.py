@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import count, zip_longest
-from typing import Any, TypeVar
+from itertools import count
+from typing import Any
 
 import schedd
 from schedd.address import Address
@@ -15,10 +15,9 @@ from schedd.config import Settings
 from schedd.core import effects as fx
 from schedd.core.engine import Engine
 from schedd.core.events import Event, WorkerDisconnected, WorkerHeard
-from schedd.core.model import SECOND, Assigned, Instant, Queued, Running, Task, TaskId, WorkerId, WorkerStatus
-from schedd.core.tasks import RESULT_DROPPED, is_meant
+from schedd.core.model import SECOND, Assigned, Queued, Running, Task, TaskId, WorkerId, WorkerStatus
+from schedd.core.tasks import RESULT_DROPPED
 from schedd.errors import ConfigError
-from schedd.journal.records import FinishedTask, finished_row
 from schedd.log import Log
 from schedd.server import translate
 from schedd.server.access import Access, may_ask, may_greet
@@ -31,7 +30,10 @@ from schedd.server.holding import Holding
 from schedd.server.lag import LagProbe
 from schedd.server.loop import EngineLoop, tasks_named
 from schedd.server.meter import Meter
-from schedd.server.ports import Archive, Clock, Reactor, Reloaded
+from schedd.server.outputs import Outputs
+from schedd.server.past import Past
+from schedd.server.ports import Clock, Reactor, Reloaded
+from schedd.server.reads import Reading, Reads
 from schedd.server.recording import Recorder
 from schedd.server.watching import Listener, Watchers
 from schedd.wire import messages as m
@@ -39,14 +41,6 @@ from schedd.wire.framing import FRAME_BYTES_MAX
 
 log = Log("schedd.server")
 
-#: A listing answers with at most so many tasks at a time, however many were asked for.
-LIST_LIMIT_MAX = 5000
-#: Rows that a reader looks at before others have their turn: some 10 ms of the loop's time.
-ROWS_PER_READ_MAX = 10_000
-#: And one read of output with at most so many bytes.
-LOG_BYTES_MAX = 1024 * 1024
-#: Reads of output by one client that workers have not answered yet.
-LOG_READS_MAX = 1000
 #: The largest reports that the engine lets through make 33 MiB together.
 REPORTS_PER_MESSAGE_MAX = 1000
 #: What the daemon may have to add to what a peer sent when it passes it on.
@@ -55,22 +49,13 @@ ENVELOPE_BYTES_MAX = 64 * 1024
 #: comes at one of so many instants of an interval: those that come together share a turn, and the daemon wakes less.
 HEARTBEAT_STAGGER = (0.82, 1.0)
 HEARTBEAT_SLOTS = 50
-#: Results, and bytes of them, that are read from the journal for a watcher in one go.
-FETCHED_TOGETHER_MAX = 100
-FETCHED_BYTES_MAX = 8 * 1024 * 1024
 #: Names of peers are at most this long, in characters.
 NAME_MAX = 200
-#: Beliefs of kinds in one answer, some 100 bytes each.
-KINDS_LISTED_MAX = 10_000
 #: Tasks, workers and jobs that a question for events names.
 EVENT_NAMES_MAX = 1000
 #: With more tasks than this queued or under way the end of one may be on disk a moment later.
 BUSY_ABOVE = 64
 
-T = TypeVar("T")
-
-#: A reader that stops after so many rows and goes on in a later turn.
-Reading = Iterator[None]
 OVER = object()
 
 
@@ -112,11 +97,10 @@ class Service:
         self._watchers = Watchers()
         self._dirty: list[Peer] = []
         self.promises = Promises(self._flush, reactor, self._on_failing)
+        self.past = Past(engine, self.promises, self._done)
         self._holding = Holding()
-        self._following = Following(reactor, self._with_jobs)
+        self._following = Following(reactor, self.past.with_jobs)
         self.promises.on_written = self._following.written
-        #: Set where there is a journal.
-        self.archive: Archive | None = None
         #: Set where there is a file to be read again; tells what came of it.
         self.reload: Callable[[Callable[[Reloaded | ConfigError], None]], None] | None = None
         #: Ends that workers told, to be acknowledged when they are on disk; first the number of the event.
@@ -133,20 +117,14 @@ class Service:
         self._numbers = count(1)
         #: Requests whose answer comes out of the engine: the peer, its number, and what to do with a `Submitted`.
         self._origins: dict[int, tuple[Peer, int, bool]] = {}
-        #: Reads of output that a worker was asked for.
-        self._log_reads: dict[int, tuple[Peer, int, int, WorkerId]] = {}
+        self._outputs = Outputs(engine, self.past, self._workers, self._numbers)
+        reads = Reads(engine, clock, self.past, self._watchers, self._is_told, self._go_on)
         self._readers: dict[type[Any], Callable[[Peer, Any], Reading | None]] = {
-            m.ListTasks: self._list_tasks,
-            m.ListJobs: self._list_jobs,
-            m.ListWorkers: self._list_workers,
+            **reads.answers,
             m.GetStats: self._stats,
-            m.GetPolicy: self._policy,
-            m.GetKinds: self._kinds,
-            m.ExplainTask: self._explain,
-            m.WatchTasks: self._watch,
-            m.ReadLog: self._read_log,
-            m.ListHistory: self._history,
-            m.BackUp: self._back_up,
+            m.ReadLog: self._outputs.read,
+            m.ListHistory: self.past.history,
+            m.BackUp: self.past.back_up,
             m.ListEvents: self._events,
             m.Reload: self._reload,
         }
@@ -176,14 +154,13 @@ class Service:
         self._following.forget(peer)
         for watch in peer.watches:
             watch.peer = None
-        for number in peer.log_reads:
-            del self._log_reads[number]
+        self._outputs.forget(peer)
         worker_id = peer.worker_id
         if worker_id is not None and self._workers.get(worker_id) is peer:
             del self._workers[worker_id]
             log.warning("worker_disconnected", worker=worker_id, peer=peer.name)
             self.loop.post(WorkerDisconnected(worker_id))
-            self._fail_log_reads(worker_id)
+            self._outputs.worker_gone(worker_id)
 
     def greeted(self, peer: Peer, hello: m.Hello) -> None:
         if self.stopping:
@@ -334,10 +311,10 @@ class Service:
         elif isinstance(message, m.Heartbeat):
             self._answer_heartbeat(peer)
         elif isinstance(message, m.LogPiece):
-            self._log_piece(worker_id, message)
+            self._outputs.take(worker_id, message)
         elif isinstance(message, m.WorkerGoodbye):
             self._workers.pop(worker_id, None)
-            self._fail_log_reads(worker_id)
+            self._outputs.worker_gone(worker_id)
             peer.worker_id = None
             peer.close()
 
@@ -396,78 +373,6 @@ class Service:
         else:
             done(peer)
 
-    def _list_tasks(self, peer: Peer, request: m.ListTasks) -> Reading:
-        limit = min(max(1, request.limit), LIST_LIMIT_MAX)
-        selection = request.selection
-        unknown = [i for i in selection.ids if self.engine.tasks.get(i) is None]
-        if unknown and self._may_be_on_disk(unknown[0]):
-            self._list_from_disk(peer, request, limit)
-            return
-        if unknown and len(selection.ids) == len(unknown):
-            self._unknown(peer, request.request, unknown[0])
-            return
-        rows: list[Task] = []
-        more = False
-        for looked, (_, task) in enumerate(self.engine.tasks.look(selection, request.after_id), 1):
-            if task is not None:
-                more = len(rows) == limit
-                if more:
-                    break
-                rows.append(task)
-            if not looked % ROWS_PER_READ_MAX:
-                yield
-        self._send_list(peer, request, rows, more)
-
-    def _send_list(self, peer: Peer, request: m.ListTasks, rows: list[Task], more: bool) -> None:
-        promotes = self.engine.policy.promotes
-        if not request.detail:
-            peer.send(m.TaskList(request.request, [translate.task_view(task, promotes) for task in rows], [], more))
-            return
-
-        def answer(results: dict[TaskId, bytes]) -> None:
-            details = [translate.task_detail(self.engine, task, results.get(task.id)) for task in rows]
-            peer.send(
-                m.TaskList(request.request, [translate.task_view(task, promotes) for task in rows], details, more)
-            )
-
-        self._fetch_results(peer, request.request, rows, answer)
-
-    def _list_from_disk(self, peer: Peer, request: m.ListTasks, limit: int) -> None:
-        """List tasks by their ids, of which some have ended and been forgotten: these are in the journal."""
-        selection = request.selection
-        ids = [i for i in sorted(set(selection.ids)) if i > request.after_id]
-
-        def answer(rows: dict[TaskId, Task]) -> None:
-            if not rows:
-                self._unknown(peer, request.request, ids[0] if ids else selection.ids[0])
-                return
-            meant = [rows[i] for i in ids if i in rows and is_meant(rows[i], selection)]
-            self._send_list(peer, request, meant[:limit], len(meant) > limit)
-
-        self._with_rows(peer, request.request, ids, answer)
-
-    def _unknown(self, peer: Peer, request: int, task_id: int) -> None:
-        hint = "finished tasks are forgotten in time" if 0 < task_id < self.engine.tasks.next_id else ""
-        peer.send(m.RequestFailed(request, m.UNKNOWN_TASK, f"there is no task {task_id}", hint))
-
-    def _list_jobs(self, peer: Peer, request: m.ListJobs) -> Reading:
-        views = []
-        looked = 0
-        for name in list(self.engine.tasks.jobs):
-            job = self.engine.tasks.jobs.get(name)
-            if job is not None:
-                views.append(translate.job_view(self.engine, job))
-                looked += views[-1].total
-            if looked > ROWS_PER_READ_MAX:
-                looked = 0
-                yield
-        peer.send(m.JobList(request.request, views))
-
-    def _list_workers(self, peer: Peer, request: m.ListWorkers) -> None:
-        now, engine = self.clock.now_ns(), self.engine
-        views = [translate.worker_view(engine, worker, now) for worker in engine.resources]
-        peer.send(m.WorkerList(request.request, views))
-
     def _stats(self, peer: Peer, request: m.GetStats) -> None:
         counters = self.engine.counters
         peer.send(
@@ -493,134 +398,15 @@ class Service:
             )
         )
 
-    def _policy(self, peer: Peer, request: m.GetPolicy) -> None:
-        peer.send(m.PolicyState(request.request, self.engine.policy.name, translate.steals_view(self.engine)))
-
-    def _kinds(self, peer: Peer, request: m.GetKinds) -> None:
-        newest = self.engine.believed()[::-1]
-        limit = max(0, min(request.limit, KINDS_LISTED_MAX))
-        peer.send(m.Kinds(request.request, self.engine.policy.name, newest[:limit]))
-
-    def _explain(self, peer: Peer, request: m.ExplainTask) -> None:
-        task = self.engine.tasks.get(request.task_id)
-        if task is None:
-            self._unknown(peer, request.request, request.task_id)
-            return
-        why = self.engine.explain(task)
-        peer.send(
-            m.Explanation(request.request, task.id, task.state.name, why.summary, why.blockers, why.workers, why.ahead)
-        )
-
-    def _watch(self, peer: Peer, request: m.WatchTasks) -> Reading:
-        selection = request.selection
-        if request.again:
-            self._watch_again(peer, request)
-            return
-        if selection.job and selection.job not in self.engine.tasks.jobs and not selection.ids:
-            peer.send(m.RequestFailed(request.request, m.UNKNOWN_JOB, f"there is no job {selection.job!r}"))
-            return
-        unknown = [i for i in selection.ids if self.engine.tasks.get(i) is None]
-        if unknown and self._may_be_on_disk(unknown[0]):
-            self._watch_from_disk(peer, request, unknown)
-        elif unknown:
-            self._unknown(peer, request.request, unknown[0])
-        else:
-            yield from self._watch_rows(peer, request)
-
-    def _watch_from_disk(self, peer: Peer, request: m.WatchTasks, forgotten: list[TaskId]) -> None:
-        """Watch tasks of which some have ended and been forgotten: their ends are told from the journal."""
-
-        def answer(rows: dict[TaskId, Task]) -> None:
-            missing = next((i for i in forgotten if i not in rows), None)
-            if missing is not None:
-                self._unknown(peer, request.request, missing)
-            else:
-                self._go_on(peer, self._watch_rows(peer, request, set(forgotten)))
-
-        self._with_rows(peer, request.request, forgotten, answer)
-
-    def _watch_rows(self, peer: Peer, request: m.WatchTasks, forgotten: Set[TaskId] = frozenset()) -> Reading:
-        selection = request.selection
-        watch = peer.watch(request.results, request.reports)
-        total = finished = 0
-        ids: list[TaskId] = []
-        for looked, (task_id, task) in enumerate(self.engine.tasks.look(selection), 1):
-            if request.named and (task is not None or task_id in forgotten):
-                ids.append(task_id)
-            if task is None and task_id in forgotten:
-                total += 1
-                finished += 1
-                peer.send_done(task_id, request.results)
-            elif task is not None:
-                total += 1
-                if self._is_told(task):
-                    finished += 1
-                    peer.send_done(task.id, request.results)
-                else:
-                    self._watchers.add(task.id, watch)
-            if not looked % ROWS_PER_READ_MAX:
-                yield
-        peer.send(m.Watching(request.request, total, finished, ids))
-
-    def _watch_again(self, peer: Peer, request: m.WatchTasks) -> None:
-        """Go on with the watch of a connection that was lost: what became of its tasks meanwhile is told."""
-        watch = peer.watch(request.results, request.reports)
-        finished = 0
-        forgotten: dict[TaskId, Instant] = {}
-        for task_id, submitted_ns in zip_longest(request.selection.ids, request.submitted_ns, fillvalue=0):
-            task = self.engine.tasks.get(TaskId(task_id))
-            if task is None or submitted_ns not in (0, task.submitted_ns):
-                forgotten[TaskId(task_id)] = submitted_ns
-            elif self._is_told(task):
-                finished += 1
-                peer.send_done(task.id, request.results)
-            else:
-                self._watchers.add(task.id, watch)
-
-        def answer(rows: dict[TaskId, Task]) -> None:
-            unknown = []
-            for task_id, submitted_ns in forgotten.items():
-                row = rows.get(task_id)
-                if row is not None and submitted_ns in (0, row.submitted_ns):
-                    peer.send_done(task_id, request.results)
-                else:
-                    unknown.append(task_id)
-            total = len(request.selection.ids) - len(unknown)
-            peer.send(m.Watching(request.request, total, finished + len(forgotten) - len(unknown), unknown=unknown))
-
-        if forgotten and self.archive is not None:
-            self._with_rows(peer, request.request, list(forgotten), answer)
-        else:
-            answer({})
-
-    # ---------------------------------------------------------------------------------------- what the journal knows
-
-    def _history(self, peer: Peer, request: m.ListHistory) -> None:
-        self._ask_archive(peer, request.request, lambda archive: archive.history(request), peer.send)
-
-    def _back_up(self, peer: Peer, request: m.BackUp) -> None:
-        self._ask_archive(peer, request.request, lambda archive: archive.back_up(request), peer.send)
-
     def _events(self, peer: Peer, request: m.ListEvents) -> None:
         named = max(len(names) for names in (request.types, request.tasks, request.workers, request.jobs))
         if named > EVENT_NAMES_MAX:
             text = f"events of {named} at a time were asked for, the bound is {EVENT_NAMES_MAX}"
             peer.send(m.RequestFailed(request.request, m.TOO_LARGE, text))
-        elif self.archive is None:
-            self._no_journal(peer, request.request)
+        elif self.past.archive is None:
+            self.past.tell_none(peer, request.request)
         else:
-            self._following.ask(self.archive, peer, request)
-
-    def _with_jobs(
-        self, peer: Peer, request: int, ids: list[TaskId], answer: Callable[[dict[TaskId, str]], None]
-    ) -> None:
-        """Give `answer` the jobs of these tasks, as far as they are known."""
-        self._with_rows(peer, request, ids, lambda rows: answer({i: task.job for i, task in rows.items()}))
-
-    @staticmethod
-    def _no_journal(peer: Peer, request: int) -> None:
-        hint = "set journal.enabled = true in config.toml"
-        peer.send(m.RequestFailed(request, m.NO_JOURNAL, "this daemon keeps no journal", hint))
+            self._following.ask(self.past.archive, peer, request)
 
     def _reload(self, peer: Peer, request: m.Reload) -> None:
         if self.reload is None:
@@ -635,156 +421,6 @@ class Service:
                 peer.send(m.Reloaded(request.request, outcome.changed, outcome.needs_restart))
 
         self.reload(answer)
-
-    def _ask_archive(
-        self, peer: Peer, request: int, question: Callable[[Archive], T], answer: Callable[[T], None]
-    ) -> None:
-        """Give `answer` what the archive says, once it knows all that has happened so far."""
-        archive = self.archive
-        if archive is None:
-            self._no_journal(peer, request)
-            return
-
-        def answered(said: T) -> None:
-            self._done(peer)
-            answer(said)
-
-        def failed(message: str, hint: str) -> None:
-            self._done(peer)
-            peer.send(m.RequestFailed(request, m.JOURNAL_FAILING, message, hint))
-
-        peer.under_way += 1
-        self.promises.when_written(lambda: archive.ask(lambda: question(archive), answered, failed))
-
-    def _may_be_on_disk(self, task_id: int) -> bool:
-        """Whether a task that is not in the table may have ended and been forgotten."""
-        return self.archive is not None and 0 < task_id < self.engine.tasks.next_id
-
-    def _with_rows(
-        self, peer: Peer, request: int, ids: list[TaskId], answer: Callable[[dict[TaskId, Task]], None]
-    ) -> None:
-        """Give `answer` the rows of these tasks, as far as they are known: from the table, or made of the journal."""
-        rows = {i: task for i in ids if (task := self.engine.tasks.get(i)) is not None}
-        forgotten = [i for i in ids if i not in rows and self._may_be_on_disk(i)]
-
-        def found(archived: dict[TaskId, Task]) -> None:
-            answer(rows | archived)
-
-        self._ask_archive(peer, request, lambda archive: archive.rows(forgotten), found)
-
-    def _fetch_results(
-        self, peer: Peer, request: int, rows: list[Task], answer: Callable[[dict[TaskId, bytes]], None]
-    ) -> None:
-        """Give `answer` the results of these rows that are on disk only; at once where there are none."""
-        wanted = [(t.id, _ended_ns(t)) for t in rows if t.result == RESULT_DROPPED]
-        archive = self.archive
-        if not wanted or archive is None:
-            answer({})
-            return
-
-        def found(results: tuple[dict[TaskId, bytes], int]) -> None:
-            if results[1] < len(wanted):
-                text = f"the results of {len(wanted)} tasks are more than a frame may have"
-                peer.send(m.RequestFailed(request, m.TOO_LARGE, text, "ask for less at a time"))
-            else:
-                answer(results[0])
-
-        question = partial(archive.results, wanted, FRAME_BYTES_MAX)
-        self.promises.when_written(lambda: archive.ask(question, found, lambda message, hint: answer({})))
-
-    def _tell_from_disk(self, peer: Peer, ids: list[TaskId]) -> None:
-        """Tell a watcher of ends that are on disk only, a part after the other, as fast as it reads."""
-        archive = self.archive
-        if archive is None or peer.is_closing:
-            return
-        wanted = ids[:FETCHED_TOGETHER_MAX]
-
-        def answer(found: tuple[dict[TaskId, FinishedTask], int]) -> None:
-            records, looked = found
-            for task_id in ids[:looked]:  # a message each: a result may be large
-                peer.send(m.TasksDone([self._done_from_disk(task_id, records.get(task_id))]))
-            rest = ids[looked:]
-            if rest and peer.is_paused:
-                peer.put_off(lambda: self._tell_from_disk(peer, rest))
-            elif rest:
-                self._tell_from_disk(peer, rest)
-
-        def failed(message: str, hint: str) -> None:
-            answer(({}, len(wanted)))
-
-        question = partial(archive.find, wanted, FETCHED_BYTES_MAX)
-        self.promises.when_written(lambda: archive.ask(question, answer, failed))
-
-    def _done_from_disk(self, task_id: TaskId, record: FinishedTask | None) -> m.TaskDone:
-        """The end of a task as the journal has it; where it has none any more, what is left to say."""
-        task = finished_row(record) if record is not None else self.engine.tasks.get(task_id)
-        if task is None:
-            return m.TaskDone(
-                task_id, "failed", "lost", None, "what became of it is not kept any more", None, "", 0, False
-            )
-        return translate.task_done(task, True, record.result if record is not None else None)
-
-    # ------------------------------------------------------------------------------------------------- output of tasks
-
-    def _read_log(self, peer: Peer, request: m.ReadLog) -> None:
-        task = self.engine.tasks.get(request.task_id)
-        if task is not None:
-            self._ask_for_log(peer, request, task)
-        elif self._may_be_on_disk(request.task_id):
-
-            def answer(rows: dict[TaskId, Task]) -> None:
-                if rows:
-                    self._ask_for_log(peer, request, rows[request.task_id])
-                else:
-                    self._unknown(peer, request.request, request.task_id)
-
-            self._with_rows(peer, request.request, [request.task_id], answer)
-        else:
-            self._unknown(peer, request.request, request.task_id)
-
-    def _ask_for_log(self, peer: Peer, request: m.ReadLog, task: Task) -> None:
-        attempt = request.attempt or task.attempt
-        ended = next((a for a in task.attempts if a.attempt == attempt), None)
-        worker_id = ended.worker_id if ended is not None else task.worker_id
-        if not worker_id and self.engine.awaited:
-            text = f"task {task.id} may run on a worker that has not come back yet since the daemon was started anew"
-            peer.send(m.RequestFailed(request.request, m.WORKER_AWAY, text))
-            return
-        if not worker_id or not attempt:
-            peer.send(m.RequestFailed(request.request, m.ILLEGAL_STATE, f"task {task.id} has not run yet"))
-            return
-        worker = self._workers.get(worker_id)
-        if worker is None:
-            text = f"the output of task {task.id} is on worker {worker_id}, which is not connected"
-            peer.send(m.RequestFailed(request.request, m.WORKER_AWAY, text))
-            return
-        if len(peer.log_reads) >= LOG_READS_MAX:
-            text = f"{LOG_READS_MAX} reads of output have not been answered by their workers yet"
-            peer.send(m.RequestFailed(request.request, m.QUEUE_FULL, text, "read fewer at a time"))
-            return
-        number = next(self._numbers)
-        self._log_reads[number] = (peer, request.request, attempt, worker_id)
-        peer.log_reads.add(number)
-        limit = min(max(0, request.limit), LOG_BYTES_MAX)
-        worker.send(m.FetchLog(number, task.id, attempt, request.stream, request.offset, limit))
-
-    def _log_piece(self, worker_id: WorkerId, piece: m.LogPiece) -> None:
-        read = self._log_reads.get(piece.request)
-        if read is None or read[3] != worker_id:
-            return  # answered twice, or by a worker that was not asked
-        del self._log_reads[piece.request]
-        peer, request, attempt, _ = read
-        peer.log_reads.discard(piece.request)
-        if piece.error:
-            peer.send(m.RequestFailed(request, m.UNKNOWN_TASK, piece.error[:NAME_MAX]))
-        else:
-            peer.send(m.LogData(request, piece.data, piece.offset, piece.size, piece.done, attempt))
-
-    def _fail_log_reads(self, worker_id: WorkerId) -> None:
-        for number in [n for n, read in self._log_reads.items() if read[3] == worker_id]:
-            peer, request, _, _ = self._log_reads.pop(number)
-            peer.log_reads.discard(number)
-            peer.send(m.RequestFailed(request, m.WORKER_AWAY, f"worker {worker_id} went away"))
 
     # ------------------------------------------------------------------------------------------------------- outward
 
@@ -937,10 +573,10 @@ class Service:
 
     def task_done(self, peer: Peer, task_id: TaskId, with_result: bool) -> m.TaskDone | None:
         task = self.engine.tasks.get(task_id) or self._fresh.get(task_id)
-        if self.archive is not None and (task is None or (with_result and task.result == RESULT_DROPPED)):
+        if self.past.archive is not None and (task is None or (with_result and task.result == RESULT_DROPPED)):
             self._on_disk.setdefault(peer, []).append(task_id)
             return None
-        return self._done_from_disk(task_id, None) if task is None else translate.task_done(task, with_result)
+        return self.past.end_of(task_id, None) if task is None else translate.task_done(task, with_result)
 
     def _flush(self) -> None:
         self._settle()
@@ -950,7 +586,7 @@ class Service:
             waiting, self._on_disk = self._on_disk, {}
             for peer, ids in waiting.items():
                 # Those that were submitted together have often ended together, and are together on disk.
-                self._tell_from_disk(peer, sorted(ids))
+                self.past.tell_ends(peer, sorted(ids))
 
     def _flush_peers(self) -> None:
         while self._dirty:
@@ -959,7 +595,3 @@ class Service:
                 peer.flush()
             if len(peers) == len(self._dirty):
                 return  # each has more than one write may carry: the next turn goes on
-
-
-def _ended_ns(task: Task) -> Instant:
-    return getattr(task.state, "at_ns", 0)

@@ -76,7 +76,7 @@ class Daemon:
         self.engine.handle = watched  # type: ignore[method-assign,assignment]
         service.loop.wake()
         promises.journal = self.journal
-        service.archive = Archive(disk, process)
+        service.past.archive = Archive(disk, process)
         network.listener = (process, lambda: Peer(service))  # type: ignore[assignment]
 
     @staticmethod
@@ -92,7 +92,7 @@ class Daemon:
             "untold": len(service._untold),
             "ends on disk": len(service._on_disk),
             "acknowledgements": len(service._acks),
-            "reads": len(service._log_reads),
+            "reads": len(service._outputs),
             "watches": len(service._watchers),
             "batches": index.batch_count,
             "put off": len(engine._t.put_off) + len(engine._t.doubtful) + len(engine._t.epochs),

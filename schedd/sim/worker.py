@@ -34,16 +34,12 @@ from schedd.wire.messages import (
     decode_to_worker,
 )
 from schedd.worker.attempts import Attempt, Ending
+from schedd.worker.heartbeats import Heartbeats
 from schedd.worker.outbox import Kept
 from schedd.worker.state import WorkerState
 
 # As in `worker.link` and `worker.main`.
-SILENT_HEARTBEATS = 4
-SILENT_S_MIN = 10.0
 NAME_TAKEN_S = 60.0
-FIRST_HEARTBEAT_S = 0.2
-INTERVAL_S_MIN = 0.05
-INTERVAL_S_MAX = 300.0
 FORCED_ACK_S = 3.0
 NEWS_PAUSE_S = 0.002
 KEEP_AGE_S = 1.0
@@ -89,8 +85,7 @@ class Worker:
         self._refusal: Refused | None = None
         self._name_taken_since: Instant = 0
         self._failed_count = 0
-        self._heartbeat: Timer | None = None
-        self._heartbeat_interval_s = INTERVAL_S_MAX
+        self._heartbeats = Heartbeats(process.call_later, self._beat)
         self._log_pieces: list[LogPiece] = []
         self._turn_asked = False
         self._timer: Timer | None = None
@@ -145,34 +140,23 @@ class Worker:
             if isinstance(message, Welcome):
                 self.is_up = True
                 line.welcomed()
-                self._set_interval(message.heartbeat_interval_s)
-                self._beat_after(min(FIRST_HEARTBEAT_S, self._heartbeat_interval_s))
+                self._heartbeats.begin(message.heartbeat_interval_s)
             elif isinstance(message, HeartbeatReply):
-                self._set_interval(message.interval_s)
-                self._beat_after(self._heartbeat_interval_s)
+                self._heartbeats.go_on(message.interval_s)
             elif isinstance(message, Refused):
                 self._refusal = message
         self._on_messages(messages)
 
-    def _set_interval(self, interval_s: float) -> None:
-        self._heartbeat_interval_s = min(max(interval_s, INTERVAL_S_MIN), INTERVAL_S_MAX)
-
-    def _beat_after(self, delay_s: float) -> None:
-        if self._heartbeat is not None:
-            self._heartbeat.cancel()
-        self._heartbeat = self.process.call_later(delay_s, self._beat)
-
     def _beat(self) -> None:
-        self._heartbeat = None
         line = self._line
         if line is None or not self.is_up:
             return
         silent_s = (self._kernel.now_ns - line.heard_ns) / SECOND
-        if silent_s > max(SILENT_S_MIN, SILENT_HEARTBEATS * self._heartbeat_interval_s):
+        if self._heartbeats.is_too_long(silent_s):
             line.abort()
             return
         line.write([Heartbeat(HostUsage())])
-        self._beat_after(self._heartbeat_interval_s)
+        self._heartbeats.go_on()
 
     # ------------------------------------------------------------------------------------------- the shell, as it is
 

@@ -98,7 +98,7 @@ class Rehearsal:
         asked = self.watch.calls.copy()
         self.engine.check()
         self.watch.calls = asked  # what the check asks for itself is none of the policy's cost
-        self._turns.append((events, self.now, _encoded(effects)))
+        self._turns.append((events, self.now, encoded(effects)))
         for action in effects.actions:
             match action:
                 case fx.ReplySubmitted():
@@ -120,7 +120,7 @@ class Rehearsal:
         """Run the same events by a policy that was made anew: they must have the same effects."""
         engine = self._engine(Watch())
         for number, (events, now, said) in enumerate(self._turns):
-            assert _encoded(engine.handle(events, now)) == said, f"turn {number} had other effects when it was repeated"
+            assert encoded(engine.handle(events, now)) == said, f"turn {number} had other effects when it was repeated"
 
     def digest(self) -> str:
         """A word for all effects so far."""
@@ -250,7 +250,7 @@ class Rehearsal:
         raise AssertionError(f"tasks wait for ever, with workers that could run them: {waiting[:5]}")
 
 
-def _encoded(effects: fx.Effects) -> bytes:
+def encoded(effects: fx.Effects) -> bytes:
     """The effects of a turn as bytes, to compare two runs. Rows of tasks count by task and attempt."""
     actions: list[Any] = []
     for action in effects.actions:

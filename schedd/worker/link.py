@@ -34,21 +34,15 @@ from schedd.wire.messages import (
     Welcome,
 )
 from schedd.worker.connection import Connection
+from schedd.worker.heartbeats import Heartbeats
 from schedd.worker.probe import Probe
 
 EXIT_REFUSED = 3
 EXIT_UNREACHABLE = 4
 
 CONNECT_TIMEOUT_S = 10.0
-#: A daemon that says nothing for this many heartbeats (and at least so long) is taken for gone.
-SILENT_HEARTBEATS = 4
-SILENT_S_MIN = 10.0
 #: The name may still belong to our own last connection, which the daemon has not yet given up.
 NAME_TAKEN_S = 60.0
-#: The first heartbeat waits for the first measurement.
-FIRST_HEARTBEAT_S = 0.2
-INTERVAL_S_MIN = 0.05
-INTERVAL_S_MAX = 300.0
 #: How long the last words may take to be sent.
 CLOSE_TIMEOUT_S = 3.0
 
@@ -99,8 +93,7 @@ class Link:
         self.is_up = False
         self._refusal: Refused | None = None
         self._name_taken_since: float | None = None
-        self._heartbeat_timer: asyncio.TimerHandle | None = None
-        self._heartbeat_interval_s = INTERVAL_S_MAX
+        self._heartbeats = Heartbeats(self._loop.call_later, self._beat)
         self._is_closing = False
 
     @property
@@ -149,8 +142,7 @@ class Link:
             connection.close("the worker leaves")
             await asyncio.wait([connection.lost], timeout=CLOSE_TIMEOUT_S)
             connection.abort("the worker leaves")
-        if self._heartbeat_timer is not None:
-            self._heartbeat_timer.cancel()
+        self._heartbeats.cancel()
         self._probe.close()
 
     async def _connect_once(self) -> tuple[str, bool]:
@@ -237,16 +229,14 @@ class Link:
             if isinstance(message, Welcome):
                 self._on_welcome(message)
             elif isinstance(message, HeartbeatReply):
-                self._set_interval(message.interval_s)
-                self._beat_after(self._heartbeat_interval_s)
+                self._heartbeats.go_on(message.interval_s)
             elif isinstance(message, Refused):
                 self._refusal = message
         self._on_messages(messages)
 
     def _on_welcome(self, welcome: Welcome) -> None:
         self.is_up = True
-        self._set_interval(welcome.heartbeat_interval_s)
-        self._beat_after(min(FIRST_HEARTBEAT_S, self._heartbeat_interval_s))
+        self._heartbeats.begin(welcome.heartbeat_interval_s)
         _log.info(
             "worker_connected",
             worker=self._name,
@@ -256,25 +246,16 @@ class Link:
             policy=welcome.policy,
         )
 
-    def _set_interval(self, interval_s: float) -> None:
-        self._heartbeat_interval_s = min(max(interval_s, INTERVAL_S_MIN), INTERVAL_S_MAX)
-
-    def _beat_after(self, delay_s: float) -> None:
-        if self._heartbeat_timer is not None:
-            self._heartbeat_timer.cancel()
-        self._heartbeat_timer = self._loop.call_later(delay_s, self._beat)
-
     def _beat(self) -> None:
-        self._heartbeat_timer = None
         connection = self._connection
         if connection is None or not self.is_up:
             return
         silent_s = self._loop.time() - connection.heard_at
-        if silent_s > max(SILENT_S_MIN, SILENT_HEARTBEATS * self._heartbeat_interval_s):
+        if self._heartbeats.is_too_long(silent_s):
             connection.abort(f"the daemon has said nothing for {silent_s:.0f} s")
             return
         # While the daemon does not read, what is buffered proves as much as one more would.
         if not connection.is_paused:
             connection.send([Heartbeat(self._probe.latest)])
         self._probe.ask()
-        self._beat_after(self._heartbeat_interval_s)
+        self._heartbeats.go_on()

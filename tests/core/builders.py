@@ -209,17 +209,6 @@ def unchanged(effects: fx.Effects) -> list[tuple[int | str, str]]:
     return pairs
 
 
-def encoded(effects: fx.Effects) -> bytes:
-    """The effects of a turn as bytes, to compare two runs. Rows of tasks count by task and attempt."""
-    actions: list[Any] = []
-    for action in effects.actions:
-        if isinstance(action, fx.DispatchAttempts):
-            actions.append((action.worker_id, [(t.id, t.attempt, t.variant) for t in action.tasks]))
-        else:
-            actions.append((type(action).__name__, action))
-    return msgspec.msgpack.encode([[(type(f).__name__, f) for f in effects.facts], actions])
-
-
 def picture(engine: Engine) -> bytes:
     """All that may not change by a stale report: every row, every worker, and when the engine wants to wake."""
     rows = [

@@ -36,8 +36,9 @@ from schedd.core.policies.base import Draft, TaskScheduler
 from schedd.core.policies.fifo import FIFOScheduler
 from schedd.core.policies.priority import PriorityScheduler
 from schedd.core.tables import EngineSettings
+from schedd.testing.rehearsal import encoded
 
-from .builders import PAYLOAD, START, encoded, picture
+from .builders import PAYLOAD, START, picture
 from .twin import Twin, TwinWorker
 
 WANTS = [

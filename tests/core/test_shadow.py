@@ -22,8 +22,9 @@ from schedd.core.tables import EngineSettings
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.run import Simulator
 from schedd.simulate.trace import Trace, TraceTask
+from schedd.testing.rehearsal import encoded
 
-from .builders import World, encoded
+from .builders import World
 
 
 class Fastest(TaskScheduler):

@@ -202,9 +202,9 @@ def test_questions_for_output_that_is_never_given() -> None:
     world = World()
     for _ in range(50):
         world.from_client(packed([["ReadLog", n, world.task_id] for n in range(500)]))
-    assert len(world.service._log_reads) <= 1000
+    assert len(world.service._outputs) <= 1000
     world.hang_up()
-    assert not world.service._log_reads, "who is gone has no questions"
+    assert not world.service._outputs, "who is gone has no questions"
     world.look()
 
 

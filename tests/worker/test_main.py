@@ -30,7 +30,7 @@ from schedd.wire.messages import (
     WireSpec,
     WorkerDraining,
 )
-from schedd.worker import link
+from schedd.worker import heartbeats, link
 from schedd.worker.connection import Connection
 from schedd.worker.link import EXIT_REFUSED, EXIT_UNREACHABLE
 from schedd.worker.main import EXIT_FORCED, EXIT_OK, run_worker
@@ -216,7 +216,7 @@ async def test_daemon_that_never_answers_the_greeting(tmp_path: Path, monkeypatc
 
 
 async def test_silent_daemon_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "SILENT_S_MIN", 0.1)
+    monkeypatch.setattr(heartbeats, "SILENT_S_MIN", 0.1)
     async with fake_daemon() as daemon:
         daemon.heartbeat_interval_s = 0.05
         daemon.answers_heartbeats = False
