@@ -27,7 +27,7 @@ from schedd.sim.kernel import Kernel, Process
 from schedd.sim.violation import Violation, must
 from schedd.wire import messages as m
 from schedd.wire.auth import DIGEST_BYTES, ID_BYTES, NONCE_BYTES, SECRET_BYTES, Prover, Role, make_token, verifier_of
-from schedd.wire.framing import PREFIX_BYTES, FrameReader, encode_frame
+from schedd.wire.framing import PREFIX_BYTES, Body, FrameReader, encode_frame
 
 #: The tables are small, so that every bound is met soon.
 UNFINISHED_MAX = 200
@@ -68,7 +68,7 @@ class End:
         self._is_paused = False
         self._waiting: list[bytes] = []
         self._reader = FrameReader() if listens else None
-        self.decode: Callable[[bytes], list[Any]] = m.decode_to_client
+        self.decode: Callable[[Body], list[Any]] = m.decode_to_client
         self.protocol.connection_made(self)  # type: ignore[arg-type]
 
     def send(self, data: bytes) -> None:

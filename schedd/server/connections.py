@@ -26,7 +26,7 @@ from schedd.server.handshake import Denied, Handshake, token_wanted
 from schedd.server.ports import Reactor, Timer
 from schedd.server.watching import Watch
 from schedd.wire import messages as m
-from schedd.wire.framing import HELLO_BYTES_MAX, FrameReader, encode_frame
+from schedd.wire.framing import HELLO_BYTES_MAX, Body, FrameReader, encode_frame
 
 log = Log("schedd.server")
 
@@ -71,7 +71,7 @@ class Hub(Protocol):
     def greeted(self, peer: Peer, hello: m.Hello) -> None:
         """Decide on a greeting: `welcome` or `refuse` the peer."""
 
-    def decoded(self, peer: Peer, body: bytes) -> list[Any]:
+    def decoded(self, peer: Peer, body: Body) -> list[Any]:
         """The messages in a frame of a peer that was welcomed. Raises RemoteProtocolError."""
 
     def received(self, peer: Peer, message: Any) -> None:
@@ -206,7 +206,7 @@ class Peer(asyncio.Protocol):
             log.warning("protocol_error", peer=self.name, error=error.message)
             self.refuse(m.BAD_REQUEST, error.message, error.hint)
 
-    def _next_greeting(self, handshake: Handshake, data: bytes) -> list[bytes]:
+    def _next_greeting(self, handshake: Handshake, data: bytes) -> list[Body]:
         """The next frame, or none yet. Raises Denied where it is plain what is wrong, else RemoteProtocolError."""
         try:
             return self._reader.feed(data, 1)

@@ -16,7 +16,7 @@ from schedd.errors import ScheddError
 from schedd.server.access import Access, Door, Identity
 from schedd.wire import messages as m
 from schedd.wire.auth import NONCE_BYTES, Verifier, answer, is_proven, transcript
-from schedd.wire.framing import HELLO_BYTES_MAX, KNOCK_BYTES_MAX
+from schedd.wire.framing import HELLO_BYTES_MAX, KNOCK_BYTES_MAX, Body
 
 #: Words of a peer in a log or an answer are at most so many characters.
 WORD_MAX = 200
@@ -67,7 +67,7 @@ class Handshake:
         #: Of the greeting that the proof was about.
         self._digest: bytes | None = None
 
-    def take(self, body: bytes) -> m.Challenge | m.Hello | None:
+    def take(self, body: Body) -> m.Challenge | m.Hello | None:
         """Take in a frame, and return what to answer, or at last the greeting. Raises Denied, RemoteProtocolError."""
         if self._knock is not None and self._digest is None:
             self._take_proof(self._knock, m.decode_proof(body))

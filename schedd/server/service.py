@@ -37,7 +37,7 @@ from schedd.server.reads import Reading, Reads
 from schedd.server.recording import Recorder
 from schedd.server.watching import Listener, Watchers
 from schedd.wire import messages as m
-from schedd.wire.framing import FRAME_BYTES_MAX
+from schedd.wire.framing import FRAME_BYTES_MAX, Body
 
 log = Log("schedd.server")
 
@@ -240,7 +240,7 @@ class Service:
         interval_s, bytes_max = engine.heartbeat_ns() / SECOND, FRAME_BYTES_MAX - ENVELOPE_BYTES_MAX
         peer.welcome(m.Welcome(m.PROTOCOL, schedd.__version__, engine.epoch, name, interval_s, bytes_max))
 
-    def decoded(self, peer: Peer, body: bytes) -> list[Any]:
+    def decoded(self, peer: Peer, body: Body) -> list[Any]:
         return m.decode_from_worker(body) if peer.worker_id is not None else m.decode_from_client(body)
 
     def received(self, peer: Peer, message: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from schedd.sim.kernel import Process, Timer
 from schedd.sim.network import Cable, End, Network
-from schedd.wire.framing import FrameReader, encode_frame
+from schedd.wire.framing import Body, FrameReader, encode_frame
 
 #: How long the opener waits for a connection, and for the answer to its greeting; as in `worker.link`.
 CONNECT_TIMEOUT_S = 10.0
@@ -18,7 +18,7 @@ class Owner(Protocol):
     def on_connected(self, line: Line) -> None:
         """Greet."""
 
-    def on_frame(self, line: Line, body: bytes) -> None: ...
+    def on_frame(self, line: Line, body: Body) -> None: ...
 
     def on_disconnected(self, line: Line) -> None:
         """It is over, or never came about. Called once."""

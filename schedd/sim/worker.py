@@ -10,6 +10,7 @@ from schedd.sim.kernel import Kernel, Process, Timer
 from schedd.sim.line import Line
 from schedd.sim.network import Cable, Network
 from schedd.sim.runner import Runner, Watcher
+from schedd.wire.framing import Body
 from schedd.wire.messages import (
     BAD_VERSION,
     NAME_TAKEN,
@@ -134,7 +135,7 @@ class Worker:
             return now - self._name_taken_since > NAME_TAKEN_S * SECOND
         return refusal.code == BAD_VERSION
 
-    def on_frame(self, line: Line, body: bytes) -> None:
+    def on_frame(self, line: Line, body: Body) -> None:
         messages = decode_to_worker(body)
         for message in messages:
             if isinstance(message, Welcome):

@@ -34,6 +34,7 @@ from schedd.sim.plan import Plan
 from schedd.sim.runner import Script
 from schedd.sim.violation import must
 from schedd.wire import messages as m
+from schedd.wire.framing import Body
 
 RECONNECT_S = 0.5
 #: A client that waits for answers in vain gives up its connection.
@@ -150,7 +151,7 @@ class Client:
     def on_connected(self, line: Line) -> None:
         line.write(m.Hello(m.PROTOCOL, "sim", m.ClientHello("sim")))
 
-    def on_frame(self, line: Line, body: bytes) -> None:
+    def on_frame(self, line: Line, body: Body) -> None:
         for message in m.decode_to_client(body):
             self._on_message(line, message)
 

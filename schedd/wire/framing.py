@@ -19,6 +19,11 @@ HELLO_BYTES_MAX = 256 * 1024
 #: And where it must prove a token first, until it has: what it says then is about 150 bytes.
 KNOCK_BYTES_MAX = 1024
 PREFIX_BYTES = 4
+#: The body of a frame from this size on is a part of what was read: a copy would hold up others for milliseconds.
+VIEWED_BYTES_MIN = 64 * 1024
+
+#: What a frame has in it.
+Body = bytes | memoryview
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -53,7 +58,7 @@ class FrameReader:
         self._buffer = bytearray()
         self._wanted = PREFIX_BYTES
 
-    def feed(self, data: bytes, most: int = 1 << 62) -> list[bytes]:
+    def feed(self, data: bytes, most: int = 1 << 62) -> list[Body]:
         """Add what arrived and return the bodies of the frames that it completes, in order; often empty.
 
         most: what comes after so many frames stays for the next call, which may find it with another bound.
@@ -61,10 +66,11 @@ class FrameReader:
         """
         buffer = self._buffer
         buffer += data
-        frames: list[bytes] = []
+        frames: list[Body] = []
         if len(buffer) < self._wanted:
             return frames
         start, end = 0, len(buffer)
+        is_viewed = False
         while end - start >= PREFIX_BYTES:
             size = int.from_bytes(buffer[start : start + PREFIX_BYTES], "big")
             if size > self.frame_bytes_max:
@@ -75,13 +81,20 @@ class FrameReader:
             if end - start - PREFIX_BYTES < size:
                 self._wanted = PREFIX_BYTES + size
                 break
-            with memoryview(buffer) as view:  # one copy of what may be large, and not two
-                frames.append(bytes(view[start + PREFIX_BYTES : start + PREFIX_BYTES + size]))
-            start += PREFIX_BYTES + size
+            start += PREFIX_BYTES
+            if size < VIEWED_BYTES_MIN:
+                frames.append(bytes(buffer[start : start + size]))
+            else:
+                frames.append(memoryview(buffer)[start : start + size])
+                is_viewed = True
+            start += size
             if len(frames) == most:
                 self._wanted = PREFIX_BYTES
                 break
         else:
             self._wanted = PREFIX_BYTES
-        del buffer[:start]
+        if is_viewed:
+            self._buffer = buffer[start:]
+        else:
+            del buffer[:start]
         return frames

@@ -38,6 +38,7 @@ from schedd.core.model import TaskEntry as TaskEntry
 from schedd.core.model import TaskSpec as TaskSpec
 from schedd.core.model import WorkerVerdict as WorkerVerdict
 from schedd.errors import RemoteProtocolError
+from schedd.wire.framing import Body
 
 #: Grows with each incompatible change. Both sides must have the same number.
 PROTOCOL = 2
@@ -940,7 +941,7 @@ _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
 }
 
 
-def decode_hello(body: bytes) -> Hello:
+def decode_hello(body: Body) -> Hello:
     """Decode the first frame of a peer. Raises RemoteProtocolError."""
     try:
         return _hello_decoder.decode(body)
@@ -948,7 +949,7 @@ def decode_hello(body: bytes) -> Hello:
         raise RemoteProtocolError(f"the first frame is not a greeting of schedd: {error}") from error
 
 
-def decode_proof(body: bytes) -> Proof:
+def decode_proof(body: Body) -> Proof:
     """Decode the answer to a challenge. Raises RemoteProtocolError."""
     try:
         return _proof_decoder.decode(body)
@@ -956,32 +957,32 @@ def decode_proof(body: bytes) -> Proof:
         raise RemoteProtocolError(f"this is no answer to a challenge: {error}") from error
 
 
-def _decode(direction: str, body: bytes) -> Any:
+def _decode(direction: str, body: Body) -> Any:
     try:
         return _decoders[direction].decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise RemoteProtocolError(f"a frame cannot be decoded: {error}") from error
 
 
-def decode_from_client(body: bytes) -> list[ClientRequest]:
+def decode_from_client(body: Body) -> list[ClientRequest]:
     """Decode a frame of requests. Raises RemoteProtocolError."""
     requests: list[ClientRequest] = _decode("from_client", body)
     return requests
 
 
-def decode_from_worker(body: bytes) -> list[FromWorker]:
+def decode_from_worker(body: Body) -> list[FromWorker]:
     """Decode a frame of a worker. Raises RemoteProtocolError."""
     messages: list[FromWorker] = _decode("from_worker", body)
     return messages
 
 
-def decode_to_client(body: bytes) -> list[ToClient]:
+def decode_to_client(body: Body) -> list[ToClient]:
     """Decode a frame of the daemon for a client. Raises RemoteProtocolError."""
     messages: list[ToClient] = _decode("to_client", body)
     return messages
 
 
-def decode_to_worker(body: bytes) -> list[ToWorker]:
+def decode_to_worker(body: Body) -> list[ToWorker]:
     """Decode a frame of the daemon for a worker. Raises RemoteProtocolError."""
     messages: list[ToWorker] = _decode("to_worker", body)
     return messages

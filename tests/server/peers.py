@@ -18,7 +18,7 @@ from schedd.core.model import Call, Cause, HoldsAttempt, TaskId, TaskRules, Work
 from schedd.tls import binding_of
 from schedd.wire import messages as m
 from schedd.wire.auth import NONCE_BYTES, Prover, Token
-from schedd.wire.framing import FrameReader, encode_frame
+from schedd.wire.framing import Body, FrameReader, encode_frame
 
 T = TypeVar("T")
 
@@ -94,7 +94,7 @@ class RawPeer:
         prover.check(self.welcome)
         return self.welcome
 
-    def _decode(self, body: bytes) -> list[Any]:
+    def _decode(self, body: Body) -> list[Any]:
         return m.decode_to_client(body)
 
     def fill(self) -> bool:
@@ -214,7 +214,7 @@ class RawWorker(RawPeer):
         peer = m.WorkerHello(self.name, incarnation, resources, holds=holds or [], session=session)
         self.greet(m.Hello(m.PROTOCOL, "test", peer))
 
-    def _decode(self, body: bytes) -> list[Any]:
+    def _decode(self, body: Body) -> list[Any]:
         return m.decode_to_worker(body)
 
     def attempts(self, count: int = 1) -> list[m.WireAttempt]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schedd.errors import LocalProtocolError, RemoteProtocolError
-from schedd.wire.framing import FRAME_BYTES_MAX, PREFIX_BYTES, FrameReader, encode_frame
+from schedd.wire.framing import FRAME_BYTES_MAX, PREFIX_BYTES, VIEWED_BYTES_MIN, FrameReader, encode_frame
 
 bodies = st.lists(st.binary(max_size=300), max_size=8)
 
@@ -51,6 +51,21 @@ def test_frames_come_as_soon_as_they_are_whole(frames: list[bytes], rest: bytes)
     """A part of the next prefix does not hold back the frames before it."""
     reader = FrameReader()
     assert reader.feed(stream_of(frames) + rest) == frames
+
+
+@pytest.mark.parametrize("size", [VIEWED_BYTES_MIN - 1, VIEWED_BYTES_MIN, 3 * VIEWED_BYTES_MIN])
+def test_large_frames_between_small_ones(size: int) -> None:
+    """They are not copied out of what was read, and what comes later leaves them as they are."""
+    frames = [b"first", bytes([7]) * size, b"between", bytes([8]) * size, b"last"]
+    data = stream_of(frames)
+    for cuts in ([], [3], [20, size // 2, size + 20, size + 30], [len(data) - 1]):
+        reader = FrameReader()
+        got = [body for piece in pieces_of(data, cuts) for body in reader.feed(piece)]
+        got += reader.feed(stream_of([b"more"]) + b"\0")
+        assert got == [*frames, b"more"]
+        assert [isinstance(body, memoryview) for body in got[:5:2] + got[1:4:2]] == [False] * 3 + [
+            size >= VIEWED_BYTES_MIN
+        ] * 2
 
 
 def test_nothing_comes_of_nothing() -> None:

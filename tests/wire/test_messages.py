@@ -31,7 +31,7 @@ CASES = [(name, kind) for name, (union, _) in DIRECTIONS.items() for kind in get
 
 def body_of(*messages: Any) -> bytes:
     [body] = FrameReader().feed(encode_frame(messages))
-    return body
+    return bytes(body)
 
 
 def make(kind: Any, rng: random.Random, depth: int = 0) -> Any:

@@ -199,11 +199,12 @@ class Experience:
     def learn(self, worker_id: WorkerId, model: str, task: Task, seconds: float, success: bool) -> None:
         """Learn from one attempt. Raises ValueError for a negative or NaN duration."""
         kind = task.kind
-        pair, own, cell = self._pairs[kind, worker_id], self._workers[worker_id], self._tries[kind, model]
+        key, place = (kind, worker_id), (kind, model)
+        pair, own, cell = self._pairs[key], self._workers[worker_id], self._tries[place]
         pair.update(seconds, success)
-        self._pairs.move_to_end((kind, worker_id))
+        self._pairs.move_to_end(key)
         self._workers.move_to_end(worker_id)
-        self._tries.move_to_end((kind, model))
+        self._tries.move_to_end(place)
         hint_s = task.requirements.estimated_time
         if success:
             cell.note_success()
@@ -215,7 +216,7 @@ class Experience:
             by_kind, by_worker = _blame(cell, own.tries)
             cell.add(by_kind, share, failed=True)
             own.tries.add(by_worker, share, failed=True)
-            own.tries.note((kind, model), by_kind, by_worker)
+            own.tries.note(place, by_kind, by_worker)
             self._has_failures = True
 
     def _learn_runtime(
