@@ -39,6 +39,8 @@ OUTBOX_MESSAGES_MAX = 100_000
 #: Messages of a peer, or tasks that they name, that may wait for their turn: a millisecond or two of work. The rest of
 #: what it sent waits here, and the peer is not read meanwhile: so it slows itself and not the others.
 INTAKE_MAX = 32
+#: Who sends as much at a time as this is read again when others were.
+GREEDY_BYTES = 64 * 1024
 #: Ends told to a client in one message, and bytes of results in one frame.
 DONE_PER_FRAME_MAX = 5000
 RESULT_BYTES_PER_FRAME_MAX = 8 * 1024 * 1024
@@ -104,13 +106,18 @@ class Peer(asyncio.Protocol):
         self._outbox: deque[Any] = deque()
         self._done: list[tuple[TaskId, bool]] = []
         self._put_off: list[Callable[[], None]] = []
-        #: Messages that came and have not been taken in.
+        #: Frames that came and have not been looked into, and messages of the one before that were not taken in yet.
+        self._frames: deque[Body] = deque()
         self._arrived: deque[Any] = deque()
         #: Messages that were taken in and whose turn has not come, or the tasks that they name.
         self.under_way = 0
+        #: The last event that came of a message of it, see `EngineLoop.post`.
+        self.posted = 0
         self._dirty = False
         self._paused = False
         self._is_read = True
+        #: It has sent a lot in one go: it is read again in the next pass of the loop.
+        self._is_resting = False
         self._closing = False
         self._welcomed = False
         #: Set by the hub with the welcome: a worker's id, or None for a client.
@@ -170,16 +177,27 @@ class Peer(asyncio.Protocol):
                     return
                 data = b""
             frames = self._reader.feed(data)
-            if not frames and self.worker_id is not None:
-                # A large frame may be longer on its way than its sender may be silent.
-                self._hub.heard(self.worker_id)
-            for body in frames:
-                self._arrived.extend(self._hub.decoded(self, body))
-            self.take_in()
         except RemoteProtocolError as error:
             self._take_in_all()  # what came before is done
-            log.warning("protocol_error", peer=self.name, worker=self.worker_id, error=error.message)
-            self.refuse(m.BAD_REQUEST, error.message, error.hint)
+            self._refuse_for(error)
+            return
+        if not frames and self.worker_id is not None:
+            # A large frame may be longer on its way than its sender may be silent.
+            self._hub.heard(self.worker_id)
+        self._frames.extend(frames)
+        if len(data) >= GREEDY_BYTES and not self._is_resting:
+            # Else the event loop would read on as long as there is more.
+            self._is_resting = True
+            self._hub.reactor.call_soon(self._rested)
+        self.take_in()
+
+    def _rested(self) -> None:
+        self._is_resting = False
+        self._read_or_not()
+
+    def _refuse_for(self, error: RemoteProtocolError) -> None:
+        log.warning("protocol_error", peer=self.name, worker=self.worker_id, error=error.message)
+        self.refuse(m.BAD_REQUEST, error.message, error.hint)
 
     def _introduce(self, data: bytes) -> None:
         """Take in frames of a peer that is not welcome yet, each by itself: it says how large the next may be."""
@@ -203,8 +221,7 @@ class Peer(asyncio.Protocol):
             log.warning("peer_denied", peer=self.name, code=denied.code, reason=denied.why)
             self.refuse(denied.code, denied.message, denied.hint)
         except RemoteProtocolError as error:
-            log.warning("protocol_error", peer=self.name, error=error.message)
-            self.refuse(m.BAD_REQUEST, error.message, error.hint)
+            self._refuse_for(error)
 
     def _next_greeting(self, handshake: Handshake, data: bytes) -> list[Body]:
         """The next frame, or none yet. Raises Denied where it is plain what is wrong, else RemoteProtocolError."""
@@ -235,6 +252,7 @@ class Peer(asyncio.Protocol):
         if not self._closing:
             self._take_in_all()
         self._closing = True
+        self._frames.clear()
         self._arrived.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -246,13 +264,22 @@ class Peer(asyncio.Protocol):
 
     def _take_in_all(self) -> None:
         """Take in what has arrived of a peer of which nothing more is read."""
-        while self._arrived and not self._closing:
+        while self._next_arrived() and not self._closing:
             self._hub.received(self, self._arrived.popleft())
+
+    def _next_arrived(self) -> bool:
+        """Whether there is a message to be taken in. A frame is looked into when all before it are done with."""
+        while not self._arrived and self._frames and not self._closing:
+            try:
+                self._arrived.extend(self._hub.decoded(self, self._frames.popleft()))
+            except RemoteProtocolError as error:
+                self._refuse_for(error)
+        return bool(self._arrived)
 
     def _read_or_not(self) -> None:
         """Read the peer while it has nothing here that waits; a client only as long as it reads its answers."""
         transport = self._transport
-        is_read = not self._arrived and not (self._paused and self.worker_id is None)
+        is_read = not (self.has_more or self._is_resting or (self._paused and self.worker_id is None))
         if transport is None or self._closing or is_read == self._is_read:
             return
         self._is_read = is_read
@@ -266,11 +293,11 @@ class Peer(asyncio.Protocol):
     @property
     def has_more(self) -> bool:
         """Messages of it have arrived that were not taken in yet."""
-        return bool(self._arrived)
+        return bool(self._arrived or self._frames)
 
     def take_in(self) -> None:
         """Take in what has arrived, as much as may be under way at a time."""
-        while self._arrived and self.under_way < INTAKE_MAX and not self._closing:
+        while self.under_way < INTAKE_MAX and not self._closing and self._next_arrived():
             self._hub.received(self, self._arrived.popleft())
         self._read_or_not()
 

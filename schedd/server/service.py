@@ -241,7 +241,9 @@ class Service:
         peer.welcome(m.Welcome(m.PROTOCOL, schedd.__version__, engine.epoch, name, interval_s, bytes_max))
 
     def decoded(self, peer: Peer, body: Body) -> list[Any]:
-        return m.decode_from_worker(body) if peer.worker_id is not None else m.decode_from_client(body)
+        if peer.worker_id is None:
+            return m.decode_from_client(body)
+        return list(translate.portions(m.decode_from_worker(body)))
 
     def received(self, peer: Peer, message: Any) -> None:
         if peer.worker_id is not None:
@@ -252,6 +254,7 @@ class Service:
     def _post(self, peer: Peer, event: Event) -> int:
         """Post what a peer said; it is under way until the event has been handled."""
         number, weight = self.loop.post(event), tasks_named(event)
+        peer.posted = number
         peer.under_way += weight
         self._under_way.append((number, peer, weight))
         return number
@@ -303,10 +306,9 @@ class Service:
     # ---------------------------------------------------------------------------------------------------- from workers
 
     def _from_worker(self, peer: Peer, worker_id: WorkerId, message: m.FromWorker) -> None:
-        number = 0
-        for event in translate.worker_events(worker_id, message):
-            number = self._post(peer, event)
-        if isinstance(message, m.AttemptsFinished):
+        event = translate.worker_event(worker_id, message)
+        number = self._post(peer, event) if event is not None else 0
+        if isinstance(message, m.AttemptsFinished) and message.seq != translate.MORE_TO_COME:
             self._acks.append((number, peer, message.seq))
         elif isinstance(message, m.Heartbeat):
             self._answer_heartbeat(peer)
@@ -341,7 +343,7 @@ class Service:
         reader = self._readers.get(type(request))
         if reader is not None:
             peer.under_way += 1
-            self.loop.ask(lambda: self._answer(peer, request, reader), peer)
+            self.loop.ask(lambda: self._answer(peer, request, reader), peer, peer.posted)
             return
         if isinstance(request, m.Submit) and self.promises.failure:
             text = f"the journal cannot be written: {self.promises.failure}"
@@ -358,7 +360,7 @@ class Service:
 
     def _answer(self, peer: Peer, request: Any, reader: Callable[[Peer, Any], Reading | None]) -> None:
         if peer.is_paused:
-            peer.put_off(lambda: self.loop.ask(lambda: self._answer(peer, request, reader), peer))
+            peer.put_off(lambda: self.loop.ask(lambda: self._answer(peer, request, reader), peer, peer.posted))
         elif not peer.is_closing:
             reading = reader(peer, request)
             if reading is not None:
@@ -369,7 +371,7 @@ class Service:
     def _go_on(self, peer: Peer, reading: Reading, done: Callable[[Peer], None] = lambda peer: None) -> None:
         """Let a reader that looks at many rows work on; what it leaves is for a later turn."""
         if not peer.is_closing and next(reading, OVER) is not OVER:
-            self.loop.ask(lambda: self._go_on(peer, reading, done), peer)
+            self.loop.ask(lambda: self._go_on(peer, reading, done), peer, peer.posted)
         else:
             done(peer)
 

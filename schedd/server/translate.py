@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -35,8 +35,10 @@ PRIORITIES_COMPARED_MAX = 1000
 RUNNING_NAMED_MAX = 32
 #: A dispatch goes on in another message above this many bytes of payloads and arguments.
 DISPATCH_BYTES_MAX = 8 * 1024 * 1024
-#: Ends of attempts that one event tells of: some 20 ms of work, with what is placed in their stead.
-ENDS_PER_EVENT = 500
+#: Ends of attempts of one worker that are taken in at a time: some 2 ms of work, with what is placed in their stead.
+ENDS_PER_PORTION = 64
+#: In place of the number of a batch of ends: there is more of it. No peer can send such a number.
+MORE_TO_COME = 1 << 64
 
 
 # ------------------------------------------------------------------------------------------------- messages to events
@@ -80,21 +82,26 @@ def joined_event(hello: m.WorkerHello) -> ev.WorkerJoined:
     return ev.WorkerJoined(hello.name, hello.incarnation, hello.resources, hello.holds, hello.host, hello.pid)
 
 
-def worker_events(worker_id: WorkerId, message: m.FromWorker) -> Iterator[ev.Event]:
-    """The events of a worker's message, none for one that the shell answers by itself: a turn may be over between two.
+def portions(messages: Iterable[m.FromWorker]) -> Iterator[m.FromWorker]:
+    """The messages of a worker, ends in portions, of which all but the last say that there are more.
 
-    Ends come in portions: each makes room for another task, and what a large worker kept for us is no reason to keep
-    others waiting.
+    Each makes room for another task, and what a large worker kept for us is no reason to keep others waiting.
     """
-    if isinstance(message, m.AttemptsFinished):
-        for first in range(0, max(1, len(message.attempts)), ENDS_PER_EVENT):
-            yield ev.AttemptsFinished(worker_id, message.attempts[first : first + ENDS_PER_EVENT])
-    elif (event := _worker_event(worker_id, message)) is not None:
-        yield event
+    for message in messages:
+        if not isinstance(message, m.AttemptsFinished) or len(message.attempts) <= ENDS_PER_PORTION:
+            yield message
+            continue
+        last = (len(message.attempts) - 1) // ENDS_PER_PORTION * ENDS_PER_PORTION
+        for first in range(0, last, ENDS_PER_PORTION):
+            yield m.AttemptsFinished(MORE_TO_COME, message.attempts[first : first + ENDS_PER_PORTION])
+        yield m.AttemptsFinished(message.seq, message.attempts[last:])
 
 
-def _worker_event(worker_id: WorkerId, message: m.FromWorker) -> ev.Event | None:
+def worker_event(worker_id: WorkerId, message: m.FromWorker) -> ev.Event | None:
+    """The event of a worker's message; None for one that the shell answers by itself."""
     match message:
+        case m.AttemptsFinished():
+            return ev.AttemptsFinished(worker_id, message.attempts)
         case m.AttemptsStarted():
             return ev.AttemptsStarted(worker_id, message.attempts)
         case m.AttemptReports():

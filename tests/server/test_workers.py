@@ -26,7 +26,7 @@ from schedd.core.model import (
     WorkerResources,
 )
 from schedd.server.service import HEARTBEAT_SLOTS
-from schedd.server.translate import ENDS_PER_EVENT
+from schedd.server.translate import ENDS_PER_PORTION
 from schedd.wire import messages as m
 from schedd.wire.framing import encode_frame
 
@@ -339,7 +339,7 @@ def test_connections_beyond_the_bound_are_told_so(cluster_with_few: str) -> None
 
 
 def test_ends_of_many_turns_are_acknowledged_when_all_are_handled(cluster: Cluster) -> None:
-    count = 2 * ENDS_PER_EVENT + 1
+    count = 2 * ENDS_PER_PORTION + 1
     address = cluster.start_daemon().address
     with RawClient(address) as client, RawWorker(address, "large", cpus=count) as worker:
         ids = client.submit(count)
