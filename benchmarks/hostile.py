@@ -1,7 +1,8 @@
 """How long an honest client waits for an answer while somebody attacks the daemon, against calm.
 
-One client asks for the daemon's figures, again and again, on a connection of its own. Each attack runs in a process of
-its own for a few seconds. The daemon has tasks, so that what the attackers ask for is long.
+One client asks for the daemon's figures, again and again, on a connection of its own; and one submits a call and waits
+for its result, which goes through the journal and a worker. Each attack runs in a process of its own for a few seconds.
+The daemon has tasks, so that what the attackers ask for is long.
 """
 
 from __future__ import annotations
@@ -201,18 +202,41 @@ def latencies(wire: Wire, seconds: float) -> list[float]:
     raise AssertionError
 
 
+def calls(client: Client, seconds: float) -> list[float]:
+    """Milliseconds from the submit of a call to its result, one call after the other."""
+    taken = []
+    until = time.perf_counter() + seconds
+    for number in itertools.count(1):
+        began = time.perf_counter()
+        client.submit(abs, -1).result()
+        ended = time.perf_counter()
+        if number > WARM_UP:
+            taken.append((ended - began) * 1000)
+        if ended > until and taken:
+            return taken
+    raise AssertionError
+
+
 def memory_mb(pid: int) -> float:
     """Resident memory of a process."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(fields["VmRSS"].split()[0]) / 1024
 
 
-def under(attack: Callable[[str], None], service: Service, wire: Wire, seconds: float) -> list[float]:
+Waits = tuple[float, float]
+
+
+def waits(wire: Wire, client: Client, seconds: float) -> Waits:
+    """The 99th percentiles, in milliseconds, of a question and of a call."""
+    return percentile(latencies(wire, seconds), 99), percentile(calls(client, seconds), 99)
+
+
+def under(attack: Callable[[str], None], service: Service, wire: Wire, client: Client, seconds: float) -> Waits:
     process = multiprocessing.get_context("spawn").Process(target=attacker, args=(attack, service.address), daemon=True)
     process.start()
     try:
         time.sleep(1.0)  # until it is at full speed
-        return latencies(wire, seconds)
+        return waits(wire, client, seconds)
     finally:
         process.kill()
         process.join()
@@ -220,32 +244,33 @@ def under(attack: Callable[[str], None], service: Service, wire: Wire, seconds: 
 
 def main() -> int:
     parser = arguments(__doc__ or "", runs=3)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each attack (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (default %(default)s)")
     parser.add_argument("--attack", action="append", choices=ATTACKS, help="only this one; may be given more than once")
     options = parser.parse_args()
     chosen = options.attack or list(ATTACKS)
-    p99: dict[str, list[float]] = {name: [] for name in ("calm", *chosen)}
+    p99: dict[str, list[Waits]] = {name: [] for name in ("calm", *chosen)}
     growth_mb = 0.0
-    with Service(workers=1, config=CONFIG) as service:
-        with Client(service.address) as client:
-            wait_for(lambda: client.workers(), "the worker is there")
+    with Service(workers=1, config=CONFIG) as service, Client(service.address) as client:
+        wait_for(lambda: client.workers(), "the worker is there")
         wire = welcomed(service.address)
         spec = TaskSpec(Call(path="a:b"), hold=True, job="there")
         wire.socket.sendall(encode_frame([m.Submit(1, [spec], [TaskEntry(0, b"x" * 100)] * TASKS)]))
         wire.read()
         before = memory_mb(service.daemon.pid)
         for _ in range(options.runs):
-            p99["calm"].append(percentile(latencies(wire, options.seconds), 99))
+            p99["calm"].append(waits(wire, client, options.seconds))
             for name in chosen:
-                p99[name].append(percentile(under(ATTACKS[name], service, wire, options.seconds), 99))
+                p99[name].append(under(ATTACKS[name], service, wire, client, options.seconds))
                 growth_mb = max(growth_mb, memory_mb(service.daemon.pid) - before)
         log = (Path(service._folder.name) / "daemon.log").read_text()
-    calm = median(p99["calm"])
-    rows = [[name, median(values), median(values) / calm] for name, values in p99.items()]
-    floors = [Floor(f"p99 under {name!r}, of calm", median(p99[name]) / calm, RATIO_MAX, True) for name in chosen]
+    middle = {name: [median(column) for column in zip(*found, strict=True)] for name, found in p99.items()}
+    ratios = {name: [x / calm for x, calm in zip(ms, middle["calm"], strict=True)] for name, ms in middle.items()}
+    rows = [[name, asked, ratios[name][0], called, ratios[name][1]] for name, (asked, called) in middle.items()]
+    floors = [Floor(f"p99 of a call under {name!r}, of calm", ratios[name][1], RATIO_MAX, True) for name in chosen]
+    floors += [Floor(f"p99 of a question under {name!r}, of calm", ratios[name][0], RATIO_MAX, True) for name in chosen]
     floors.append(Floor("growth of the daemon, MB", growth_mb, GROWTH_MB_MAX, at_most=True))
     floors.append(Floor("tracebacks in the log", log.count("Traceback"), 0, at_most=True))
-    return finish(options, "hostile", ["attack", "p99 ms", ": calm"], rows, floors)
+    return finish(options, "hostile", ["attack", "question, p99 ms", ": calm", "call, p99 ms", ": calm"], rows, floors)
 
 
 if __name__ == "__main__":
