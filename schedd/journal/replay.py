@@ -12,9 +12,9 @@ from msgspec import Struct
 from schedd.core import effects as fx
 from schedd.core.model import Instant
 from schedd.errors import JournalError
+from schedd.journal.files import SALVAGE, read_only
 from schedd.journal.records import AnyFact, FinishedTask, decode_fact, decode_facts, decode_finished
 from schedd.journal.schema import VERSION, version_of
-from schedd.journal.store import SALVAGE, read_only
 
 
 class Page(Struct, frozen=True):

@@ -17,6 +17,7 @@ from msgspec import Struct, field
 
 from schedd.core import effects as fx
 from schedd.errors import JournalError
+from schedd.journal.files import CANNOT_SALVAGE, open_database, read_only
 from schedd.journal.records import (
     decode_fact,
     decode_facts,
@@ -28,7 +29,7 @@ from schedd.journal.records import (
     ends_row,
 )
 from schedd.journal.schema import version_of
-from schedd.journal.store import CANNOT_SALVAGE, EPOCH_KEY, open_database, read_only
+from schedd.journal.store import EPOCH_KEY
 
 #: The version of the tables that brought `verdicts`.
 VERDICTS_SINCE = 2

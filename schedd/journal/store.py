@@ -8,34 +8,30 @@ A full disk or an I/O error keeps the facts in memory; the thread tries again ea
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Literal
 
 from msgspec import Struct, field, structs
 
 from schedd.core import effects as fx
-from schedd.core.model import Instant, TaskId
+from schedd.core.model import Instant
 from schedd.core.stats import Learned
 from schedd.core.submits import SUBMITS_MAX, Admitted
 from schedd.core.tasks import RESULT_DROPPED
 from schedd.errors import JournalError
+from schedd.journal.files import SALVAGE, Durability, lock, open_database, unreadable
 from schedd.journal.records import (
     AnyFact,
-    EndOfTask,
     FinishedTask,
     LiveIndex,
     Rows,
-    decode_ends,
     decode_fact,
-    decode_facts,
     decode_finished,
     decode_ids,
     decode_learned,
@@ -45,13 +41,8 @@ from schedd.journal.records import (
     encode_learned,
     ends_row,
 )
-from schedd.journal.schema import VERSION, prepare, version_of
 from schedd.tally import Histogram
 
-Durability = Literal["full", "normal", "off"]
-
-#: Pages of the write-ahead log after which it is folded back into the file.
-CHECKPOINT_PAGES = 4000
 #: Seconds between two tries while the disk refuses.
 RETRY_S = 1.0
 #: Facts and new tasks that one transaction has, about: so that no turn waits for very long, and the loop, which stands
@@ -77,18 +68,8 @@ IDLE_S = 1.0
 #: Of what nobody is in a hurry for, one commit takes all that comes in this time: each costs some 200 us of CPU, which
 #: on a busy machine the tasks go without.
 GATHER_S = 0.005
-#: Rows of the history that are read for one result. One is enough, but where the wall clock was set back in between.
-ROWS_PER_RESULT_MAX = 50
 #: Seconds of a transaction, with its sync.
 COMMIT_BOUNDS = (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-
-SALVAGE = (
-    "keep the file; `schedd journal salvage FILE NEW` writes what can be read of it to a new one, which you put in its "
-    "place, together with no -wal and no -shm file of the old one"
-)
-CANNOT_SALVAGE = (
-    "try `sqlite3 FILE .recover`, where your sqlite3 has it, or take a backup; or start with another [journal] path"
-)
 
 
 class Live(Struct):
@@ -124,69 +105,6 @@ class _Turn(Struct):
     finished: list[FinishedTask]
 
 
-def _unreadable(path: Path | str, error: sqlite3.Error) -> JournalError:
-    """What went wrong with a file, and what to do about it."""
-    name = getattr(error, "sqlite_errorname", "")
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        hint = SALVAGE
-    elif name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
-        hint = "is its disk full, or broken?"
-    elif name.startswith("SQLITE_BUSY"):
-        hint = "is another program using it?"
-    else:
-        hint = "its folder must exist, and both must be writable for this user"
-    return JournalError(f"{path}: {error}", hint)
-
-
-def _make_private(path: Path) -> None:
-    """Make an empty file that only its owner may read: environments of commands have secrets. An old one stays."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-
-
-def open_database(path: str, durability: Durability = "full") -> sqlite3.Connection:
-    """Open and prepare a journal. Raises JournalError, with what to do about it."""
-    try:
-        _make_private(Path(path))
-        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
-    except OSError as error:
-        raise JournalError(f"{path}: {error.strerror}", "the folder must exist and be writable") from error
-    except sqlite3.Error as error:
-        raise _unreadable(path, error) from error
-    try:
-        prepare(db, path)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute(f"PRAGMA synchronous = {durability.upper()}")
-        db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-    except sqlite3.Error as error:
-        db.close()
-        raise _unreadable(path, error) from error
-    except JournalError:
-        db.close()
-        raise
-    return db
-
-
-def read_only(path: Path) -> sqlite3.Connection:
-    """Open a journal beside its writer, to read."""
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=5)
-
-
-def _lock(path: Path) -> int:
-    """Keep every other daemon away from the file. Raises JournalError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise JournalError(f"{path}: {error.strerror}", "the folder must be writable") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        hint = "stop it, or give this one another [journal] path or SCHEDD_STATE_DIR"
-        raise JournalError(f"{path} is in use by another daemon", hint) from error
-    return lock
-
-
 class Journal:
     """One journal, opened by one daemon. `committed`, `failing` and `crashed` are called in the writer thread."""
 
@@ -202,7 +120,7 @@ class Journal:
     ) -> None:
         self.path = path
         self.durability = durability
-        self._lock = _lock(path)
+        self._lock = lock(path)
         self._retention = retention or Retention()
         self._committed = committed
         self._failing = failing
@@ -250,7 +168,7 @@ class Journal:
         except ValueError:
             raise JournalError(f"{self.path}: the number of its starts is damaged", SALVAGE) from None
         except sqlite3.Error as error:
-            raise _unreadable(self.path, error) from error
+            raise unreadable(self.path, error) from error
         return epoch
 
     def _write_epoch(self, epoch: int) -> None:
@@ -280,7 +198,7 @@ class Journal:
             yield from self._load_changes(live)
             self._load_learned(live)
         except sqlite3.Error as error:
-            raise _unreadable(self.path, error) from error
+            raise unreadable(self.path, error) from error
         except JournalError as error:
             raise JournalError(f"{self.path}: {error.message}", SALVAGE) from error
 
@@ -350,7 +268,7 @@ class Journal:
         except sqlite3.Error as error:
             self._db.close()
             os.close(self._lock)
-            raise _unreadable(self.path, error) from error
+            raise unreadable(self.path, error) from error
 
     def _meta(self, key: str, default: bytes) -> bytes:
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -583,202 +501,3 @@ def _superfluous(oldest: list[tuple[int, Instant, int]], old_ns: Instant, excess
             break
         last, freed = seq, freed + size
     return last, freed
-
-
-def _newest(db: sqlite3.Connection) -> int:
-    row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'history'").fetchone()
-    return int(row[0]) if row is not None else 0
-
-
-class Happened(Struct, frozen=True):
-    """What one transaction wrote. `finished` stands for the `TaskFinished` among the facts, behind the others."""
-
-    seq: int
-    at_ns: Instant
-    facts: list[AnyFact]
-    finished: list[EndOfTask]
-
-
-#: Where a page of finished tasks goes on: a row of the history, and how many of its newest are passed over.
-Cursor = tuple[int, int]
-FROM_THE_NEWEST: Cursor = (0, 0)
-SEQ_MAX = (1 << 63) - 1
-
-
-class Reader:
-    """Reads a journal beside its writer, on a connection of its own. Each call may take long: use it in a thread."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def results(
-        self, wanted: Sequence[tuple[TaskId, Instant]], bytes_max: int = 1 << 62
-    ) -> tuple[dict[TaskId, bytes], int]:
-        """The results of tasks that ended at these instants, as far as the history still has them.
-
-        Looks at no more once there are `bytes_max` of them; returns also how many of `wanted` were looked at.
-        """
-        found: dict[TaskId, bytes] = {}
-        size = looked = 0
-        with closing(self._open()) as db:
-            known: dict[int, dict[TaskId, bytes | None]] = {}
-            for task_id, at_ns in wanted:
-                result = _result(db, task_id, at_ns, known)
-                looked += 1
-                if result is not None:
-                    found[task_id] = result
-                    size += len(result)
-                if size >= bytes_max:
-                    break
-        return found, looked
-
-    def find(self, ids: Sequence[TaskId], bytes_max: int = 1 << 62) -> tuple[dict[TaskId, FinishedTask], int]:
-        """The tasks with these ids that have ended, as far as the history still has them.
-
-        Looks for no more once there are `bytes_max` of results; returns also how many of `ids` were looked for.
-        """
-        found: dict[TaskId, FinishedTask] = {}
-        size = looked = 0
-        row: dict[TaskId, FinishedTask] = {}
-        with closing(self._open()) as db:
-            for task_id in ids:
-                if task_id not in row:
-                    row = _row_with(db, task_id) or row
-                looked += 1
-                record = row.get(task_id)
-                if record is not None:
-                    found[task_id] = record
-                    size += len(record.result or b"")
-                if size >= bytes_max:
-                    break
-        return found, looked
-
-    def finished(self, cursor: Cursor = FROM_THE_NEWEST) -> Iterator[tuple[Cursor, FinishedTask]]:
-        """Yield finished tasks, the newest first, each with the cursor that goes on after it."""
-        first, passed_over = min(max(0, cursor[0]), SEQ_MAX), max(0, cursor[1])
-        with closing(self._open()) as db:
-            rows = db.execute(
-                "SELECT seq, finished FROM history WHERE finished_count > 0 AND seq <= ? ORDER BY seq DESC",
-                (first or SEQ_MAX,),
-            )
-            for seq, blob in rows:
-                start = passed_over if seq == first else 0
-                records = decode_finished(blob)[::-1]
-                for position in range(start, len(records)):
-                    yield (seq, position + 1), records[position]
-
-    def newest(self) -> int:
-        """The number of the newest row of the history, forgotten ones included; 0: there was none."""
-        with closing(self._open()) as db:
-            return _newest(db)
-
-    def happened(self, cursor: Cursor, since_ns: Instant = 0) -> Iterator[Happened]:
-        """Yield the rows of the history in their order, from the one that the cursor is in.
-
-        FROM_THE_OLDEST begins with the first row that was written at `since_ns` or later.
-        """
-        seq = min(max(0, cursor[0]), SEQ_MAX)
-        with closing(self._open()) as db:
-            if not seq:
-                since_ns = min(max(0, since_ns), SEQ_MAX)
-                first = db.execute("SELECT seq FROM history WHERE at_ns >= ? ORDER BY at_ns LIMIT 1", (since_ns,))
-                seq = (first.fetchone() or (_newest(db) + 1,))[0]
-            rows = db.execute("SELECT seq, at_ns, facts, finished FROM history WHERE seq >= ? ORDER BY seq", (seq,))
-            for number, at_ns, facts, finished in rows:
-                yield Happened(number, at_ns, decode_facts(facts), decode_ends(finished))
-
-    def backup(self, target: Path) -> int:
-        """Write a copy as of now to a new file; returns its bytes. Raises JournalError where it cannot be written."""
-        if target.exists():
-            raise JournalError(f"{target} exists", "name a new file")
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            _make_private(partial)
-            with closing(self._open()) as db, closing(sqlite3.connect(partial)) as copy:
-                db.backup(copy)
-            partial.replace(target)
-            folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-            return target.stat().st_size
-        except (sqlite3.Error, OSError) as error:
-            partial.unlink(missing_ok=True)
-            raise JournalError(f"{target}: {error}", "is there room, and may the daemon write there?") from error
-
-    def check(self) -> dict[str, int]:
-        """Read everything; returns how much there is of what. Raises JournalError with what is wrong."""
-        if not self._path.exists():
-            raise JournalError(
-                f"there is no {self._path}", "name the file, or set SCHEDD_STATE_DIR as the daemon has it"
-            )
-        try:
-            with closing(self._open()) as db:
-                if version_of(db, str(self._path)) != VERSION:
-                    raise JournalError(
-                        f"{self._path} is empty, or was written by an older schedd",
-                        "start the daemon with it once, which brings it to the newest version",
-                    )
-                problem = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
-                if problem != "ok":
-                    raise JournalError(f"{self._path}: {problem}", SALVAGE)
-                return _count(db)
-        except sqlite3.Error as error:
-            raise _unreadable(self._path, error) from error
-        except JournalError as error:
-            raise JournalError(error.message, error.hint or SALVAGE) from error
-
-    def _open(self) -> sqlite3.Connection:
-        return read_only(self._path)
-
-
-def _row_with(db: sqlite3.Connection, task_id: TaskId) -> dict[TaskId, FinishedTask]:
-    """All tasks that ended in the transaction in which this one did."""
-    rows = db.execute(
-        "SELECT seq, ids FROM ends WHERE first_id <= ? AND last_id >= ? ORDER BY first_id DESC", (task_id, task_id)
-    )
-    for seq, ids in rows:
-        if task_id in decode_ids(ids):
-            blob = db.execute("SELECT finished FROM history WHERE seq = ?", (seq,)).fetchone()
-            return {record.id: record for record in decode_finished(blob[0])} if blob is not None else {}
-    return {}
-
-
-def _result(
-    db: sqlite3.Connection, task_id: TaskId, at_ns: Instant, known: dict[int, dict[TaskId, bytes | None]]
-) -> bytes | None:
-    """The result of one task; `known` has those of the row that was read last."""
-    # Its row was written at the end of its turn, or of one soon after.
-    rows = db.execute(
-        "SELECT seq FROM history WHERE at_ns >= ? AND finished_count > 0 ORDER BY at_ns LIMIT ?",
-        (at_ns, ROWS_PER_RESULT_MAX),
-    )
-    for (seq,) in rows:
-        if seq not in known:
-            blob = db.execute("SELECT finished FROM history WHERE seq = ?", (seq,)).fetchone()[0]
-            known.clear()
-            known[seq] = {record.id: record.result for record in decode_finished(blob)}
-        if task_id in known[seq]:
-            return known[seq][task_id]
-    return None
-
-
-def _count(db: sqlite3.Connection) -> dict[str, int]:
-    """Decode every row and count what they have. Raises JournalError."""
-    counts = {"live": 0, "finished": 0, "facts": 0, "transactions": 0}
-    for (blob,) in db.execute("SELECT blob FROM batches"):
-        batch = decode_fact(blob)
-        counts["live"] += len(batch.ids) if isinstance(batch, fx.TasksAdmitted) else 0
-    for (blob,) in db.execute("SELECT blob FROM ended"):
-        counts["live"] -= len(decode_ids(blob))
-    for table in ("changes", "workers", "verdicts"):
-        for (blob,) in db.execute(f"SELECT blob FROM {table}"):
-            decode_fact(blob)
-    for (blob,) in db.execute("SELECT blob FROM submits"):
-        decode_submit(blob)
-    for facts, finished in db.execute("SELECT facts, finished FROM history"):
-        counts["transactions"] += 1
-        counts["facts"] += len(decode_facts(facts))
-        counts["finished"] += len(decode_finished(finished))
-    return counts

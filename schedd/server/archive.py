@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from schedd.core.model import Instant, Task, TaskId
 from schedd.errors import JournalError
+from schedd.journal.reader import Happened, Reader
 from schedd.journal.records import FinishedTask, finished_row
-from schedd.journal.store import Happened, Reader
 from schedd.log import Log
 from schedd.server import translate
 from schedd.server.facts import event_of, event_of_end, is_about

@@ -12,7 +12,8 @@ import pytest
 from schedd.cli.exits import Exit
 from schedd.core import effects as fx
 from schedd.core.model import AttemptRecord, Call, Cause, Command, TaskEntry, TaskId, TaskRules, TaskSpec, WorkerId
-from schedd.journal.store import Journal, Reader
+from schedd.journal.reader import Reader
+from schedd.journal.store import Journal
 from schedd.wire import messages as wire
 
 from .conftest import Run

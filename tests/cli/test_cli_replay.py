@@ -20,8 +20,9 @@ from schedd.core.model import (
     WorkerId,
     WorkerResources,
 )
+from schedd.journal.reader import Reader
 from schedd.journal.records import FinishedTask
-from schedd.journal.store import Journal, Reader
+from schedd.journal.store import Journal
 
 from .conftest import Run
 

@@ -12,8 +12,10 @@ import pytest
 from schedd.core.model import TaskId
 from schedd.errors import JournalError
 from schedd.journal import schema
+from schedd.journal.files import open_database
+from schedd.journal.reader import Reader
 from schedd.journal.salvage import salvage
-from schedd.journal.store import Journal, Reader, open_database
+from schedd.journal.store import Journal
 
 from .builders import Running, admitted, ended, finished, kind_held, quarantined, reopened, unfinished
 

@@ -20,15 +20,9 @@ from schedd.core import effects as fx
 from schedd.core.model import SECOND, TaskId
 from schedd.core.stats import Learned
 from schedd.errors import JournalError
+from schedd.journal.reader import FROM_THE_NEWEST, Reader
 from schedd.journal.records import FinishedTask
-from schedd.journal.store import (
-    FROM_THE_NEWEST,
-    TASKS_PER_COMMIT_MAX,
-    Journal,
-    Live,
-    Reader,
-    Retention,
-)
+from schedd.journal.store import TASKS_PER_COMMIT_MAX, Journal, Live, Retention
 
 from .builders import (
     START,

@@ -15,9 +15,9 @@ from schedd.core.model import TaskId
 from schedd.core.submits import Admitted, admitted
 from schedd.errors import JournalError
 from schedd.journal import store
+from schedd.journal.reader import Reader
 from schedd.journal.records import decode_submit, encode_submit
 from schedd.journal.salvage import salvage
-from schedd.journal.store import Reader
 
 from . import builders
 from .builders import START, Running, ended, finished, reopened

@@ -66,7 +66,7 @@ def check_command(file: str | None, config: str | None, as_json: bool, quiet: bo
     """
     from schedd.address import journal_path
     from schedd.config import load_settings
-    from schedd.journal.store import Reader
+    from schedd.journal.reader import Reader
 
     path = Path(file) if file else journal_path(load_settings(config).journal.path)
     counts = Reader(path).check()
