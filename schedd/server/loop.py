@@ -68,6 +68,8 @@ class EngineLoop:
         self.handled = 0
         #: Reads, by who asks, each with the number of events that were posted before it. Who had an answer goes last.
         self._queries: dict[object, deque[tuple[int, Query]]] = {}
+        #: Who has begun to ask since the last turn: before those who have more to ask than a turn has time for.
+        self._newcomers: dict[object, None] = {}
         self._scheduled = False
         self._timer: Timer | None = None
         self._timer_at: Instant | None = None
@@ -87,7 +89,11 @@ class EngineLoop:
         asker: whose reads are run one after the other, and in turn with those of others. after: the number of the last
         event that it has to wait for, where that is not the last of all.
         """
-        self._queries.setdefault(asker, deque()).append((self._posted if after is None else after, query))
+        own = self._queries.get(asker)
+        if own is None:
+            own = self._queries[asker] = deque()
+            self._newcomers[asker] = None
+        own.append((self._posted if after is None else after, query))
         if not self._scheduled:
             self.wake()
 
@@ -143,19 +149,23 @@ class EngineLoop:
         return events
 
     def _run_queries(self) -> None:
+        """Answer newcomers, and then the others in turn, for so long; of each of these two one at the least."""
         deadline = self.clock.now_ns() + READS_PER_TURN_NS
         queries = self._queries
-        waiting = deque(queries)
-        while waiting:
-            asker = waiting.popleft()
-            if queries[asker][0][0] > self.handled:
-                continue
-            query = self._next_query(asker)
-            query()
-            if asker in queries:
-                waiting.append(asker)
-            if self.clock.now_ns() > deadline:
-                break
+        newcomers, self._newcomers = self._newcomers, {}
+        others = deque(asker for asker in queries if asker not in newcomers)
+        for waiting in (deque(newcomers), others):
+            while waiting:
+                asker = waiting.popleft()
+                if queries[asker][0][0] > self.handled:
+                    continue
+                query = self._next_query(asker)
+                query()
+                if asker in queries:
+                    self._newcomers.pop(asker, None)  # it goes on
+                    others.append(asker)
+                if self.clock.now_ns() > deadline:
+                    break
         if queries:
             self.wake()
 

@@ -9,7 +9,7 @@ import pytest
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.model import SECOND, Call, TaskEntry, TaskSpec, WorkerId
-from schedd.server import lag
+from schedd.server import lag, loop
 from schedd.server.clock import Clock
 from schedd.server.lag import INTERVAL_S, WINDOW_S, LagProbe
 from schedd.server.loop import TASKS_PER_TURN_MAX, EngineLoop
@@ -131,6 +131,33 @@ async def test_who_asks_much_waits_for_himself() -> None:
         bench.loop.ask(lambda number=number: bench.said.append(f"modest {number}"), "modest")  # type: ignore[misc]
     await bench.rest()
     assert bench.said == ["greedy 0", "modest 0", "greedy 1", "modest 1", "greedy 2", "greedy 3", "greedy 4"]
+
+
+@pytest.mark.asyncio
+async def test_newcomer_is_answered_first_and_keeps_nobody_from_going_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With time for one answer in a turn: one of who has just come, and one of who has more to ask."""
+    monkeypatch.setattr(loop, "READS_PER_TURN_NS", -1)
+    bench = Bench()
+    for number in range(3):
+        bench.loop.ask(lambda number=number: bench.said.append(f"greedy {number}"), "greedy")  # type: ignore[misc]
+    bench.loop._turn()
+    bench.loop.ask(lambda: bench.said.append("newcomer"), "newcomer")
+    bench.loop.ask(lambda: bench.said.append("another"), "another")
+    bench.loop._turn()
+    assert bench.said == ["greedy 0", "newcomer", "greedy 1"]
+    await bench.rest()
+    assert sorted(bench.said[3:]) == ["another", "greedy 2"]
+
+
+@pytest.mark.asyncio
+async def test_question_waits_for_what_its_asker_has_sent_and_not_for_others() -> None:
+    bench = Bench()
+    mine = bench.loop.post(submit(TASKS_PER_TURN_MAX))
+    for _ in range(2):
+        bench.loop.post(submit(TASKS_PER_TURN_MAX))
+    bench.loop.ask(lambda: bench.said.append("answer"), "me", mine)
+    await bench.rest()
+    assert bench.said == ["turn 1", "answer", "turn 2", "turn 3"]
 
 
 # ----------------------------------------------------------------------------------------------------------- loop lag
