@@ -138,15 +138,16 @@ async def test_newcomer_is_answered_first_and_keeps_nobody_from_going_on(monkeyp
     """With time for one answer in a turn: one of who has just come, and one of who has more to ask."""
     monkeypatch.setattr(loop, "READS_PER_TURN_NS", -1)
     bench = Bench()
-    for number in range(3):
+    for number in range(4):
         bench.loop.ask(lambda number=number: bench.said.append(f"greedy {number}"), "greedy")  # type: ignore[misc]
-    bench.loop._turn()
+    bench.loop._turn()  # all are newcomers, and the greedy one has time to go on
+    assert bench.said == ["greedy 0", "greedy 1"]
     bench.loop.ask(lambda: bench.said.append("newcomer"), "newcomer")
     bench.loop.ask(lambda: bench.said.append("another"), "another")
     bench.loop._turn()
-    assert bench.said == ["greedy 0", "newcomer", "greedy 1"]
+    assert bench.said[2:] == ["newcomer", "greedy 2"]
     await bench.rest()
-    assert sorted(bench.said[3:]) == ["another", "greedy 2"]
+    assert sorted(bench.said[4:]) == ["another", "greedy 3"]
 
 
 @pytest.mark.asyncio
