@@ -65,7 +65,7 @@ class End:
         self.answers: list[Any] = []
         self._world = world
         self._unread = 0
-        self._is_paused = False
+        self.is_paused = False
         self._waiting: list[bytes] = []
         self._reader = FrameReader() if listens else None
         self.decode: Callable[[Body], list[Any]] = m.decode_to_client
@@ -73,7 +73,7 @@ class End:
 
     def send(self, data: bytes) -> None:
         """Let bytes arrive at the daemon, at once or when it reads again."""
-        if self._is_paused:
+        if self.is_paused:
             self._waiting.append(data)
         elif not self.is_over:
             self.protocol.data_received(data)
@@ -110,10 +110,10 @@ class End:
         """The limit is that of `DEAF_BUFFER_BYTES`."""
 
     def pause_reading(self) -> None:
-        self._is_paused = True
+        self.is_paused = True
 
     def resume_reading(self) -> None:
-        self._is_paused = False
+        self.is_paused = False
         waiting, self._waiting = self._waiting, []
         for data in waiting:
             self._world.process.call_soon(self.send, data)

@@ -17,8 +17,8 @@ from schedd.core.model import Call, Cause
 from schedd.errors import RemoteProtocolError
 from schedd.fuzz.targets import DaemonTarget
 from schedd.fuzz.values import Maker, changed
-from schedd.fuzz.world import FINISHED_MAX, GUESTS, TOKENS, UNFINISHED_MAX, End, World
-from schedd.server.connections import INTAKE_MAX
+from schedd.fuzz.world import CLIENT_HELLO, FINISHED_MAX, GUESTS, TOKENS, UNFINISHED_MAX, End, World
+from schedd.server.connections import GREEDY_BYTES, INTAKE_MAX
 from schedd.wire import messages as m
 
 seeds = st.integers(0, 1 << 32)
@@ -253,6 +253,31 @@ def test_flood_is_taken_in_bit_by_bit(send: Callable[[World, bytes], None], mess
     send(world, packed([message] * 5000))
     assert 1 <= max(ahead) <= INTAKE_MAX + 1
     world.look()
+
+
+def test_who_sends_a_lot_is_read_again_when_others_were() -> None:
+    world = World()
+    end = End(world)
+    end.frame(CLIENT_HELLO)
+    world.settle()
+    end.send((1 << 20).to_bytes(4, "big") + bytes(GREEDY_BYTES))
+    assert end.is_paused
+    world.settle()
+    assert not end.is_paused
+    end.send(b"\0")
+    assert not end.is_paused, "a little is no reason"
+
+
+def test_frame_is_looked_into_when_those_before_it_are_done_with() -> None:
+    world = World()
+    end = End(world, listens=True)
+    end.frame(CLIENT_HELLO)
+    good, bad = frame([m.GetStats(n) for n in range(3 * INTAKE_MAX)]), frame(["what?"])
+    end.send(good + bad)
+    world.settle()
+    stats = [answer.request for answer in end.answers if isinstance(answer, m.Stats)]
+    assert stats == list(range(3 * INTAKE_MAX))
+    assert isinstance(end.answers[-1], m.Refused)
 
 
 def test_what_was_sent_before_hanging_up_is_done() -> None:
