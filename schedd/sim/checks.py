@@ -85,6 +85,8 @@ class Oracle:
         self._dispatched_ns: dict[tuple[TaskId, int, str], list[Instant]] = {}
         #: When a task was held or changed the last time.
         self._changed_ns: dict[TaskId, Instant] = {}
+        #: The definition of a task since its requirements were changed; an attempt has the one that it was given with.
+        self._defined_ns: dict[TaskId, Instant] = {}
         #: What clients were told of ends.
         self._told: dict[TaskId, tuple[str, bytes | None]] = {}
         self.acknowledged: dict[TaskId, str] = {}
@@ -99,6 +101,10 @@ class Oracle:
         self.verdicts.restarted(self.recording.verdicts)
         self._daemon_started_ns = self._kernel.now_ns
         tasks = list(self.recording.tasks.values())
+        on_disk = self.recording.tasks
+        self._defined_ns = {
+            i: ns for i, ns in self._defined_ns.items() if i in on_disk and ns in on_disk[i].definitions
+        }
         self._priorities = {task.id: task.priority for task in tasks}
         self._promoted = {task.id: task.promoted for task in tasks if task.promoted is not None}
         self.recording.compare(daemon.engine, restored=True)
@@ -127,6 +133,7 @@ class Oracle:
                     # It was changed as one that does not run; a worker that comes back with it is told to drop it.
                     self._changed_ns[fact.task_id] = self._kernel.now_ns
                     if isinstance(fact, fx.TaskChanged):
+                        self._defined_ns[fact.task_id] = fact.defined_ns
                         self._priorities[fact.task_id] = fact.priority
                         self._promoted[fact.task_id] = fact.promoted or 0.0
                 case fx.TasksAdmitted():
@@ -240,7 +247,10 @@ class Oracle:
         others = [other for other in others if not self._is_forgotten(other)]
         for other in others:
             must(other.worker != execution.worker, f"{row.name} ({name}) runs twice on {other.worker}")
-        if self._given_up_ns(execution.worker) < self._given_ns(execution):
+        # Its requirements may have been changed meanwhile: then its worker is about to hear that it is to drop it.
+        spec = row.spec
+        is_meant = self._defined_ns.get(row.task_id, spec.defined_ns) == spec.defined_ns
+        if is_meant and self._given_up_ns(execution.worker) < self._given_ns(execution):
             self._must_be_alone(execution, others)
             self._must_not_be_kept(execution)
         self._alive[name].append(execution)
