@@ -13,6 +13,7 @@ from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.guard import Guard
 from schedd.core.model import (
+    Assigned,
     AttemptFinished,
     AttemptRecord,
     AttemptStarted,
@@ -183,7 +184,11 @@ class Attempts:
         for task_id, attempt, given_back in event.answers:
             found = self._current(event.worker_id, task_id, attempt)
             if found is None or not isinstance(found[0].state, Revoking):
-                self._t.counters.stale += 1
+                if found is not None and given_back and isinstance(found[0].state, Assigned):
+                    # It was asked for in the turn in which its worker came anew, and said that it has it.
+                    self._give_back(*found)
+                else:
+                    self._t.counters.stale += 1
                 continue
             task, victim = found
             thief = self._t.resources.by_seq.get(found[0].state.thief_seq)
@@ -218,5 +223,8 @@ class Attempts:
             if found is None:
                 self._stale(worker.worker_id, task_id, attempt, drop=False)
                 continue
-            self._t.release(found[0], worker)
-            self._t.requeue(found[0])
+            self._give_back(*found)
+
+    def _give_back(self, task: Task, worker: WorkerInfo) -> None:
+        self._t.release(task, worker)
+        self._t.requeue(task)

@@ -14,7 +14,7 @@ from schedd.core.attempts import MESSAGE_MAX, METRICS_MAX
 from schedd.core.model import SECOND, AttemptReport, Cause, Report, TaskRules
 from schedd.core.tables import ATTEMPTS_KEPT_MAX
 
-from .builders import START, World, dispatches, finished, of, picture, reported, selection, started
+from .builders import START, World, answered, dispatches, finished, of, picture, reported, selection, started
 
 # ------------------------------------------------------------------------------------------------------------ retries
 
@@ -185,7 +185,8 @@ def test_end_of_what_never_began() -> None:
         reported("w1", 1, 2, 1, loss=1.0),
         reported("w2", 1, 1, 1, loss=1.0),
         reported("w1", 99, 1, 1, loss=1.0),
-        ev.RevokesAnswered("w1", [(1, 1, True)]),
+        ev.RevokesAnswered("w1", [(1, 1, False)]),
+        ev.RevokesAnswered("w2", [(1, 1, True)]),
         ev.RevokesAnswered("w1", [(2, 0, False), (99, 1, True)]),
         ev.WorkerDraining("w2", [(1, 1), (99, 1)]),
     ],
@@ -205,6 +206,20 @@ def test_report_about_another_attempt_changes_nothing(event: ev.Event) -> None:
     assert all(isinstance(action, fx.DropAttempts) for action in effects.actions)
     assert picture(world.engine) == before
     assert world.engine.counters.stale > stale
+
+
+def test_what_a_worker_gives_back_it_has_no_more() -> None:
+    """Whoever has asked: a request may have been on its way when the worker came anew and said what it has."""
+    world = World()
+    world.join("w1", cpus=1)
+    (task_id,) = world.submit()
+    assert world.states(task_id) == ["assigned"]
+    effects = world.handle(answered("w1", (task_id, 1, True)))
+    assert dispatches(effects) == {"w1": [(task_id, 2)]}, "it waits again, and goes where there is room"
+    world.start(task_id)
+    stale = world.engine.counters.stale
+    world.handle(answered("w1", (task_id, 2, True)))
+    assert (world.states(task_id), world.engine.counters.stale) == (["running"], stale + 1), "it has begun"
 
 
 def test_late_start_is_dropped_there() -> None:

@@ -13,7 +13,7 @@ from schedd.core.health import FailureRules
 from schedd.core.model import SECOND, Cause, TaskEntry, TaskId, TaskRules, WorkerId
 from schedd.core.tables import EngineSettings
 
-from .builders import dispatches, holds, of, selection, spec, unchanged
+from .builders import dispatches, finished, holds, joined, of, selection, spec, unchanged
 from .test_restore import GRACE_S, Restartable
 
 RETRY_S = PROBE_RETRY_NS / SECOND
@@ -122,6 +122,23 @@ def test_long_backlog_is_taken_back() -> None:
     assert [task_id for task_id, _ in revoke.attempts] == behind[1:]
     world.handle(ev.RevokesAnswered(WorkerId("w1"), [(i, n, True) for i, n in revoke.attempts]))
     assert list(world.worker("w1").task_queue) == []
+
+
+def test_backlog_that_is_taken_back_in_the_turn_in_which_its_worker_comes_anew() -> None:
+    """The request goes out after the worker has said what it has: it gives that back, and nothing stays behind."""
+    world = Ward("w1", "w2", policy="work_stealing")
+    world.submit(200, kind="k")
+    world.work("w2", 20)
+    world.work("w1", 4, Cause.ERROR)
+    (running,) = world.worker("w1").running.values()
+    behind = [(task.id, task.attempt) for task in world.worker("w1").task_queue]
+    said = [holds(task_id, attempt, "backlog") for task_id, attempt in behind]
+    effects = world.handle(finished("w1", running.id, 1, Cause.ERROR, world.now, world.now), joined("w1", holds=said))
+    (revoke,) = [action for action in of(effects.actions, fx.RevokeAttempts) if action.worker_id == "w1"]
+    assert set(revoke.attempts) <= set(behind)
+    world.handle(ev.RevokesAnswered(WorkerId("w1"), [(i, n, True) for i, n in revoke.attempts]))
+    left = [*world.worker("w1").running, *(task.id for task in world.worker("w1").task_queue)]
+    assert not {i for i, _ in revoke.attempts} & set(left)
 
 
 def test_only_worker_is_never_quarantined() -> None:
