@@ -23,6 +23,7 @@ from schedd.log import Log
 from schedd.server.access import ANYBODY, OPEN, Access, Door, Identity, credentials
 from schedd.server.arrivals import Arrival, Arrivals
 from schedd.server.handshake import Denied, Handshake, token_wanted
+from schedd.server.memory import Memory
 from schedd.server.ports import Reactor, Timer
 from schedd.server.watching import Watch
 from schedd.wire import messages as m
@@ -64,6 +65,7 @@ class Hub(Protocol):
     outbox_bytes_max: int
     handshake_timeout_s: float
     reactor: Reactor
+    memory: Memory
     access: Access
     arrivals: Arrivals
 
@@ -100,7 +102,7 @@ class Peer(asyncio.Protocol):
         self._door = door
         self._arrival = arrival
         self._handshake: Handshake | None = None
-        self._reader = FrameReader(HELLO_BYTES_MAX)
+        self._reader = FrameReader(HELLO_BYTES_MAX, hub.memory.take)
         self._transport: asyncio.Transport | None = None
         self._timer: Timer | None = None
         self._outbox: deque[Any] = deque()

@@ -29,6 +29,7 @@ from schedd.server.handshake import other_version
 from schedd.server.holding import Holding
 from schedd.server.lag import LagProbe
 from schedd.server.loop import EngineLoop, tasks_named
+from schedd.server.memory import Memory
 from schedd.server.meter import Meter
 from schedd.server.outputs import Outputs
 from schedd.server.past import Past
@@ -79,6 +80,7 @@ class Service:
         self.arrivals = Arrivals()
         self.use(settings)
         self.reactor = reactor
+        self.memory = Memory(reactor)
         self._rng = rng
         self.loop = EngineLoop(engine, clock, self._outward, self._flush, crashed, reactor)
         self.lag = LagProbe(lambda: clock.now_ns() / SECOND, reactor.call_later)

@@ -105,6 +105,8 @@ class Oracle:
         self._defined_ns = {
             i: ns for i, ns in self._defined_ns.items() if i in on_disk and ns in on_disk[i].definitions
         }
+        # What was released and ran before that was on disk is held again, and whoever comes back with it drops it.
+        self._changed_ns.update({task.id: self._kernel.now_ns for task in tasks if task.is_held})
         self._priorities = {task.id: task.priority for task in tasks}
         self._promoted = {task.id: task.promoted for task in tasks if task.promoted is not None}
         self.recording.compare(daemon.engine, restored=True)

@@ -139,7 +139,9 @@ class End:
         """From some instant on, nothing of what is under way arrives at the other end."""
         kernel, other = self._network.kernel, self.other
         if other is not None and kernel.chance(0.5):
-            other._deaf_ns = kernel.now_ns + int(kernel.random.random() * max(1, self._arrives_ns - kernel.now_ns))
+            deaf_ns = kernel.now_ns + int(kernel.random.random() * max(1, self._arrives_ns - kernel.now_ns))
+            # What breaks a second time does not get back what it has lost.
+            other._deaf_ns = min(other._deaf_ns or deaf_ns, deaf_ns)
 
     def _send(self, to: End, arrive: Callable[[bytes], None], data: bytes) -> None:
         at_ns = max(self._arrives_ns, self._network.kernel.now_ns + self._network.delay_ns())

@@ -6,6 +6,8 @@ a turn and not once a message.
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -21,6 +23,9 @@ KNOCK_BYTES_MAX = 1024
 PREFIX_BYTES = 4
 #: The body of a frame from this size on is a part of what was read: a copy would hold up others for milliseconds.
 VIEWED_BYTES_MIN = 64 * 1024
+#: A frame of which so much has arrived, and more is to come, gets memory of its own, as large as it will be: a buffer
+#: that grows is moved again and again. Not before: what is announced only takes no room.
+LARGE_BYTES_MIN = 1024 * 1024
 
 #: What a frame has in it.
 Body = bytes | memoryview
@@ -50,13 +55,23 @@ def encode_frame(messages: Any) -> bytes:
     return bytes(buffer)
 
 
-class FrameReader:
-    """Cuts a stream of bytes into frames. Holds at most one incomplete frame."""
+def private_memory(size: int) -> mmap.mmap:
+    """Memory of so many bytes, which costs something only as far as it is written to."""
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
-    def __init__(self, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
+
+class FrameReader:
+    """Cuts a stream of bytes into frames. Holds at most one incomplete frame. memory: for large ones, by their size."""
+
+    def __init__(
+        self, frame_bytes_max: int = FRAME_BYTES_MAX, memory: Callable[[int], mmap.mmap] = private_memory
+    ) -> None:
         self.frame_bytes_max = frame_bytes_max
+        self._memory = memory
         self._buffer = bytearray()
         self._wanted = PREFIX_BYTES
+        #: The body of a large frame as far as it has arrived; the buffer is empty then.
+        self._large: mmap.mmap | None = None
 
     def feed(self, data: bytes, most: int = 1 << 62) -> list[Body]:
         """Add what arrived and return the bodies of the frames that it completes, in order; often empty.
@@ -64,14 +79,22 @@ class FrameReader:
         most: what comes after so many frames stays for the next call, which may find it with another bound.
         Raises RemoteProtocolError as soon as a prefix announces a frame above the bound.
         """
+        frames: list[Body] = []
+        if self._large is not None:
+            missing = len(self._large) - self._large.tell()
+            self._large.write(data[:missing])
+            if len(data) < missing:
+                return frames
+            frames.append(memoryview(self._large))
+            self._large = None
+            data = data[missing:]
         buffer = self._buffer
         buffer += data
-        frames: list[Body] = []
         if len(buffer) < self._wanted:
             return frames
         start, end = 0, len(buffer)
         is_viewed = False
-        while end - start >= PREFIX_BYTES:
+        while end - start >= PREFIX_BYTES and len(frames) < most:
             size = int.from_bytes(buffer[start : start + PREFIX_BYTES], "big")
             if size > self.frame_bytes_max:
                 raise RemoteProtocolError(
@@ -79,7 +102,11 @@ class FrameReader:
                     "does this port belong to another service?",
                 )
             if end - start - PREFIX_BYTES < size:
-                self._wanted = PREFIX_BYTES + size
+                self._wanted = PREFIX_BYTES + min(size, LARGE_BYTES_MIN)
+                if end - start >= self._wanted:
+                    self._large = self._memory(size)
+                    self._large.write(buffer[start + PREFIX_BYTES :])
+                    start, self._wanted = end, PREFIX_BYTES
                 break
             start += PREFIX_BYTES
             if size < VIEWED_BYTES_MIN:
@@ -88,9 +115,6 @@ class FrameReader:
                 frames.append(memoryview(buffer)[start : start + size])
                 is_viewed = True
             start += size
-            if len(frames) == most:
-                self._wanted = PREFIX_BYTES
-                break
         else:
             self._wanted = PREFIX_BYTES
         if is_viewed:

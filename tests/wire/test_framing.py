@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import msgspec
 import pytest
@@ -10,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schedd.errors import LocalProtocolError, RemoteProtocolError
-from schedd.wire.framing import FRAME_BYTES_MAX, PREFIX_BYTES, VIEWED_BYTES_MIN, FrameReader, encode_frame
+from schedd.wire.framing import (
+    FRAME_BYTES_MAX,
+    LARGE_BYTES_MIN,
+    PREFIX_BYTES,
+    VIEWED_BYTES_MIN,
+    FrameReader,
+    encode_frame,
+    private_memory,
+)
 
 bodies = st.lists(st.binary(max_size=300), max_size=8)
 
@@ -66,6 +75,36 @@ def test_large_frames_between_small_ones(size: int) -> None:
         assert [isinstance(body, memoryview) for body in got[:5:2] + got[1:4:2]] == [False] * 3 + [
             size >= VIEWED_BYTES_MIN
         ] * 2
+
+
+@pytest.mark.parametrize("piece", [1000, VIEWED_BYTES_MIN, LARGE_BYTES_MIN - 1, LARGE_BYTES_MIN + 5, 1 << 30])
+@pytest.mark.parametrize("size", [LARGE_BYTES_MIN, LARGE_BYTES_MIN + 1, 3 * LARGE_BYTES_MIN])
+def test_frames_that_get_memory_of_their_own(size: int, piece: int) -> None:
+    frames = [b"first", random.Random(1).randbytes(size), b"between", random.Random(2).randbytes(size), b"last"]
+    data = stream_of(frames)
+    reader = FrameReader()
+    got = [body for start in range(0, len(data), piece) for body in reader.feed(data[start : start + piece])]
+    assert [len(body) for body in got] == [len(body) for body in frames]
+    assert got == frames
+
+
+def test_frame_that_is_only_announced_takes_no_room() -> None:
+    taken = []
+    reader = FrameReader(FRAME_BYTES_MAX, lambda size: taken.append(size) or private_memory(size))  # type: ignore[func-returns-value]
+    reader.feed(FRAME_BYTES_MAX.to_bytes(PREFIX_BYTES, "big") + bytes(LARGE_BYTES_MIN - 1))
+    assert not taken
+    reader.feed(b"\0")
+    assert taken == [FRAME_BYTES_MAX]
+
+
+def test_one_frame_at_a_time_though_it_is_large() -> None:
+    data = stream_of([bytes(2 * LARGE_BYTES_MIN), b"second", b"third"])
+    reader = FrameReader()
+    assert reader.feed(data[: LARGE_BYTES_MIN + 100], 1) == []
+    assert [len(body) for body in reader.feed(data[LARGE_BYTES_MIN + 100 :], 1)] == [2 * LARGE_BYTES_MIN]
+    assert reader.feed(b"", 1) == [b"second"]
+    assert reader.feed(b"", 1) == [b"third"]
+    assert reader.feed(b"", 1) == []
 
 
 def test_nothing_comes_of_nothing() -> None:
