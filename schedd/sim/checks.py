@@ -327,15 +327,17 @@ class Oracle:
             )
 
     def _is_superseded(self, execution: Execution) -> bool:
-        """Told to end, because another worker came back that was given up and has as new an attempt of the task."""
+        """Told to end, because somebody came back with as new an attempt of the task after one of both was given up."""
         row = execution.row
-        if (row.task_id, row.attempt, execution.worker) not in self._dropped:
+        own = (row.task_id, row.attempt, execution.worker)
+        if own not in self._dropped:
             return False
+        was_given_up = self._gone_ns.get(execution.worker, -1) >= self._dispatched_ns.get(own, [self._kernel.now_ns])[0]
         return any(
             task_id == row.task_id
             and attempt >= row.attempt
             and worker != execution.worker
-            and self._gone_ns.get(worker, self._kernel.now_ns) <= self._given_ns(execution)
+            and (was_given_up or self._gone_ns.get(worker, self._kernel.now_ns) <= self._given_ns(execution))
             for task_id, attempt, worker in self._dispatched_ns
         )
 
