@@ -289,7 +289,10 @@ class Oracle:
         for (task_id, worker), (attempt, defined_ns) in self._kept.items():
             if (task_id, defined_ns) != (row.task_id, row.spec.defined_ns):
                 continue
-            given_ns = self._given_before_ns((task_id, attempt, worker), execution)
+            kept = (task_id, attempt, worker)
+            if kept in self._dropped and self._was_given_up(kept):
+                continue  # superseded before it could tell of its end
+            given_ns = self._given_before_ns(kept, execution)
             gone_ns = max(self._gone_ns.get(worker, 0), self._changed_ns.get(task_id, 0))
             must(gone_ns >= given_ns, f"{row.name} begins on {execution.worker}, {worker} keeps the end of {attempt}")
 
@@ -332,7 +335,7 @@ class Oracle:
         own = (row.task_id, row.attempt, execution.worker)
         if own not in self._dropped:
             return False
-        was_given_up = self._gone_ns.get(execution.worker, -1) >= self._dispatched_ns.get(own, [self._kernel.now_ns])[0]
+        was_given_up = self._was_given_up(own)
         return any(
             task_id == row.task_id
             and attempt >= row.attempt
@@ -340,6 +343,11 @@ class Oracle:
             and (was_given_up or self._gone_ns.get(worker, self._kernel.now_ns) <= self._given_ns(execution))
             for task_id, attempt, worker in self._dispatched_ns
         )
+
+    def _was_given_up(self, attempt: tuple[TaskId, int, str]) -> bool:
+        """Whether the worker of an attempt was given up since it was given to it the first time."""
+        given = self._dispatched_ns.get(attempt)
+        return given is not None and self._gone_ns.get(attempt[2], -1) >= given[0]
 
     def _given_ns(self, execution: Execution) -> Instant:
         """When an attempt was given to its worker the last time, or found there."""
