@@ -35,18 +35,21 @@ class Memory:
         self._gone = 0
 
     def take(self, size: int) -> mmap.mmap:
-        """Memory of so many bytes, which costs something only as far as it is written to."""
+        """As `framing.private_memory`, but given back slowly. Raises OSError where there is no room."""
         block = _Block(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         block.unused = self._drop
         return block
 
     def _drop(self, block: mmap.mmap) -> None:
-        if not self._unused:
-            with contextlib.suppress(RuntimeError):  # the event loop is closed, and all of this goes with the process
-                self._reactor.call_soon(self._go_on)
+        # In whatever thread the last of it was dropped: a collection of garbage may come in any.
         self._unused.append(block)
+        if len(self._unused) == 1:
+            with contextlib.suppress(RuntimeError):  # the event loop is closed, and all of this goes with the process
+                self._reactor.call_soon_threadsafe(self._go_on)
 
     def _go_on(self) -> None:
+        if not self._unused:
+            return  # what was dropped in another thread in this very moment has been found already
         block = self._unused[0]
         portion = min(PORTION_BYTES, len(block) - self._gone)
         block.madvise(mmap.MADV_DONTNEED, self._gone, portion)

@@ -290,8 +290,9 @@ class Oracle:
             if (task_id, defined_ns) != (row.task_id, row.spec.defined_ns):
                 continue
             kept = (task_id, attempt, worker)
-            if kept in self._dropped and self._was_given_up(kept):
-                continue  # superseded before it could tell of its end
+            is_newer = row.attempt >= attempt and execution.worker != worker
+            if is_newer and kept in self._dropped and self._was_given_up(kept):
+                continue  # superseded before its end could be told
             given_ns = self._given_before_ns(kept, execution)
             gone_ns = max(self._gone_ns.get(worker, 0), self._changed_ns.get(task_id, 0))
             must(gone_ns >= given_ns, f"{row.name} begins on {execution.worker}, {worker} keeps the end of {attempt}")

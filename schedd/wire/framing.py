@@ -56,7 +56,7 @@ def encode_frame(messages: Any) -> bytes:
 
 
 def private_memory(size: int) -> mmap.mmap:
-    """Memory of so many bytes, which costs something only as far as it is written to."""
+    """Memory of so many bytes, which costs something only as far as it is written to. Raises OSError."""
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
@@ -77,7 +77,8 @@ class FrameReader:
         """Add what arrived and return the bodies of the frames that it completes, in order; often empty.
 
         most: what comes after so many frames stays for the next call, which may find it with another bound.
-        Raises RemoteProtocolError as soon as a prefix announces a frame above the bound.
+        Raises RemoteProtocolError as soon as a prefix announces a frame above the bound, or one for which there is no
+        memory.
         """
         frames: list[Body] = []
         if self._large is not None:
@@ -104,7 +105,7 @@ class FrameReader:
             if end - start - PREFIX_BYTES < size:
                 self._wanted = PREFIX_BYTES + min(size, LARGE_BYTES_MIN)
                 if end - start >= self._wanted:
-                    self._large = self._memory(size)
+                    self._large = self._take(size)
                     self._large.write(buffer[start + PREFIX_BYTES :])
                     start, self._wanted = end, PREFIX_BYTES
                 break
@@ -122,3 +123,9 @@ class FrameReader:
         else:
             del buffer[:start]
         return frames
+
+    def _take(self, size: int) -> mmap.mmap:
+        try:
+            return self._memory(size)
+        except OSError as error:
+            raise RemoteProtocolError(f"there is no memory for a frame of {size} bytes: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ class Passes:
         self.is_closed = False
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> object:
+        assert threading.current_thread() is threading.main_thread(), "not safe from another thread"
+        return self.call_soon_threadsafe(callback)
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> object:
         if self.is_closed:
             raise RuntimeError("Event loop is closed")
         self.due.append(callback)
         return None
-
-    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> object:
-        raise NotImplementedError
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
         raise NotImplementedError
@@ -67,6 +69,18 @@ def test_several_go_one_after_the_other() -> None:
         memory.take(size)  # and nobody looks at it
     assert len(passes.due) == 1
     assert passes.count() == 2 + 1 + 2
+
+
+def test_dropped_in_another_thread() -> None:
+    """As by a collection of garbage, which comes in whatever thread it likes."""
+    passes = Passes()
+    blocks = [Memory(passes).take(2 * PORTION_BYTES)]
+    thread = threading.Thread(target=blocks.clear)
+    thread.start()
+    thread.join()
+    passes.due *= 2  # and found a second time
+    assert passes.count() == 2
+    assert not passes.due
 
 
 def test_nothing_is_said_when_the_loop_has_closed_before(capfd: Any) -> None:

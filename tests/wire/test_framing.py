@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import mmap
 import random
 
 import msgspec
@@ -95,6 +97,15 @@ def test_frame_that_is_only_announced_takes_no_room() -> None:
     assert not taken
     reader.feed(b"\0")
     assert taken == [FRAME_BYTES_MAX]
+
+
+def test_frame_that_there_is_no_memory_for() -> None:
+    def none(size: int) -> mmap.mmap:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    data = stream_of([bytes(2 * LARGE_BYTES_MIN)])
+    with pytest.raises(RemoteProtocolError, match="no memory"):
+        FrameReader(FRAME_BYTES_MAX, none).feed(data[: LARGE_BYTES_MIN + 100])
 
 
 def test_one_frame_at_a_time_though_it_is_large() -> None:
