@@ -251,8 +251,12 @@ class Engine:
         t.policy.survey(self, t.now)
         for worker_id in t.policy.refresh(t.now):
             worker = t.resources.workers.get(worker_id)
-            if worker is not None:
-                t.resources.touch(worker)
+            if worker is None:
+                continue
+            if worker.status is WorkerStatus.IDLE:
+                t.resources.touch(worker)  # what it was too dear for may go there now
+            else:
+                t.resources.rescore(worker)
 
     # ------------------------------------------------------------------------------------------ what survey may look at
 

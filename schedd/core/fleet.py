@@ -61,6 +61,9 @@ class Fleet:
 
     def on_worker_joined(self, event: ev.WorkerJoined) -> None:
         t = self._t
+        # They knew nothing of what it says now; those that still hold are told again below. What it was asked to give
+        # back may be asked of it now as well: it keeps what has begun.
+        t.unsay_ends(event.worker_id)
         worker = t.resources.workers.get(event.worker_id)
         again = worker is not None and worker.incarnation == event.incarnation
         if worker is None or not again or worker.resources != event.resources:

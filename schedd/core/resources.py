@@ -255,6 +255,11 @@ class ResourceManager:
         """Note that what is free on a worker may have changed; counts from the next `commit` on. O(1)."""
         self._touched[worker.seq] = worker
 
+    def rescore(self, worker: WorkerInfo) -> None:
+        """Have what is known of a worker computed anew, though nothing on it has changed: it offers nothing new. O(1)."""
+        self.changes.append(worker.seq)
+        worker.version = self.base + len(self.changes)
+
     def commit(self) -> None:
         """Bring status, version and the log of changes up to date: once for all that a turn did to a worker."""
         touched = self._touched

@@ -199,6 +199,12 @@ class Tables:
     def revoke(self, task: Task, worker_id: WorkerId) -> None:
         self._revokes.setdefault(worker_id, []).append((task.id, task.attempt))
 
+    def unsay_ends(self, worker_id: WorkerId) -> None:
+        """Forget what this turn told a worker to drop or to stop: it was meant for a connection that it has left."""
+        self._drops.pop(worker_id, None)
+        for key in [key for key in self._stops if key[0] == worker_id]:
+            del self._stops[key]
+
     def publish(self, report: AttemptReport) -> None:
         self._reports.append(report)
 

@@ -11,6 +11,7 @@ say. What the streams of TCP can do to a program is this:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Protocol
@@ -73,6 +74,8 @@ class End:
         self.is_closing = False
         #: The receiver has been told that it is over.
         self.is_lost = False
+        #: What was sent and has not arrived, in its order.
+        self._under_way: deque[tuple[Callable[[bytes], None], bytes]] = deque()
         #: Not before this arrives what is written next.
         self._arrives_ns: Instant = 0
         #: What arrives here later than this was lost with the connection; 0: all arrives.
@@ -146,7 +149,13 @@ class End:
     def _send(self, to: End, arrive: Callable[[bytes], None], data: bytes) -> None:
         at_ns = max(self._arrives_ns, self._network.kernel.now_ns + self._network.delay_ns())
         self._arrives_ns = at_ns
-        self._network.carry(self._cable, self._up, at_ns, lambda: arrive(data), to.process)
+        self._under_way.append((arrive, data))
+        self._network.carry(self._cable, self._up, at_ns, self._deliver, to.process)
+
+    def _deliver(self) -> None:
+        """Let the next of what was sent arrive: what waited for a cable and what for its receiver keeps its order."""
+        arrive, data = self._under_way.popleft()
+        arrive(data)
 
     def _arrive(self, data: bytes) -> None:
         if self.is_lost or self.is_closing or self.receiver is None:

@@ -640,6 +640,28 @@ def test_backlog_of_a_worker_that_comes_too_late(world: Restartable) -> None:
     assert (world.where(1), world.task(1).attempt) == (["w1"], 2)
 
 
+def test_backlog_that_has_begun_when_its_worker_comes_twice_in_a_turn(world: Restartable) -> None:
+    """As after the daemon was frozen: what its first greeting was to be told would end what the second came with."""
+    world.pass_grace()
+    first, second = (joined("w1", holds=[holds(1, 1, phase, START)]) for phase in ("backlog", "running"))
+    effects = world.handle(first, ev.WorkerDisconnected(WorkerId("w1")), second)
+    assert (world.states(1), world.where(1), world.task(1).attempt) == (["running"], ["w1"], 1)
+    assert drops(effects) == {}
+    world.finish(1)
+    assert world.states(1) == ["succeeded"]
+
+
+def test_stop_of_the_turn_in_which_a_worker_comes_again() -> None:
+    """It is told what still holds, once."""
+    world = World("work_stealing")
+    world.join("w1", cpus=1)
+    world.submit(2, kind="short")
+    world.start(1)
+    again = joined("w1", holds=[holds(1, 1, "running", START)], cpus=1)
+    effects = world.handle(ev.CancelTasks(0, selection(1)), again)
+    assert [(each.worker_id, each.attempts) for each in of(effects.actions, fx.StopAttempts)] == [("w1", [(1, 1)])]
+
+
 @pytest.mark.parametrize("came_back", [False, True])
 @pytest.mark.parametrize("phase", ["running", "finished"])
 def test_newer_of_two_attempts_with_one_number_wins(came_back: bool, phase: str) -> None:

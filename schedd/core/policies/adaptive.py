@@ -122,7 +122,7 @@ class AdaptiveScheduler(TaskScheduler):
         self._groups = Groups()
         self._waiting: list[WaitingClass] = []
         self._running: list[tuple[str, str, float, float | None]] = []
-        self._idle: list[WorkerId] = []
+        self._open: list[WorkerId] = []
         #: When the last refresh was; seconds until what ran then is over, in the mean of the workers.
         self.refreshed_ns: Instant = 0
         self._left_s = 0.0
@@ -377,7 +377,7 @@ class AdaptiveScheduler(TaskScheduler):
 
     def _look_at_workers(self, workers: Iterable[WorkerInfo], now: Instant) -> None:
         self._groups.clear()
-        self._idle, self._running = [], []
+        self._open, self._running = [], []
         left_s, count = 0.0, 0
         for worker in workers:
             ledger = worker.ledger
@@ -386,8 +386,8 @@ class AdaptiveScheduler(TaskScheduler):
             count += 1
             group = self._groups.enter(worker, ledger)
             group.capacity += self.experience.capacity(worker.worker_id)
-            if worker.status is WorkerStatus.IDLE:
-                self._idle.append(worker.worker_id)
+            if worker.status is WorkerStatus.IDLE or ledger.free_cpus > 0:
+                self._open.append(worker.worker_id)
             slowness = self.experience.slowness(worker.worker_id)
             first_s, busy_s = INF, 0.0
             for task in worker.running.values():
@@ -431,7 +431,7 @@ class AdaptiveScheduler(TaskScheduler):
             self._settle_flow(self.flow)
         share_s = REFRESH_SHARE * self._usual_runtime_s()
         self.refresh_interval_s = max(self.statistics_interval_s, min(share_s, 60 * self.statistics_interval_s))
-        return self._idle
+        return self._open
 
     def _settle_flow(self, flow: Flow) -> None:
         self.market.draw()

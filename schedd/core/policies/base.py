@@ -366,7 +366,10 @@ class TaskScheduler(ABC):
         """Look at what waits and runs; called before each `refresh`."""
 
     def refresh(self, now: Instant) -> list[WorkerId]:
-        """Recompute what scores are made of; called every `refresh_interval_s`. Returns whose scores have changed."""
+        """Recompute what scores are made of; called every `refresh_interval_s`. Returns whose scores have changed.
+
+        To those of them that are idle, what the policy has declined is put again.
+        """
         return []
 
 
