@@ -75,6 +75,21 @@ def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str
     return "\n".join(lay_out(line) for line in lines)
 
 
+def fit_table(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int
+) -> tuple[Sequence[Column], Sequence[Sequence[str]]]:
+    """Turn a table that is too wide, where that makes it narrower: each row is a column under its first cell."""
+    if (before := _width_of(columns, rows)) <= width:
+        return columns, rows
+    turned = [Column(columns[0].title), *(Column(row[0], right=True) for row in rows)]
+    cells = [[column.title, *(row[n] for row in rows)] for n, column in enumerate(columns) if n]
+    return (turned, cells) if _width_of(turned, cells) < before else (columns, rows)
+
+
+def _width_of(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> int:
+    return max(map(len, plain_table(columns, rows).splitlines()))
+
+
 def _ends_silently(function: Callable[..., None]) -> Callable[..., None]:
     def write(*arguments: Any) -> None:
         try:
@@ -210,6 +225,18 @@ class Output:
             _print(plain_table(columns, rows), sys.stdout)
             return
         show_renderable(rich_table(columns, rows))
+
+    def comparison(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+        """Draw a table of which nothing may be cut: on a terminal that is too narrow it is turned."""
+        width = make_console(sys.stdout).width
+        if sys.stdout.isatty():
+            columns, rows = fit_table(columns, rows, width)
+        if sys.stdout.isatty() and _width_of(columns, rows) <= width:
+            from rich.text import Text
+
+            show_renderable(rich_table(columns, [list(map(Text, row)) for row in rows]))  # no word of it is a state
+        else:
+            _print(plain_table(columns, rows), sys.stdout)
 
     def pairs(self, rows: Sequence[tuple[str, str]]) -> None:
         """Write name and value, one pair a line, values aligned; further lines of a value are indented to it."""

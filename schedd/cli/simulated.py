@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -86,18 +86,21 @@ def fill(
     settings: dict[str, Settings],
     percent: float,
     seeds: int,
+    jobs: int,
 ) -> None:
     """Fill the cluster under each policy, and show how much of it was given. policies: by label."""
     from schedd.simulate.contest import fill_under
-    from schedd.simulate.fill import MARKS, fill_summary
+    from schedd.simulate.fill import MARKS, Filling, fill_summary
+    from schedd.simulate.series import run_each
 
-    found: dict[str, dict[str, Any]] = {}
-    with progress_of(quiet=out.quiet) as progress:
-        for label, name in policies.items():
-            shown = progress(label)
-            found[label] = fill_summary(
-                [fill_under(name, tasks, cluster, settings[label], percent, seed, shown) for seed in range(seeds)]
-            )
+    def run(key: tuple[int, str], on_progress: Progress) -> Filling:
+        seed, label = key
+        return fill_under(policies[label], tasks, cluster, settings[label], percent, seed, on_progress)
+
+    pairs = [(seed, label) for seed in range(seeds) for label in policies]
+    with progress_of(seeds, quiet=out.quiet) as report:
+        runs = run_each(run, pairs, jobs, report)
+    found = {label: fill_summary(runs[position :: len(policies)]) for position, label in enumerate(policies)}
     if out.as_json:
         out.json({"lower_bound_s": None, "policies": found})
         return
@@ -110,29 +113,35 @@ def fill(
         spread = values["ci95"] or {}
         shares = [f"{100 * values[k]:.2f}" + (f" ± {100 * spread[k]:.2f}" if spread else "") for k in keys]
         rows.append([label, *shares, f"{values['dropped']:,.0f}", f"{values['decision_us']:,.0f}"])
-    out.table(tuple(columns), rows)
+    out.comparison(tuple(columns), rows)
     out.say(f"percent of the GPUs given when so many were asked for; {len(tasks.tasks):,} tasks ({tasks.format})")
 
 
 @contextmanager
-def progress_of(*, quiet: bool) -> Iterator[Any]:
-    """Make a bar for each policy where somebody watches, nothing elsewhere."""
-    from schedd.simulate.run import no_progress
+def progress_of(seeds: int, *, quiet: bool) -> Iterator[Callable[[tuple[int, str], int, int], None]]:
+    """Make a bar for each policy where somebody watches, nothing elsewhere; it hears ((seed, label), finished, total).
 
+    It begins with the first that it hears: its thread should not be there when processes are forked for the runs.
+    """
     if quiet or not sys.stderr.isatty():
-        yield lambda name: no_progress
+        yield lambda key, finished, total: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=make_console(sys.stderr), transient=True) as bar:
-        lines: dict[str, Any] = {}
+    bar = Progress(*columns, console=make_console(sys.stderr), transient=True)
+    lines: dict[str, Any] = {}
+    done: dict[str, dict[int, int]] = {}
 
-        def line_for(name: str) -> Progress:
-            if name not in lines:
-                lines[name] = bar.add_task(name, total=None)
-            line = lines[name]
-            return lambda finished, total: bar.update(line, completed=finished, total=total)
+    def report(key: tuple[int, str], finished: int, total: int) -> None:
+        seed, label = key
+        if label not in lines:
+            bar.start()
+            lines[label], done[label] = bar.add_task(label, total=None), {}
+        done[label][seed] = finished
+        bar.update(lines[label], completed=sum(done[label].values()), total=total * seeds)
 
-        yield line_for
+    try:
+        yield report
+    finally:
+        bar.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,8 +98,7 @@ def _trace(wanted: Wanted, workers: list[ClusterRow]) -> Source:
     if others:
         raise BadInput("--trace is given more than once", "only --workload halving and asha take more files than one")
     tasks = read if wanted.rows is None else part_of(read, wanted.rows)
-    bound = lower_bound_s(tasks, workers)
-    return Source(lambda seed: tasks, lambda seed: bound, workers, tasks)
+    return Source(lambda seed: tasks, _once(lambda: lower_bound_s(tasks, workers)), workers, tasks)
 
 
 def _load(load: Load, workers: list[ClusterRow]) -> Source:
@@ -130,8 +130,11 @@ def _searches(wanted: Wanted, workers: list[ClusterRow]) -> Source:
     )
     data = [curves for file in wanted.traces for curves in read_curves(file, wanted.layout)]
     needs = TaskRequirements(min_gpus=1 if all(row.num_gpus for row in workers) else 0)
-    bound = lower_bound_s(Reactive(data, plan, needs), workers)
-    return Source(lambda seed: Reactive(data, plan, needs), lambda seed: bound, workers)
+    return Source(
+        lambda seed: Reactive(data, plan, needs),
+        _once(lambda: lower_bound_s(Reactive(data, plan, needs), workers)),
+        workers,
+    )
 
 
 def _history(
@@ -149,8 +152,14 @@ def _history(
     for page in read_pages(path):
         recorder.take(page)
     history = recorder.history(cluster, more)
-    bound = lower_bound_s(history.trace, history.workers)
-    return Source(lambda seed: history.trace, lambda seed: bound, list(history.workers), history.trace, history)
+    bound = _once(lambda: lower_bound_s(history.trace, history.workers))
+    return Source(lambda seed: history.trace, bound, list(history.workers), history.trace, history)
+
+
+def _once(bound: Callable[[], float | None]) -> Callable[[int], float | None]:
+    """The same bound for all seeds, not before it is asked for: its solver has threads, and the runs are forked."""
+    found = cache(bound)
+    return lambda seed: found()
 
 
 def told(given: Trace | Reactive) -> str:

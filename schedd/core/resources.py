@@ -256,7 +256,7 @@ class ResourceManager:
         self._touched[worker.seq] = worker
 
     def rescore(self, worker: WorkerInfo) -> None:
-        """Have what is known of a worker computed anew, though nothing on it has changed: it offers nothing new. O(1)."""
+        """Have what placement knows of a worker computed anew though nothing on it has changed. O(1)."""
         self.changes.append(worker.seq)
         worker.version = self.base + len(self.changes)
 

@@ -45,11 +45,11 @@ class Standing(Struct, frozen=True):
 
 
 class Values:
-    """What a run was for each task, in the order of the trace; of several seeds one after the other."""
+    """What the runs of several seeds were by an objective: of each what `values_of` has found."""
 
-    def __init__(self, runs: Sequence[Run], objective: str) -> None:
+    def __init__(self, by_seed: Sequence[array[float]], objective: str) -> None:
         self.objective = objective
-        self.by_seed = [_values(run, objective) for run in runs]
+        self.by_seed = by_seed
 
     @property
     def value(self) -> float:
@@ -57,7 +57,8 @@ class Values:
         return fmean(_aggregate(values, self.objective) for values in self.by_seed)
 
 
-def _values(run: Run, objective: str) -> array[float]:
+def values_of(run: Run, objective: str) -> array[float]:
+    """What a run was for each task, in the order of the trace; its makespan alone, where that is the objective."""
     if objective == "makespan":
         return array("d", [max(run.finish_s)])
     first_s = run.trace.tasks[0].submit_s

@@ -182,9 +182,8 @@ def lower_bound_s(workload: Reactive, cluster: Sequence[ClusterRow]) -> float | 
     return max(last_s, fsum(task.runtime_s for task in tasks) / slots)
 
 
-def with_searches(summary: dict[str, Any], runs: Sequence[object]) -> dict[str, Any]:
-    """Add the figures of the searches to the summary of a policy: means over its seeds, and those of each."""
-    found = [run.figures() for run in runs if isinstance(run, Reactive)]
+def with_searches(summary: dict[str, Any], found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Add the figures of the searches, if there were any, to the summary of a policy: means, and those of each seed."""
     if not found:
         return summary
     means: dict[str, Any] = {}

@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -62,16 +63,36 @@ def test_tables_in_pipes_are_never_cut() -> None:
     assert text.splitlines() == ["a" + " " * 302 + "n", "x" * 300 + "   1", "y" + " " * 301 + "22"]
 
 
-def test_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Watched(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (30, ["policy  failed  steals  wasted", "fifo         0       1       2", "batch        1       2       3"]),
+        (29, ["policy  fifo  batch", "failed     0      1", "steals     1      2", "wasted     2      3"]),
+    ],
+)
+def test_comparison_is_turned_rather_than_cut(monkeypatch: pytest.MonkeyPatch, width: int, lines: list[str]) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width))
+    columns = [Column("policy"), *(Column(name, right=True) for name in ("failed", "steals", "wasted"))]
+    rows = [["fifo", "0", "1", "2"], ["batch", "1", "2", "3"]]
+    for stream, expected in ((Watched(), lines), (io.StringIO(), output.plain_table(columns, rows).splitlines())):
+        monkeypatch.setattr(sys, "stdout", stream)
+        output.Output().comparison(columns, rows)
+        text = re.sub(r"\x1b\[[0-9]*m", "", stream.getvalue())
+        assert [line.rstrip() for line in text.splitlines()] == expected
+
+
+def test_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     for value, has_colour in (("", True), ("1", False)):
         monkeypatch.setenv("NO_COLOR", value)
-        stream = Terminal()
+        stream = Watched()
         monkeypatch.setattr(sys, "stderr", stream)
         output.show_error("wrong", "right")
         text = stream.getvalue()

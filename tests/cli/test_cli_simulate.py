@@ -205,3 +205,18 @@ def test_searches(run: Run, tmp_path: Path) -> None:
 def test_one_trace_is_enough(run: Run, files: list[str]) -> None:
     ran = run("simulate", *files, *files[:2])
     assert (ran.code, "--trace is given more than once" in ran.err) == (Exit.USAGE, True)
+
+
+def test_runs_at_once_tell_the_same(run: Run, files: list[str], tmp_path: Path) -> None:
+    told = []
+    for jobs in ("1", "3"):
+        arguments = (*files, "--policy", "fifo,priority", "--seeds", "2", "--objective", "makespan")
+        ran = run("simulate", *arguments, "--plot", str(tmp_path / jobs), "--jobs", jobs, "--json")
+        assert ran.code == Exit.OK
+        one = json.loads(ran.out)
+        for policy in one["policies"].values():
+            for figures in (policy, *policy["per_seed"], policy["ci95"]):
+                del figures["decision_us"]
+        told.append(one)
+    assert told[0] == told[1]
+    assert {path.name for path in (tmp_path / "1").iterdir()} == {path.name for path in (tmp_path / "3").iterdir()}

@@ -10,7 +10,7 @@ import pytest
 
 from schedd.core.model import TaskRequirements
 from schedd.simulate.cluster import ClusterRow
-from schedd.simulate.compare import OBJECTIVES, Standing, Values, standings
+from schedd.simulate.compare import OBJECTIVES, Standing, Values, standings, values_of
 from schedd.simulate.run import Run
 from schedd.simulate.trace import Trace, TraceTask
 
@@ -22,9 +22,13 @@ def run_of(flows: Sequence[float], runtime_s: float = 1.0) -> Run:
     return Run(Trace("made", tasks), [ClusterRow()], start, finish, array("q", [0] * len(flows)))
 
 
+def valued(runs: Sequence[Run], objective: str) -> Values:
+    return Values([values_of(run, objective) for run in runs], objective)
+
+
 def standings_of(flows: dict[str, Callable[[int], float]], count: int, objective: str) -> dict[str, Standing]:
     return standings(
-        {name: Values([run_of([flow(i) for i in range(count)])], objective) for name, flow in flows.items()}
+        {name: valued([run_of([flow(i) for i in range(count)])], objective) for name, flow in flows.items()}
     )
 
 
@@ -57,7 +61,7 @@ def test_interval_is_honest() -> None:
     dice, outside = random.Random(3), 0
     for _ in range(40):
         flows = {name: [dice.expovariate(0.1) for _ in range(400)] for name in "ab"}
-        found = standings({name: Values([run_of(each)], "mean_flow_time") for name, each in flows.items()})
+        found = standings({name: valued([run_of(each)], "mean_flow_time") for name, each in flows.items()})
         low = list(found.values())[1].low
         outside += low is not None and low > 0
     assert outside <= 7
@@ -76,15 +80,15 @@ def test_tail_is_compared_by_its_quantile() -> None:
 
 
 def test_slowdown_counts_a_second_as_ten() -> None:
-    values = Values([run_of([30.0, 5.0])], "mean_bounded_slowdown")
+    values = valued([run_of([30.0, 5.0])], "mean_bounded_slowdown")
     assert values.value == pytest.approx((3 + 1) / 2)
 
 
 def test_makespan_is_as_sure_as_the_seeds() -> None:
-    one = {name: Values([run_of([flow])], "makespan") for name, flow in (("a", 10.0), ("b", 20.0))}
+    one = {name: valued([run_of([flow])], "makespan") for name, flow in (("a", 10.0), ("b", 20.0))}
     assert standings(one)["b"] == Standing(20, 0.5, None, None, None)
     flows = {"a": [10.0, 10.0, 30.0], "b": [20.0, 20.0, 20.0]}
-    seeds = {name: Values([run_of([flow]) for flow in each], "makespan") for name, each in flows.items()}
+    seeds = {name: valued([run_of([flow]) for flow in each], "makespan") for name, each in flows.items()}
     found = standings(seeds)
     assert (found["a"].wins, found["b"].wins) == pytest.approx((2 / 3, 1 / 3))
 
@@ -101,5 +105,5 @@ def test_equal_runs_share_the_wins() -> None:
 
 
 def test_of_equals_the_one_in_use_is_best() -> None:
-    values = {name: Values([run_of([3.0] * 100)], "mean_flow_time") for name in "abc"}
+    values = {name: valued([run_of([3.0] * 100)], "mean_flow_time") for name in "abc"}
     assert list(standings(values, "b")) == ["b", "a", "c"]

@@ -112,14 +112,14 @@ def test_searches_share_the_configurations_of_their_data() -> None:
 
 def test_means_over_seeds() -> None:
     runs = [simulated([drawn(27, seed)], Plan("asha"), 3) for seed in (1, 2)]
-    found = with_searches(summary([figures_of(run) for _, run in runs]), [workload for workload, _ in runs])
+    found = with_searches(summary([figures_of(run) for _, run in runs]), [workload.figures() for workload, _ in runs])
     ends = [workload.figures()["mean_search_end_s"] for workload, _ in runs]
     assert found["mean_search_end_s"] == pytest.approx(sum(ends) / 2)
     assert found["search_end_s"] == [pytest.approx(sum(ends) / 2)]
     assert found["ci95"]["mean_search_end_s"] == pytest.approx(12.706 * abs(ends[0] - ends[1]) / 2)
     assert [seed["mean_search_end_s"] for seed in found["per_seed"]] == ends
     plain = summary([figures_of(run) for _, run in runs])
-    assert with_searches(plain, [workload.trace for workload, _ in runs]) is plain
+    assert with_searches(plain, []) is plain
 
 
 # -------------------------------------------------------------------------------------------------------------- curves

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 import tomllib
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from statistics import fmean
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from schedd.simulate.cluster import ClusterRow
     from schedd.simulate.contest import Rules
     from schedd.simulate.generate import Load
-    from schedd.simulate.run import Run
+    from schedd.simulate.metrics import Figures
+    from schedd.simulate.run import Progress, Run
 
 EXAMPLES = """
 schedd simulate --trace jobs.csv --cluster cluster.toml --policy fifo,priority,adaptive
@@ -85,6 +88,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     tries: Sequence[str]
     objective: str | None
     seeds: int
+    jobs: int
     plot: str | None
     backfill: bool
     one_by_one: bool
@@ -94,6 +98,15 @@ class Asked(Struct, frozen=True, kw_only=True):
     as_json: bool
     as_csv: bool
     quiet: bool
+
+
+class Told(Struct, frozen=True):
+    """What a run tells: its figures, those of searches, what it was for each task, and all of it where it is drawn."""
+
+    figures: Figures
+    searches: dict[str, Any] | None
+    values: array[float] | None
+    run: Run | None
 
 
 class Found(Struct):
@@ -165,6 +178,9 @@ class Found(Struct):
     help="Say which policy is best by this.  [default with --journal: mean_flow_time]",
 )
 @click.option("--seeds", type=click.IntRange(1, 10_000), default=1, show_default=True, help="Runs of each policy.")
+@click.option(
+    "--jobs", "-j", type=click.IntRange(min=1), metavar="N", help="So many runs at once.  [default: one for each core]"
+)
 @click.option("--plot", metavar="FOLDER", help="Draw the first seed: PNG files. Needs schedd[plots].")
 @click.option("--backfill", is_flag=True, help="Let orders of the literature backfill behind their committed head.")
 @click.option("--one-by-one", is_flag=True, help="No two events share an instant; submits come before ends.")
@@ -188,6 +204,7 @@ def simulate_command(**options: Any) -> Exit:
     for. None ends, one that fits nowhere is dropped, and what is compared is how many GPUs were given.
     """
     wanted = Wanted(**{name: options.pop(name) for name in Wanted.__struct_fields__})
+    options["jobs"] = options["jobs"] or len(os.sched_getaffinity(0))
     asked = Asked(**options)
     out = Output(as_json=asked.as_json, quiet=asked.quiet)
     names = _policies(asked.policies) if asked.policies is not None else _usual(wanted)
@@ -203,7 +220,7 @@ def simulate_command(**options: Any) -> Exit:
         if asked.as_csv:
             raise BadInput("--fill has no rows to write as CSV", "use --json")
         policies = {label: variant.policy for label, variant in variants.items()}
-        fill(out, policies, source.tasks, source.cluster, settings, asked.fill, asked.seeds)
+        fill(out, policies, source.tasks, source.cluster, settings, asked.fill, asked.seeds, asked.jobs)
         return Exit.OK
     _run(out, asked, source, variants, settings)
     return Exit.OK
@@ -246,7 +263,7 @@ def _run(
         if source.history is not None and source.history.recorded is not None:
             rows.append(cells("(recorded)", summary([figures_of(source.history.recorded)]), None))
         are_searches = any("mean_search_end_s" in values for values in found.summaries.values())
-        out.table((*COLUMNS, *SEARCH_COLUMNS) if are_searches else COLUMNS, rows)
+        out.comparison((*COLUMNS, *SEARCH_COLUMNS) if are_searches else COLUMNS, rows)
         workers = sum(row.count for row in source.cluster)
         said = f"{told(source.begin(0))} on {workers:,} workers"
         out.say(said if found.bound is None else f"{said}; no schedule ends before {found.bound:,.1f} s")
@@ -265,33 +282,38 @@ def _results(
     rules: Rules,
     objective: str | None,
 ) -> Found:
-    """Run all: seeds outside, so that all policies have had the same of them wherever it is stopped."""
-    from schedd.simulate.compare import Values
+    """Run all, several at once."""
+    from schedd.simulate.compare import Values, values_of
     from schedd.simulate.contest import run_under
     from schedd.simulate.metrics import figures_of, summary
-    from schedd.simulate.reactive import with_searches
+    from schedd.simulate.reactive import Reactive, with_searches
+    from schedd.simulate.series import run_each
 
+    def run(key: tuple[int, str], on_progress: Progress) -> Told:
+        seed, label = key
+        given = source.begin(seed)
+        is_drawn = asked.plot is not None and not seed
+        arguments = (given, source.cluster, settings[label], seed, rules, on_progress)
+        done = run_under(variants[label].policy, *arguments, keep_spans=is_drawn)
+        return Told(
+            figures_of(done),
+            given.figures() if isinstance(given, Reactive) else None,
+            values_of(done, objective) if objective is not None else None,
+            done if is_drawn else None,
+        )
+
+    pairs = [(seed, label) for seed in range(asked.seeds) for label in variants]
+    with progress_of(asked.seeds, quiet=out.quiet) as report:
+        told = run_each(run, pairs, asked.jobs, report)
     found = Found()
-    figures: dict[str, list[Any]] = {label: [] for label in variants}
-    begun: dict[str, list[Any]] = {label: [] for label in variants}
-    runs: dict[str, list[Run]] = {label: [] for label in variants}
-    with progress_of(quiet=out.quiet) as progress:
-        for seed in range(asked.seeds):
-            for label, variant in variants.items():
-                given = source.begin(seed)
-                is_drawn = asked.plot is not None and not seed
-                shown = progress(label)
-                arguments = (given, source.cluster, settings[label], seed, rules, shown)
-                run = run_under(variant.policy, *arguments, keep_spans=is_drawn)
-                figures[label].append(figures_of(run))
-                begun[label].append(given)
-                if objective is not None:
-                    runs[label].append(run)
-                if is_drawn:
-                    found.drawn[label] = run
-    found.summaries = {label: with_searches(summary(each), begun[label]) for label, each in figures.items()}
-    if objective is not None:
-        found.values = {label: Values(each, objective) for label, each in runs.items()}
+    for position, label in enumerate(variants):
+        mine = told[position :: len(variants)]
+        searches = [each.searches for each in mine if each.searches is not None]
+        found.summaries[label] = with_searches(summary([each.figures for each in mine]), searches)
+        if objective is not None:
+            found.values[label] = Values([each.values for each in mine if each.values is not None], objective)
+        if mine[0].run is not None:
+            found.drawn[label] = mine[0].run
     bounds = [source.bound(seed) for seed in range(asked.seeds)]
     known = [bound for bound in bounds if bound is not None]
     found.bound = fmean(known) if len(known) == len(bounds) else None
@@ -308,20 +330,26 @@ def _verdict(
 ) -> Verdict:
     from schedd.cli.verdict import Verdict
     from schedd.config import load_settings
-    from schedd.simulate.compare import Values
+    from schedd.simulate.compare import Values, values_of
     from schedd.simulate.contest import run_under
+    from schedd.simulate.series import run_each
 
     in_use = load_settings(asked.config).policy.name
     verdict = Verdict(variants, found.values, in_use, source.history, configured=asked.config is not None)
     before = source.cluster[: len(source.cluster) - len(asked.add_worker)]
     if asked.add_worker and before:
         best = verdict.best
+        objective = found.values[best].objective
+
+        def run(seed: int, on_progress: Progress) -> array[float]:
+            done = run_under(
+                variants[best].policy, source.begin(seed), before, settings[best], seed, rules, on_progress
+            )
+            return values_of(done, objective)
+
         with suppress(TraceError):  # there may be tasks that need what was added
-            runs = [
-                run_under(variants[best].policy, source.begin(seed), before, settings[best], seed, rules)
-                for seed in range(asked.seeds)
-            ]
-            verdict.without_added = Values(runs, found.values[best].objective).value
+            runs = run_each(run, range(asked.seeds), asked.jobs, lambda seed, finished, total: None)
+            verdict.without_added = Values(runs, objective).value
     return verdict
 
 
