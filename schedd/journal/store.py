@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +41,7 @@ from schedd.journal.records import (
     encode_learned,
     ends_row,
 )
+from schedd.journal.right_of_way import RightOfWay
 from schedd.tally import Histogram
 
 #: Seconds between two tries while the disk refuses.
@@ -69,14 +69,6 @@ IDLE_S = 1.0
 #: Of what nobody is in a hurry for, one commit takes all that comes in this time: each costs some 200 us of CPU, which
 #: on a busy machine the tasks go without.
 GATHER_S = 0.005
-#: A commit hands the interpreter to the loop and wants it back some twenty times. A loop that is never idle, in turns
-#: of less than the switch interval of the interpreter (5 ms), lets it wait for many of them, and with it those who wait
-#: for the commit: a tenth of a second. Where the rows of a commit took so long, and so long for each fact, its sync not
-#: counted, the interval is as short as this for so long; it costs a busy daemon a seventh of its rate. All in seconds.
-STARVED_S = 0.008
-STARVED_FACT_S = 3e-5
-HURRIED_SWITCH_S = 2e-5
-HURRIED_S = 30.0
 #: Seconds of a transaction, with its sync.
 COMMIT_BOUNDS = (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -163,8 +155,7 @@ class Journal:
         self._submit_count = 0
         self._stopping = threading.Event()
         self.commits = 0
-        self._usual_switch_s = sys.getswitchinterval()
-        self._hurried_until = 0.0
+        self._way = RightOfWay()
         #: How long the transactions took, those that the disk refused left out.
         self.commit_seconds = Histogram(COMMIT_BOUNDS)
 
@@ -309,6 +300,12 @@ class Journal:
         `committed(turn)` tells when they, and all before, are safe. `can_wait`: `GATHER_S` for others to come with it.
         """
         self._inbox.put(_Turn(turn, now, can_wait, facts, finished))
+        if not can_wait:
+            self._way.asked(turn)
+
+    def stand_aside(self) -> None:
+        """Let the writer get on with what was handed over, where it could not lately; called by the loop."""
+        self._way.stand_aside()
 
     def keep(self, retention: Retention) -> None:
         """Keep more or less of the history from now on; what is too much goes as new comes."""
@@ -332,6 +329,7 @@ class Journal:
 
     def _run(self) -> None:
         last = more = False
+        self._way.enter()
         try:
             while not last:
                 turns, last = self._gather(0.0 if more else IDLE_S)
@@ -377,7 +375,7 @@ class Journal:
         while True:
             began = time.perf_counter()
             try:
-                self._commit(rows, history, ends_row(finished) if finished else None, facts)
+                self._commit(turns[-1].number, rows, history, ends_row(finished) if finished else None, facts)
             except sqlite3.Error as error:
                 self._refused(error)
                 if self._stopping.wait(RETRY_S):
@@ -394,18 +392,9 @@ class Journal:
         self._committed(turns[-1].number)
         return True
 
-    def _claim_interpreter(self, taken_s: float, facts: int) -> None:
-        """Where rows took long, and not the disk, have the interpreter change hands more often for a while."""
-        now = time.monotonic()
-        if taken_s > STARVED_S + STARVED_FACT_S * facts:
-            sys.setswitchinterval(HURRIED_SWITCH_S)
-            self._hurried_until = now + HURRIED_S
-        elif self._hurried_until and now > self._hurried_until:
-            sys.setswitchinterval(self._usual_switch_s)
-            self._hurried_until = 0.0
-
     def _commit(
         self,
+        turn: int,
         rows: Rows,
         history: tuple[int, int, int, bytes, bytes],
         ends: tuple[int, int, bytes] | None,
@@ -443,13 +432,15 @@ class Journal:
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('next_id', ?)", (str(newest + 1).encode(),))
             if not self._epoch_written:
                 self._write_epoch(self.epoch)
-            self._claim_interpreter(time.perf_counter() - began, len(facts))
+            self._way.written(turn, time.perf_counter() - began, len(facts))
             db.execute("COMMIT")
             self._epoch_written = True
         except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
+        finally:
+            self._way.synced()
 
     def _write_learned(self) -> None:
         learned, self._learned = self._learned, {}

@@ -373,7 +373,7 @@ class Service:
     def _go_on(self, peer: Peer, reading: Reading, done: Callable[[Peer], None] = lambda peer: None) -> None:
         """Let a reader that looks at many rows work on; what it leaves is for a later turn."""
         if not peer.is_closing and next(reading, OVER) is not OVER:
-            self.loop.ask(lambda: self._go_on(peer, reading, done), peer, peer.posted)
+            self.loop.ask(lambda: self._go_on(peer, reading, done), peer, peer.posted, goes_on=True)
         else:
             done(peer)
 
@@ -591,6 +591,8 @@ class Service:
             for peer, ids in waiting.items():
                 # Those that were submitted together have often ended together, and are together on disk.
                 self.past.tell_ends(peer, sorted(ids))
+        if self.promises.journal is not None:
+            self.promises.journal.stand_aside()
 
     def _flush_peers(self) -> None:
         while self._dirty:

@@ -23,10 +23,6 @@ from schedd.errors import JournalError
 from schedd.journal.reader import FROM_THE_NEWEST, Reader
 from schedd.journal.records import FinishedTask
 from schedd.journal.store import (
-    HURRIED_S,
-    HURRIED_SWITCH_S,
-    STARVED_FACT_S,
-    STARVED_S,
     TASKS_PER_COMMIT_MAX,
     Journal,
     Live,
@@ -583,28 +579,3 @@ def test_power_cut(tmp_path: Path) -> None:
         ran = subprocess.run(argv, capture_output=True, text=True, timeout=100, cwd=ROOT)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.split()[0] == "complete"
-
-
-def test_writer_that_gets_the_interpreter_too_seldom_claims_it_for_a_while(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows that take long though the disk does not: the loop keeps the interpreter."""
-    usual, journal = sys.getswitchinterval(), Journal(path)
-    now = 1000.0
-    monkeypatch.setattr("schedd.journal.store.time.monotonic", lambda: now)
-    try:
-        journal._claim_interpreter(STARVED_S / 2, 1)
-        assert sys.getswitchinterval() == usual
-        journal._claim_interpreter(STARVED_S + 999 * STARVED_FACT_S, 1000)
-        assert sys.getswitchinterval() == usual, "many facts take as long"
-        journal._claim_interpreter(STARVED_S + 2 * STARVED_FACT_S, 1)
-        assert sys.getswitchinterval() == pytest.approx(HURRIED_SWITCH_S)
-        now += HURRIED_S / 2
-        journal._claim_interpreter(0.0, 1)
-        assert sys.getswitchinterval() == pytest.approx(HURRIED_SWITCH_S)
-        now += HURRIED_S
-        journal._claim_interpreter(0.0, 1)
-        assert sys.getswitchinterval() == usual
-    finally:
-        sys.setswitchinterval(usual)
-        journal.close()

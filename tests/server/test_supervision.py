@@ -245,6 +245,8 @@ class Stuck:
 
     def append(self, *of_a_turn: object, **more: object) -> None: ...
 
+    def stand_aside(self) -> None: ...
+
     def close(self) -> bool:
         return True
 
