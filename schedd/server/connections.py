@@ -37,11 +37,12 @@ PAUSE_BYTES = 1024 * 1024
 MESSAGES_PER_FRAME_MAX = 16
 #: Messages that wait for a peer that does not read: a worker that only talks is cut off above it.
 OUTBOX_MESSAGES_MAX = 100_000
-#: Messages of a peer, or tasks that they name, that may wait for their turn: a millisecond or two of work. The rest of
+#: Messages of a peer, or tasks that they name, that may wait for their turn: a millisecond or less of work. The rest of
 #: what it sent waits here, and the peer is not read meanwhile: so it slows itself and not the others.
-INTAKE_MAX = 32
-#: Who sends as much at a time as this is read again when others were.
+INTAKE_MAX = 24
+#: Who sends as much at a time as this is read again when others were, and had their turn: two passes of the loop later.
 GREEDY_BYTES = 64 * 1024
+RESTING_PASSES = 2
 #: Ends told to a client in one message, and bytes of results in one frame.
 DONE_PER_FRAME_MAX = 5000
 RESULT_BYTES_PER_FRAME_MAX = 8 * 1024 * 1024
@@ -118,7 +119,7 @@ class Peer(asyncio.Protocol):
         self._dirty = False
         self._paused = False
         self._is_read = True
-        #: It has sent a lot in one go: it is read again in the next pass of the loop.
+        #: It has sent a lot in one go: others are read before it is again.
         self._is_resting = False
         self._closing = False
         self._welcomed = False
@@ -190,10 +191,13 @@ class Peer(asyncio.Protocol):
         if len(data) >= GREEDY_BYTES and not self._is_resting:
             # Else the event loop would read on as long as there is more.
             self._is_resting = True
-            self._hub.reactor.call_soon(self._rested)
+            self._hub.reactor.call_soon(self._rest, RESTING_PASSES)
         self.take_in()
 
-    def _rested(self) -> None:
+    def _rest(self, passes: int) -> None:
+        if passes > 1:
+            self._hub.reactor.call_soon(self._rest, passes - 1)
+            return
         self._is_resting = False
         self._read_or_not()
 

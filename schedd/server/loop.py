@@ -19,7 +19,7 @@ from schedd.server.ports import Clock, Reactor, Timer
 log = Log("schedd.server")
 
 #: Reads of the tables may hold up a turn for so long; the rest is left to the next one, with all that has come since.
-READS_PER_TURN_NS = SECOND // 4000
+READS_PER_TURN_NS = SECOND // 10_000
 #: Tasks that the events of one turn name, about: some 20 ms of work. The rest is left to the next one.
 TASKS_PER_TURN_MAX = 500
 
@@ -83,17 +83,21 @@ class EngineLoop:
             self.wake()
         return self._posted
 
-    def ask(self, query: Query, asker: object = None, after: int | None = None) -> None:
+    def ask(self, query: Query, asker: object = None, after: int | None = None, *, goes_on: bool = False) -> None:
         """Run a read of the tables once all events that were posted before it have been handled.
 
         asker: whose reads are run one after the other, and in turn with those of others. after: the number of the last
-        event that it has to wait for, where that is not the last of all.
+        event that it has to wait for, where that is not the last of all. goes_on: it is the rest of the last read.
         """
         own = self._queries.get(asker)
         if own is None:
             own = self._queries[asker] = deque()
             self._newcomers[asker] = None
-        own.append((self._posted if after is None else after, query))
+        entry = (self._posted if after is None else after, query)
+        if goes_on:
+            own.appendleft(entry)
+        else:
+            own.append(entry)
         if not self._scheduled:
             self.wake()
 

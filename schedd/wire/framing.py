@@ -25,7 +25,7 @@ PREFIX_BYTES = 4
 VIEWED_BYTES_MIN = 64 * 1024
 #: A frame of which so much has arrived, and more is to come, gets memory of its own, as large as it will be: a buffer
 #: that grows is moved again and again. Not before: what is announced only takes no room.
-LARGE_BYTES_MIN = 1024 * 1024
+LARGE_BYTES_MIN = 256 * 1024
 
 #: What a frame has in it.
 Body = bytes | memoryview
@@ -106,7 +106,8 @@ class FrameReader:
                 self._wanted = PREFIX_BYTES + min(size, LARGE_BYTES_MIN)
                 if end - start >= self._wanted:
                     self._large = self._take(size)
-                    self._large.write(buffer[start + PREFIX_BYTES :])
+                    with memoryview(buffer) as view:
+                        self._large.write(view[start + PREFIX_BYTES :])
                     start, self._wanted = end, PREFIX_BYTES
                 break
             start += PREFIX_BYTES

@@ -134,6 +134,22 @@ async def test_who_asks_much_waits_for_himself() -> None:
 
 
 @pytest.mark.asyncio
+async def test_read_that_goes_on_comes_before_the_next_of_its_asker() -> None:
+    """Else all that a peer asks for would be half done at the same time, and in memory."""
+    bench = Bench()
+
+    def begin() -> None:
+        bench.said.append("first")
+        bench.loop.ask(lambda: bench.said.append("rest of it"), "greedy", goes_on=True)
+
+    bench.loop.ask(begin, "greedy")
+    bench.loop.ask(lambda: bench.said.append("second"), "greedy")
+    bench.loop.ask(lambda: bench.said.append("modest"), "modest")
+    await bench.rest()
+    assert bench.said == ["first", "modest", "rest of it", "second"]
+
+
+@pytest.mark.asyncio
 async def test_newcomer_is_answered_first_and_keeps_nobody_from_going_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """With time for one answer in a turn: one of who has just come, and one of who has more to ask."""
     monkeypatch.setattr(loop, "READS_PER_TURN_NS", -1)
