@@ -40,6 +40,7 @@ from schedd.server.entrances import BACKLOG, Entrances, Secrets, read_secrets
 from schedd.server.ports import Reloaded
 from schedd.server.reload import Reloader, retention_of
 from schedd.server.service import Service
+from schedd.server.spare import give_back
 from schedd.server.supervision import Supervision
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ class Daemon:
 
                         service.reload = start_reload
                     group.start_soon(self._obey_signals, service, supervision, signals)
+                    group.start_soon(give_back)
                     group.start_soon(self._start, engine, service, clock, supervision, entrances)
                     await self._done.wait()
                     group.cancel_scope.cancel()

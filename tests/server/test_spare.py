@@ -1,0 +1,69 @@
+"""What the C library keeps although nobody uses it goes back to the system."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import anyio
+import pytest
+
+from schedd.server.spare import GROWTH_BYTES, c_trim, give_back, resident_bytes
+
+MIB = 2**20
+
+
+def test_a_heap_full_of_holes_is_given_back() -> None:
+    trim = c_trim()
+    if trim is None:
+        pytest.skip("this C library has no malloc_trim")
+    blocks = [bytes(3000) for _ in range(20_000)]
+    kept = blocks[::100]  # so that no end of the heap is free
+    blocks.clear()
+    before = resident_bytes()
+    trim()
+    assert resident_bytes() < before - 30 * MIB
+    assert len(kept) == 200
+
+
+async def trims_of(resident: Iterator[int]) -> list[int]:
+    """After how many looks it was given back, until there is nothing to see."""
+    looks = itertools.count()
+    seen = 0
+    trims: list[int] = []
+
+    def look() -> int:
+        nonlocal seen
+        seen = next(looks)
+        try:
+            return next(resident)
+        except StopIteration:
+            scope.cancel()
+            return 0
+
+    with anyio.CancelScope() as scope:
+        await give_back(lambda: trims.append(seen), look, 0.0)
+    return trims
+
+
+@pytest.mark.asyncio
+async def test_only_what_has_grown_is_given_back() -> None:
+    steps = [
+        100 * MIB,  # the start
+        100 * MIB + GROWTH_BYTES - 1,
+        90 * MIB,  # less: that is what counts from now on
+        90 * MIB + GROWTH_BYTES,  # look 3, and then
+        89 * MIB + GROWTH_BYTES,  # it has given back one: it counts from here
+        88 * MIB + 2 * GROWTH_BYTES,
+        89 * MIB + 2 * GROWTH_BYTES,  # look 6
+        10 * MIB,
+        10 * MIB,
+    ]
+    assert await trims_of(iter(steps)) == [3, 6]
+
+
+@pytest.mark.asyncio
+async def test_another_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert c_trim() is None
+    await give_back()  # and that is all
