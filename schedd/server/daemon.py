@@ -37,6 +37,7 @@ from schedd.server.archive import Archive
 from schedd.server.clock import Clock
 from schedd.server.durable import Promises
 from schedd.server.entrances import BACKLOG, Entrances, Secrets, read_secrets
+from schedd.server.lobby import SILENT_MAX
 from schedd.server.ports import Reloaded
 from schedd.server.reload import Reloader, retention_of
 from schedd.server.service import Service
@@ -56,8 +57,8 @@ COLLECT_INTERVAL_S = 60.0
 COLLECT_ROWS_MAX = 50_000
 #: Seconds between two records of what was learned.
 REMEMBER_INTERVAL_S = 60.0
-#: Open files beside the connections: sockets that listen, the loop's own, logs.
-FILES_OF_OUR_OWN = 64
+#: Open files beside the connections: sockets that listen and those who are silent there, the loop's own, logs.
+FILES_OF_OUR_OWN = 64 + SILENT_MAX
 
 
 #: Hears what came of a reload.
@@ -212,7 +213,7 @@ class Daemon:
                     web.metrics.journal = self._journal
             else:
                 log.warning("no_journal", effect="what is unfinished when the daemon stops is lost")
-            await self._listen(service, entrances, secrets)
+            self._listen(service, entrances, secrets)
             supervision.ready()
         except (ListenError, ConfigError, JournalError) as error:
             self._refusal = error
@@ -276,11 +277,11 @@ class Daemon:
             crashed=self._crashed_in_thread,
         )
 
-    async def _listen(self, service: Service, entrances: Entrances, secrets: Secrets) -> None:
+    def _listen(self, service: Service, entrances: Entrances, secrets: Secrets) -> None:
         main = self._main_socket()
         local = [self._bind(_local(path)) for path in self._sockets]
         for listening in dict.fromkeys([main, *self._inherited.given, *local]):
-            await entrances.open(listening, self._settings, secrets)
+            entrances.open(listening, self._settings, secrets)
         address = service.address = inherited.address_of(main)
         if self._address_file is not None:
             _write_whole(self._address_file, f"{address}\n")

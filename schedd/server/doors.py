@@ -1,7 +1,7 @@
-"""Where connections come in over TLS: accepts them itself, to know before the handshake what it has to do with.
+"""Where connections come in, once they have said something: plain, or over TLS.
 
-A peer that does not begin with TLS is told so in plain words, which it can read. How many may be at the door at a time,
-and for how long, is bounded before anything is computed for them.
+A peer that does not begin with TLS where it should is told so in plain words, which it can read. How many may be in the
+handshake at a time, and for how long, is bounded before anything is computed for them.
 """
 
 from __future__ import annotations
@@ -17,16 +17,13 @@ from schedd.log import Log
 from schedd.server.access import Door
 from schedd.server.arrivals import Arrival
 from schedd.server.connections import TLS_RECORD, Hub, Peer
+from schedd.server.lobby import Lobby
 from schedd.tls import describe
 from schedd.wire import messages as m
 from schedd.wire.framing import encode_frame
 
 log = Log("schedd.server")
 
-#: Connections that are accepted before others have their turn.
-ACCEPTS_PER_TURN = 64
-#: Without a descriptor for another connection, look again after this time.
-NO_DESCRIPTOR_PAUSE_S = 1.0
 #: How long a connection that is closed waits for the peer to say that it has heard so.
 FAREWELL_TIMEOUT_S = 2.0
 
@@ -37,6 +34,28 @@ _TLS_REQUIRED = m.Refused(
 )
 
 
+class PlainDoor:
+    """Listens on a bound socket."""
+
+    def __init__(self, hub: Hub, listener: socket.socket, backlog: int, door: Door) -> None:
+        self._hub = hub
+        self._door = door
+        self._lobby = Lobby(listener, backlog, lambda: hub.handshake_timeout_s, self._let_in, self._take_leave)
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        self._lobby.close()
+
+    async def _let_in(self, sock: socket.socket, peer: str, first: bytes) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: Peer(self._hub, self._door), sock)
+        except OSError:  # it is gone in this very moment
+            sock.close()
+
+    def _take_leave(self, sock: socket.socket, peer: str) -> None:
+        _tell(sock, m.Refused("too_late", f"no greeting within {self._hub.handshake_timeout_s:g} s"))
+
+
 class TlsDoor:
     """Listens on a bound socket."""
 
@@ -44,12 +63,7 @@ class TlsDoor:
         self.context = context
         self.door = door
         self._hub = hub
-        self._listener = listener
-        self._loop = asyncio.get_running_loop()
-        self._entering: set[asyncio.Task[None]] = set()
-        listener.setblocking(False)
-        listener.listen(backlog)
-        self._loop.add_reader(listener, self._accept)
+        self._lobby = Lobby(listener, backlog, lambda: hub.handshake_timeout_s, self._let_in, self._take_leave)
 
     def renew(self, context: ssl.SSLContext, binding: bytes, *, asks_certificate: bool) -> None:
         """Show another certificate to who comes from now on."""
@@ -58,49 +72,23 @@ class TlsDoor:
 
     def close(self) -> None:
         """Let nobody in any more."""
-        if self._listener.fileno() >= 0:
-            self._loop.remove_reader(self._listener)
-            self._listener.close()
-        for entering in self._entering:
-            entering.cancel()
+        self._lobby.close()
 
-    def _accept(self) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
-            try:
-                sock, address = self._listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                log.warning("cannot_accept", error=error.strerror)
-                self._loop.remove_reader(self._listener)
-                self._loop.call_later(NO_DESCRIPTOR_PAUSE_S, self._look_again)
-                return
-            arrival = self._hub.arrivals.enter(address[0])
-            if arrival is None:
-                sock.close()
-                continue
-            entering = self._loop.create_task(self._let_in(sock, f"{address[0]}:{address[1]}", arrival))
-            self._entering.add(entering)
-            entering.add_done_callback(self._entering.discard)
-
-    def _look_again(self) -> None:
-        if self._listener.fileno() >= 0:
-            self._loop.add_reader(self._listener, self._accept)
-
-    async def _let_in(self, sock: socket.socket, peer: str, arrival: Arrival) -> None:
+    async def _let_in(self, sock: socket.socket, peer: str, first: bytes) -> None:
         """See one connection through its TLS handshake; from then on it is a `Peer` like any other."""
-        timeout_s = self._hub.handshake_timeout_s
+        arrival: Arrival | None = None
         context, door = self.context, self.door
         is_in = False
         try:
-            async with asyncio.timeout(timeout_s):
-                first = await self._peek(sock)
             if first != TLS_RECORD[:1]:
-                if first:
-                    log.warning("tls_failed", peer=peer, reason="the peer does not speak TLS")
-                    _tell(sock)
+                log.warning("tls_failed", peer=peer, reason="the peer does not speak TLS")
+                _tell(sock, _TLS_REQUIRED)
                 return
-            await self._loop.connect_accepted_socket(
+            arrival = self._hub.arrivals.enter(peer.rpartition(":")[0])
+            if arrival is None:
+                return
+            timeout_s = self._hub.handshake_timeout_s
+            await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: Peer(self._hub, door, arrival),
                 sock,
                 ssl=context,
@@ -108,34 +96,22 @@ class TlsDoor:
                 ssl_shutdown_timeout=FAREWELL_TIMEOUT_S,
             )
             is_in = True
-        except TimeoutError:
-            log.warning("tls_failed", peer=peer, reason=f"not a word within {timeout_s:g} s")
         except OSError as error:
             log.warning("tls_failed", peer=peer, reason=describe(error))
         finally:
             if not is_in:
-                arrival.leave()
+                if arrival is not None:
+                    arrival.leave()
                 sock.close()
 
-    async def _peek(self, sock: socket.socket) -> bytes:
-        """The first byte, which stays there; empty where the peer is gone."""
-        readable: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_reader(sock, _resolve, readable)
-        try:
-            await readable
-        finally:
-            self._loop.remove_reader(sock)
-        return sock.recv(1, socket.MSG_PEEK)
+    def _take_leave(self, sock: socket.socket, peer: str) -> None:
+        log.warning("tls_failed", peer=peer, reason=f"not a word within {self._hub.handshake_timeout_s:g} s")
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-def _tell(sock: socket.socket) -> None:
-    """Say in plain words that TLS is spoken here; what is in the socket is read first, or closing it would reset it."""
+def _tell(sock: socket.socket, refused: m.Refused) -> None:
+    """Say why in plain words; what is in the socket is read first, or closing it would reset it."""
     with contextlib.suppress(OSError):
-        sock.recv(4096)
-        sock.send(encode_frame([_TLS_REQUIRED]))
+        with contextlib.suppress(BlockingIOError):
+            sock.recv(4096)
+        sock.send(encode_frame([refused]))
         sock.shutdown(socket.SHUT_WR)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import ssl
 from collections.abc import Callable
@@ -14,8 +13,7 @@ from schedd.config import Settings, asks_token, check_exposure
 from schedd.log import Log
 from schedd.server import inherited
 from schedd.server.access import Access, Door
-from schedd.server.connections import Peer
-from schedd.server.doors import TlsDoor
+from schedd.server.doors import PlainDoor, TlsDoor
 from schedd.server.service import Service
 from schedd.server.tokens import load_tokens, tokens_path
 from schedd.server.users import make_access
@@ -49,7 +47,7 @@ class Entrances:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._servers: list[asyncio.AbstractServer] = []
+        self._plain_doors: list[PlainDoor] = []
         self._tls_doors: list[TlsDoor] = []
 
     def prepare(self, settings: Settings) -> Callable[[], None]:
@@ -67,7 +65,7 @@ class Entrances:
             tls.renew(*secrets.tls, asks_certificate=secrets.asks_certificate)  # type: ignore[misc]
         log.info("secrets_read", tokens=len(secrets.access.tokens), closed=closed, tls=is_renewed)
 
-    async def open(self, listening: socket.socket, settings: Settings, secrets: Secrets) -> None:
+    def open(self, listening: socket.socket, settings: Settings, secrets: Secrets) -> None:
         """Serve who comes at a bound socket. Raises ConfigError where others may reach it and must not."""
         service, address = self._service, inherited.address_of(listening)
         check_exposure(settings, address)
@@ -77,9 +75,7 @@ class Entrances:
             door = structs.replace(door, binding=binding, asks_certificate=secrets.asks_certificate)
             self._tls_doors.append(TlsDoor(service, listening, BACKLOG, context, door))
         else:
-            loop = asyncio.get_running_loop()
-            serving = loop.create_server(lambda: Peer(service, door), sock=listening, backlog=BACKLOG)
-            self._servers.append(await serving)
+            self._plain_doors.append(PlainDoor(service, listening, BACKLOG, door))
         if address.path:
             log.info("listening", address=address)
         else:
@@ -87,10 +83,10 @@ class Entrances:
 
     def close(self) -> None:
         """Let nobody in any more."""
-        for server in self._servers:
-            server.close()
-        for door in self._tls_doors:
+        for door in self._plain_doors:
             door.close()
+        for tls in self._tls_doors:
+            tls.close()
 
 
 def _warn(settings: Settings, address: Address, door: Door, tokens: int) -> None:

@@ -236,7 +236,7 @@ def test_few_open_files(cluster: Cluster) -> None:
     with RawClient(cluster.address) as client:
         with contextlib.ExitStack() as peers:
             for _ in range(100):
-                peers.enter_context(RawPeer(cluster.address))
+                peers.enter_context(RawPeer(cluster.address)).write(b"\0")
             wait_until(lambda: client.ask(m.GetStats).connections > 1, what="some of them are served")
             for _ in range(20):
                 assert 1 < client.ask(m.GetStats).connections <= 64

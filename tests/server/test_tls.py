@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -228,12 +229,16 @@ def shows(lab: Lab, cert: Path) -> Credentials:
 def test_limit_of_those_who_have_proven_nothing(cluster: Cluster, lab: Lab) -> None:
     config = lab.config().replace("required = true", "required = true\nunproven_per_address_max = 2")
     where = parse_address(cluster.start_daemon(config).address)
-    silent = [socket.create_connection((where.host, where.port)) for _ in range(2)]
+    slow = [socket.create_connection((where.host, where.port)) for _ in range(2)]
+    for sock in slow:
+        sock.sendall(b"\x16\x03\x01\x02\x00")
     with socket.create_connection((where.host, where.port)) as third:
         third.settimeout(20)
-        assert third.recv(1) == b""
+        third.sendall(b"\x16")
+        with contextlib.suppress(ConnectionResetError):  # what it has sent was not read
+            assert third.recv(1) == b""
     heard(cluster, "too_many_unproven")
-    for sock in silent:
+    for sock in slow:
         sock.close()
 
     def is_let_in() -> bool:

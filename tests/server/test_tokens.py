@@ -381,16 +381,19 @@ def test_connections_that_prove_nothing_are_few(cluster: Cluster) -> None:
     write(cluster.folder / "tokens.json", (ALICE, "alice"))
     address = start(cluster, "unproven_per_address_max = 3\n")
     with RawClient(address, ALICE) as alice:  # those that have proven it do not count
-        silent = [RawPeer(address) for _ in range(3)]
+        slow = [RawPeer(address) for _ in range(3)]
+        for peer in slow:
+            peer.write(b"\0")
         wait_until(lambda: alice.ask(m.GetStats).connections == 4)
         with RawPeer(address) as fourth:
+            fourth.write(b"\0")
             assert not fourth.fill()
         assert "too_many_unproven" in cluster.daemon.log()
-        silent.pop().socket.close()
+        slow.pop().socket.close()
         wait_until(lambda: alice.ask(m.GetStats).connections == 3)
         with RawClient(address, ALICE) as again:
             assert isinstance(again.ask(m.GetStats), m.Stats)
-        for peer in silent:
+        for peer in slow:
             peer.socket.close()
 
 

@@ -330,6 +330,7 @@ def test_worker_that_hangs_up_in_the_middle_of_a_frame(address: str, client: Raw
 def test_connections_beyond_the_bound_are_told_so(cluster_with_few: str) -> None:
     with RawClient(cluster_with_few) as first, RawPeer(cluster_with_few) as second, RawPeer(cluster_with_few) as third:
         second.greet(CLIENT_HELLO)
+        third.write(greeting(CLIENT_HELLO))
         refused = third.expect_refusal()
         assert refused.code == "too_many_connections"
         second.socket.close()
