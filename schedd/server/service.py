@@ -15,17 +15,16 @@ from schedd.config import Settings
 from schedd.core import effects as fx
 from schedd.core.engine import Engine
 from schedd.core.events import Event, WorkerDisconnected, WorkerHeard
-from schedd.core.model import SECOND, Assigned, Queued, Running, Task, TaskId, WorkerId, WorkerStatus
+from schedd.core.model import SECOND, Assigned, Queued, Running, Task, TaskId, WorkerId
 from schedd.core.tasks import RESULT_DROPPED
 from schedd.errors import ConfigError
 from schedd.log import Log
 from schedd.server import translate
-from schedd.server.access import Access, may_ask, may_greet
+from schedd.server.access import Access, may_ask
 from schedd.server.arrivals import Arrivals
 from schedd.server.connections import Peer, Traffic
 from schedd.server.durable import Promise, Promises
 from schedd.server.following import Following
-from schedd.server.handshake import other_version
 from schedd.server.holding import Holding
 from schedd.server.lag import LagProbe
 from schedd.server.loop import EngineLoop, tasks_named
@@ -35,23 +34,20 @@ from schedd.server.outputs import Outputs
 from schedd.server.past import Past
 from schedd.server.ports import Clock, Reactor, Reloaded
 from schedd.server.reads import Reading, Reads
+from schedd.server.reception import Reception
 from schedd.server.recording import Recorder
 from schedd.server.watching import Listener, Watchers
 from schedd.wire import messages as m
-from schedd.wire.framing import FRAME_BYTES_MAX, Body
+from schedd.wire.framing import Body
 
 log = Log("schedd.server")
 
 #: The largest reports that the engine lets through make 33 MiB together.
 REPORTS_PER_MESSAGE_MAX = 1000
-#: What the daemon may have to add to what a peer sent when it passes it on.
-ENVELOPE_BYTES_MAX = 64 * 1024
 #: A heartbeat is asked for after the interval times a random factor between these, or up to a slot before, so that it
 #: comes at one of so many instants of an interval: those that come together share a turn, and the daemon wakes less.
 HEARTBEAT_STAGGER = (0.82, 1.0)
 HEARTBEAT_SLOTS = 50
-#: Names of peers are at most this long, in characters.
-NAME_MAX = 200
 #: Tasks, workers and jobs that a question for events names.
 EVENT_NAMES_MAX = 1000
 #: With more tasks than this queued or under way the end of one may be on disk a moment later.
@@ -83,6 +79,8 @@ class Service:
         self.memory = Memory(reactor)
         self._rng = rng
         self.loop = EngineLoop(engine, clock, self._outward, self._flush, crashed, reactor)
+        self._reception = Reception(engine, self.loop)
+        self._workers = self._reception.workers
         self.lag = LagProbe(lambda: clock.now_ns() / SECOND, reactor.call_later)
         self.started_ns = clock.now_ns()
         self.traffic = Traffic()
@@ -90,12 +88,9 @@ class Service:
         self.meter: Meter | None = None
         self.stopping = False
         self._peers: dict[Peer, None] = {}
-        self._workers: dict[WorkerId, Peer] = {}
         #: Workers that the next start will wait for. What others are to be told is kept back until they are among them:
         #: else that start would give to somebody else what they run.
         self._on_record: set[WorkerId] = set()
-        #: The newest greeting of each worker that is not gone: its incarnation and session.
-        self._sessions: dict[WorkerId, tuple[str, int]] = {}
         self._watchers = Watchers()
         self._dirty: list[Peer] = []
         self.promises = Promises(self._flush, reactor, self._on_failing)
@@ -167,26 +162,8 @@ class Service:
     def greeted(self, peer: Peer, hello: m.Hello) -> None:
         if self.stopping:
             peer.refuse(m.SHUTTING_DOWN, "the daemon is stopping")
-        elif (other := other_version(hello)) is not None:
-            peer.refuse(other.code, other.message, other.hint)
-        elif not may_greet(peer.identity, hello):
-            self._forbid_greeting(peer, hello)
-        elif isinstance(hello.peer, m.WorkerHello):
-            self._greet_worker(peer, hello.peer)
-        elif isinstance(hello.peer, m.ClientHello):
-            peer.name = f"{hello.peer.program[:NAME_MAX] or 'client'}@{peer.name}"
-            self._welcome(peer)
-
-    def _forbid_greeting(self, peer: Peer, hello: m.Hello) -> None:
-        who = peer.identity
-        is_worker = isinstance(hello.peer, m.WorkerHello)
-        log.warning("peer_denied", peer=peer.name, code=m.FORBIDDEN, role=who.role, name=who.name or None)
-        peer.refuse(
-            m.FORBIDDEN,
-            f"{who.name or 'this peer'} has the role {who.role} here, with which it cannot be a "
-            f"{'worker' if is_worker else 'client'}",
-            f"use a token of the role {'worker' if is_worker else 'client'}",
-        )
+        else:
+            self._reception.greet(peer, hello, self.settings.policy.name)
 
     def check_tokens(self) -> int:
         """Close the connections of tokens that are not valid any more, or mean something else now. Returns how many."""
@@ -195,52 +172,6 @@ class Service:
             log.warning("token_revoked", token=peer.identity.token, peer=peer.name, worker=peer.worker_id)
             peer.refuse(m.TOKEN_REVOKED, "the token of this connection was revoked or changed", "ask for another")
         return len(gone)
-
-    def _greet_worker(self, peer: Peer, hello: m.WorkerHello) -> None:
-        name = hello.name
-        if not name or len(name) > NAME_MAX or not name.isprintable():
-            peer.refuse(m.BAD_REQUEST, f"a worker's name has 1 to {NAME_MAX} printable characters")
-            return
-        if self._is_late(hello):
-            log.warning("late_greeting", worker=name, peer=peer.name, session=hello.session)
-            peer.abort()
-            return
-        known = self._workers.get(name)
-        is_other = known is not None and (known.incarnation, known.identity) != (hello.incarnation, peer.identity)
-        if is_other and self._alive(name):
-            peer.refuse(m.NAME_TAKEN, f"a worker named {name!r} is connected already", "give this one another --name")
-            return
-        if known is not None:
-            known.worker_id = None  # the newer connection of the same worker counts
-            known.abort()
-        peer.worker_id, peer.incarnation = name, hello.incarnation
-        self._workers[name] = peer
-        self._sessions[name] = (hello.incarnation, hello.session)
-        self._welcome(peer)
-        log.info(
-            "worker_connected",
-            worker=name,
-            peer=peer.name,
-            host=hello.host,
-            pid=hello.pid,
-            holds=len(hello.holds),
-            user=peer.identity.name or None,
-        )
-        self.loop.post(translate.joined_event(hello))
-
-    def _is_late(self, hello: m.WorkerHello) -> bool:
-        """Whether a worker has given up this connection for a newer one: what it holds is not what it says here."""
-        incarnation, session = self._sessions.get(hello.name, ("", 0))
-        return incarnation == hello.incarnation and 0 < hello.session < session
-
-    def _alive(self, worker_id: WorkerId) -> bool:
-        row = self.engine.resources.workers.get(worker_id)
-        return row is None or row.status != WorkerStatus.UNREACHABLE
-
-    def _welcome(self, peer: Peer) -> None:
-        engine, name = self.engine, self.settings.policy.name
-        interval_s, bytes_max = engine.heartbeat_ns() / SECOND, FRAME_BYTES_MAX - ENVELOPE_BYTES_MAX
-        peer.welcome(m.Welcome(m.PROTOCOL, schedd.__version__, engine.epoch, name, interval_s, bytes_max))
 
     def decoded(self, peer: Peer, body: Body) -> list[Any]:
         if peer.worker_id is None:
@@ -465,8 +396,7 @@ class Service:
         for fact in facts:
             if type(fact) is fx.WorkerGone:
                 self._on_record.discard(fact.worker_id)
-                if (session := self._sessions.get(fact.worker_id)) is not None and session[0] == fact.incarnation:
-                    del self._sessions[fact.worker_id]
+                self._reception.forget(fact.worker_id, fact.incarnation)
                 if fact.lost:
                     self._part(fact)
             elif type(fact) is fx.WorkerEntered and fact.worker_id not in self._on_record:
