@@ -127,7 +127,7 @@ class AdaptiveScheduler(TaskScheduler):
         self.refreshed_ns: Instant = 0
         self._left_s = 0.0
         #: What was scored last in this pass, and what is believed of it: whether to take it is the next question.
-        self._scored: tuple[Task, WorkerInfo, Guess, float] | None = None
+        self._scored: tuple[Task, WorkerInfo, Guess, float, int] | None = None
         #: How much waited then, and how much of it was not placed since.
         self._waited = self._left = 1
 
@@ -174,9 +174,10 @@ class AdaptiveScheduler(TaskScheduler):
         worker_id = worker.worker_id
         model, group = self._groups.place(worker)
         guess, here_s = self.experience.guess(task, worker_id, model)
-        self._scored = (task, worker, guess, here_s)
-        # However quick a failure is: it has the task tried again elsewhere, or fails it for good.
-        here_s += self.experience.risk(task.kind, model, worker_id) * guess.mean_s
+        self._scored = (task, worker, guess, here_s, group)
+        if self.experience.has_failures:
+            # However quick a failure is: it has the task tried again elsewhere, or fails it for good.
+            here_s += self.experience.risk(task.kind, model, worker_id) * guess.mean_s
         if self.flow is not None:
             cost_s = here_s * self.flow.factor(group)
         else:
@@ -302,18 +303,24 @@ class AdaptiveScheduler(TaskScheduler):
         What it takes here is free: the worker has nothing better to do. But by what it may outlast all else here, the
         whole cluster would wait for it; elsewhere by less, but there it takes the place of others.
         """
-        model, own = self._groups.place(worker)
-        if not self.spare_slow or own < 0:
+        if not self.spare_slow:
+            return None
+        scored = self._scored
+        if scored is not None and scored[0] is task and scored[1] is worker:
+            _, _, guess, here_s, own = scored
+        else:
+            model, own = self._groups.place(worker)
+            guess, here_s = self.experience.guess(task, worker.worker_id, model)
+        if own < 0:
             return None
         if self.flow is not None:
             return self._better_by_plan(self.flow, task, worker, own, now)
         end_s = self.market.horizon_s * max(0, self._left) / self._waited + self._left_s
-        scored = self._scored
-        if scored is not None and scored[0] is task and scored[1] is worker:
-            guess, here_s = scored[2:]
-        else:
-            guess, here_s = self.experience.guess(task, worker.worker_id, model)
         least_s = guess.beyond_s(end_s, here_s / guess.mean_s)
+        return self._cheaper(task, worker, end_s, least_s, now) if least_s else None
+
+    def _cheaper(self, task: Task, worker: WorkerInfo, end_s: float, least_s: float, now: Instant) -> Elsewhere | None:
+        """The model on which the task costs the least by what it may outlast all else, and less than this."""
         gone_s = (now - self.refreshed_ns) / SECOND
         best = None
         for number, other in enumerate(self._groups):

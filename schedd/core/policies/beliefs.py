@@ -241,15 +241,11 @@ class Beliefs:
         return found
 
     def _work_out(self, kind: str, model: str, hint_s: float | None) -> Guess:
-        log_s, doubt, logs = self._believe(kind, model, hint_s)
+        log_s, doubt, logs = self.believe(kind, model, hint_s)
         return Guess(log_s, doubt, logs.noise, logs.shape)
 
-    def expected(self, kind: str, model: str, hint_s: float | None) -> tuple[float, float]:
-        """Logarithm of the seconds that a task is believed to take, and the variance of how far it will be off."""
-        log_s, doubt, logs = self._believe(kind, model, hint_s)
-        return log_s, doubt + logs.noise
-
-    def _believe(self, kind: str, model: str, hint_s: float | None) -> tuple[float, float, LogTimes]:
+    def believe(self, kind: str, model: str, hint_s: float | None) -> tuple[float, float, LogTimes]:
+        """Mean and variance of what is believed of the logarithm of a runtime, and to which of the two it belongs."""
         if hint_s and (self.ratios.noise <= self.plain.noise or not self.plain.knows(kind)):
             mean, variance = self.ratios.believe(kind, model)
             return mean + math.log(max(hint_s, SHORTEST_S)), variance, self.ratios

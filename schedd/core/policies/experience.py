@@ -96,7 +96,8 @@ class Experience:
         self._pairs: Rows[tuple[str, WorkerId], Pair] = Rows(lambda: Pair(learning_rate, self._pair_spread))
         self._workers: Rows[WorkerId, OfWorker] = Rows(lambda: OfWorker(self._spread))
         self._tries: Rows[tuple[str, str], Tries] = Rows(Tries)
-        self._has_failures = False
+        #: Whether any attempt has failed: as long as none has, nothing is expected to.
+        self.has_failures = False
         self._unseen = OfWorker(self._spread)
 
     def fit(self) -> None:
@@ -106,7 +107,7 @@ class Experience:
         """
         self._spread.fit(one.pace for one in reversed(self._workers.values()))
         self._pair_spread.fit(one.pace for one in reversed(self._pairs.values()))
-        for one in islice(reversed(self._workers.values()), LOOKED_AT_MAX if self._has_failures else 0):
+        for one in islice(reversed(self._workers.values()), LOOKED_AT_MAX if self.has_failures else 0):
             own = one.tries
             for key, case in own.cases.items():
                 cell = self._tries.get(key, _UNTRIED)
@@ -125,7 +126,7 @@ class Experience:
         kind = task.kind
         guess = self._beliefs.guess(kind, model, task.requirements.estimated_time)
         seconds = guess.mean_s * math.exp(self.shift(kind, worker_id))
-        return guess, seconds * (1.0 + self.burden(kind, model, worker_id))
+        return guess, seconds * (1.0 + self.burden(kind, model, worker_id)) if self.has_failures else seconds
 
     def effort(self, worker_id: WorkerId) -> float:
         """How many times as long as on another worker of its model a success takes there, failures included."""
@@ -145,14 +146,14 @@ class Experience:
 
     def burden(self, kind: str | None, model: str, worker_id: WorkerId | None) -> float:
         """What failed attempts before a success take, in runtimes: of a kind on a model, on a worker; None: any."""
-        if not self._has_failures:
+        if not self.has_failures:
             return 0.0
         fails, share = self._fails(kind, model, worker_id)
         return share * _before_success(fails)
 
     def risk(self, kind: str, model: str, worker_id: WorkerId) -> float:
         """Failed attempts that are expected before a success: so often the task has to be tried again, if it may be."""
-        return _before_success(self._fails(kind, model, worker_id)[0]) if self._has_failures else 0.0
+        return _before_success(self._fails(kind, model, worker_id)[0]) if self.has_failures else 0.0
 
     def _fails(self, kind: str | None, model: str, worker_id: WorkerId | None) -> tuple[float, float]:
         """How likely an attempt fails, and what part of a runtime it takes then."""
@@ -217,13 +218,14 @@ class Experience:
             cell.add(by_kind, share, failed=True)
             own.tries.add(by_worker, share, failed=True)
             own.tries.note(place, by_kind, by_worker)
-            self._has_failures = True
+            self.has_failures = True
 
     def _learn_runtime(
         self, own: Pace, pair: Pair, kind: str, model: str, seconds: float, hint_s: float | None
     ) -> None:
         """Share a difference between the worker and the kind on it: each sees what the other leaves."""
-        expected, noise = self._beliefs.expected(kind, model, hint_s)
+        expected, doubt, logs = self._beliefs.believe(kind, model, hint_s)
+        noise = doubt + logs.noise
         # Of a kind that nobody has seen, the first says nothing about its worker.
         is_known = self._beliefs.plain.knows(kind)
         difference = math.log(max(seconds, SHORTEST_S)) - expected if is_known else 0.0
@@ -296,7 +298,7 @@ class Experience:
         if not is_ratio and one.total:
             failed = one.total * min(1.0, max(0.0, 1.0 - one.success))
             self._tries[one.kind, model] = Tries(float(one.total), failed, failed, failed * SHARE_FIRST)
-            self._has_failures = self._has_failures or failed > 0
+            self.has_failures = self.has_failures or failed > 0
 
     def _recall_pace(self, one: Learned, worker_id: WorkerId, *, is_pair: bool) -> None:
         if not (_is_sound(one) and 0.0 <= one.square <= 1.0):
@@ -320,7 +322,7 @@ class Experience:
         else:
             self._tries[one.kind, name] = Tries(*values)
             self._tries.move_to_end((one.kind, name))
-        self._has_failures = self._has_failures or failed > 0
+        self.has_failures = self.has_failures or failed > 0
 
 
 def _bounded(shift: float) -> float:

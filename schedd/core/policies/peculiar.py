@@ -30,6 +30,7 @@ VARIANCE_MIN = 1e-6
 LOOKED_AT_MAX = 1000
 #: A mean that is so many standard deviations off is no chance, however alike all others are.
 CHANCE_DEVIATIONS = 3.0
+_CHANCE = CHANCE_DEVIATIONS**2
 #: Where runtimes vary by more than a factor of two either way, no jump is told from them: what seems one is the mean of
 #: their kinds that moves.
 JUMP_NOISE_MAX = 0.5
@@ -135,7 +136,7 @@ class Pace:
         # The variance of the levels of such as this one.
         prior = usual + self.unlike * (JUMP_VARIANCE - usual) if self.unlike and usual < JUMP_VARIANCE else usual
         if weight:
-            beyond_chance = (total * total / weight - CHANCE_DEVIATIONS**2) / weight
+            beyond_chance = (total * total / weight - _CHANCE) / weight
             prior = beyond_chance if beyond_chance > prior else prior
         variance = 1 / (weight + 1 / prior)
         self._believed, self._usual = (total * variance, variance), usual
@@ -143,7 +144,7 @@ class Pace:
 
     def add(self, value: float, noise: float) -> None:
         """Take in how far a sample was off; noise: the variance of that, were the level known."""
-        mean, variance = self.believe()
+        mean, variance = self._believed if self._usual == self._spread.variance else self.believe()
         deviation = math.sqrt(variance + noise)
         farthest = SURPRISE_MAX * deviation
         off = value - mean
@@ -154,7 +155,8 @@ class Pace:
         self._usual = 0.0
         if noise > JUMP_NOISE_MAX:
             return
-        off = max(-SURPRISE_MAX, min(SURPRISE_MAX, (value - self._anchor) / deviation))
+        off = (value - self._anchor) / deviation
+        off = SURPRISE_MAX if off > SURPRISE_MAX else -SURPRISE_MAX if off < -SURPRISE_MAX else off
         if off > SLACK or self._up is not None:
             up = self._up = self._up or _Side()
             if up.add(off, value):

@@ -42,6 +42,11 @@ class Profile(Struct):
         row = self.spread[model]
         off = value - self.means[model]
         known = 1.0 / (row[model] + variance)
+        if len(row) == 1:  # the same as below, at a third of its cost
+            [alone] = row
+            gain = alone * known
+            self.means, self.spread = [self.means[0] + gain * off], [[alone - gain * alone]]
+            return off
         means, spread = [], []
         for mean, line, shared in zip(self.means, self.spread, row, strict=True):
             gain = shared * known
