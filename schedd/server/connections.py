@@ -37,8 +37,8 @@ PAUSE_BYTES = 1024 * 1024
 MESSAGES_PER_FRAME_MAX = 16
 #: Messages that wait for a peer that does not read: a worker that only talks is cut off above it.
 OUTBOX_MESSAGES_MAX = 100_000
-#: Messages of a peer, or tasks that they name, that may wait for their turn: a millisecond or less of work. The rest of
-#: what it sent waits here, and the peer is not read meanwhile: so it slows itself and not the others.
+#: Tasks that messages of a peer name, and some more for each message, that may wait for their turn: a millisecond of
+#: work or less. The rest of what it sent waits here, and the peer is not read meanwhile: so it slows itself only.
 INTAKE_MAX = 24
 #: Who sends as much at a time as this is read again when others were, and had their turn: two passes of the loop later.
 GREEDY_BYTES = 64 * 1024

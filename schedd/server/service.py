@@ -55,6 +55,9 @@ BUSY_ABOVE = 64
 
 OVER = object()
 
+#: What a message counts beside the tasks that it names, in `INTAKE_MAX`: its own event, and often an answer.
+MESSAGE_WEIGHT = 2
+
 
 class Service:
     """Implements `Hub` for connections, and takes the effects of the engine's turns."""
@@ -186,7 +189,7 @@ class Service:
 
     def _post(self, peer: Peer, event: Event) -> int:
         """Post what a peer said; it is under way until the event has been handled."""
-        number, weight = self.loop.post(event), tasks_named(event)
+        number, weight = self.loop.post(event), MESSAGE_WEIGHT + tasks_named(event)
         peer.posted = number
         peer.under_way += weight
         self._under_way.append((number, peer, weight))
