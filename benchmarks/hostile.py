@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,14 +142,19 @@ def garbage(address: str) -> None:
             wire.socket.recv(4096)
 
 
-def connections(address: str) -> None:
-    """Connect, say nothing, keep it."""
-    kept = []
+def connections(address: str, first: bytes = b"") -> None:
+    """Connect, say so much, keep it."""
+    kept: deque[socket.socket] = deque()
     while True:
         with contextlib.suppress(OSError):
-            kept.append(Wire(address))
+            kept.append(Wire(address).socket)
+            kept[-1].sendall(first)
         if len(kept) > 500:
-            kept.pop(0).socket.close()
+            kept.popleft().close()
+
+
+def half_words(address: str) -> None:
+    connections(address, b"\0\0")
 
 
 def large_frames(address: str) -> None:
@@ -171,7 +177,8 @@ ATTACKS: dict[str, Callable[[str], None]] = {
     "heartbeats of a worker": heartbeats,
     "ends that never were": lies,
     "garbage": garbage,
-    "connections": connections,
+    "connections without a word": connections,
+    "connections with half a word": half_words,
     "large frames": large_frames,
 }
 

@@ -25,8 +25,10 @@ log = Log("schedd.server")
 SILENT_MAX = 1000
 #: Connections that are accepted, or let in, or closed, before others have their turn: some 0.1 ms of work.
 PER_PASS = 2
-#: Connections that are accepted in a millisecond: a third of the time that there is. More wait in the kernel.
+#: Connections that are accepted in a millisecond, a third of the time that there is; more wait in the kernel.
 PER_MS = 6
+#: To let one in counts as if so many were accepted.
+COST_OF_LETTING_IN = 2
 #: Without a descriptor for another connection, look again after this time.
 NO_DESCRIPTOR_PAUSE_S = 1.0
 
@@ -71,8 +73,9 @@ class Lobby:
         self._epoll = select.epoll()
         self._timer: asyncio.TimerHandle | None = None
         self._entering: set[asyncio.Task[None]] = set()
-        #: How many were accepted in this millisecond, or whatever the clock of the loop tells apart.
-        self._accepted_at, self._accepted = 0.0, 0
+        #: What was accepted and let in in this millisecond, or whatever the clock of the loop tells apart.
+        self._spent_at, self._spent = 0.0, 0
+        self._is_pausing = False
         #: Pushed out since there was nobody the last time.
         self._pushed_out = 0
         listener.setblocking(False)
@@ -100,8 +103,6 @@ class Lobby:
             entering.cancel()
 
     def _accept(self) -> None:
-        if (now := self._loop.time()) != self._accepted_at:
-            self._accepted_at, self._accepted = now, 0
         for _ in range(PER_PASS):
             try:
                 sock, address = self._listener.accept()
@@ -115,9 +116,7 @@ class Lobby:
                 self._pause(NO_DESCRIPTOR_PAUSE_S)
                 return
             self._take_in(sock, address)
-        self._accepted += PER_PASS
-        if self._accepted >= PER_MS:
-            self._pause(0.001)
+        self._spend(PER_PASS)
 
     def _take_in(self, sock: socket.socket, address: Any) -> None:
         if len(self._silent) >= SILENT_MAX:
@@ -129,12 +128,23 @@ class Lobby:
         if self._timer is None:
             self._arm()
 
+    def _spend(self, units: int) -> None:
+        """Count what was done for strangers, and do no more of it in this millisecond where it was enough."""
+        if (now := self._loop.time()) != self._spent_at:
+            self._spent_at, self._spent = now, 0
+        self._spent += units
+        if self._spent >= PER_MS:
+            self._pause(0.001)
+
     def _pause(self, pause_s: float) -> None:
         """Accept nobody for a while."""
-        self._loop.remove_reader(self._listener)
-        self._loop.call_later(pause_s, self._accept_again)
+        if not self._is_pausing:
+            self._is_pausing = True
+            self._loop.remove_reader(self._listener)
+            self._loop.call_later(pause_s, self._accept_again)
 
     def _accept_again(self) -> None:
+        self._is_pausing = False
         if self._listener.fileno() >= 0:
             self._loop.add_reader(self._listener, self._accept)
 
@@ -148,6 +158,7 @@ class Lobby:
             entering = self._loop.create_task(self._let_in(guest.sock, guest.name, first))
             self._entering.add(entering)
             entering.add_done_callback(self._entering.discard)
+            self._spend(COST_OF_LETTING_IN)
 
     def _forget(self, number: int) -> Guest:
         self._epoll.unregister(number)
