@@ -116,15 +116,15 @@ class Lobby:
                 self._pause(NO_DESCRIPTOR_PAUSE_S)
                 return
             self._take_in(sock, address)
-        self._spend(PER_PASS)
+            self._spend(1)
 
     def _take_in(self, sock: socket.socket, address: Any) -> None:
         if len(self._silent) >= SILENT_MAX:
             self._push_out()
         sock.setblocking(False)
         number = sock.fileno()
-        self._silent[number] = Guest(sock, address, self._loop.time() + self._timeout_s())
         self._epoll.register(number, select.EPOLLIN)
+        self._silent[number] = Guest(sock, address, self._loop.time() + self._timeout_s())
         if self._timer is None:
             self._arm()
 

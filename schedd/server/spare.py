@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import anyio
 
@@ -23,12 +22,11 @@ async def give_back(
 ) -> None:
     """Give back what is spare each time that the process has grown, until cancelled.
 
-    trim: gives it back, in a thread (default: that of the C library; returns at once where it has none). resident:
-    bytes of this process that are in memory.
+    trim: gives it back, in a thread (default: that of the C library). resident: bytes of this process that are in
+    memory (default: as the kernel says). Returns at once where there is no such thing.
     """
-    trim = trim or c_trim()
-    resident = resident or resident_bytes
-    if trim is None:
+    trim, resident = trim or c_trim(), resident or kernel_meter()
+    if trim is None or resident is None:
         return
     least = resident()
     while True:
@@ -56,6 +54,14 @@ def c_trim() -> Callable[[], None] | None:
     return give
 
 
-def resident_bytes() -> int:
-    """Bytes of this process that are in memory."""
-    return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def kernel_meter() -> Callable[[], int] | None:
+    """What tells the bytes of this process that are in memory; None: the kernel does not say.
+
+    The file stays open: where connections have taken all descriptors, no other could be opened.
+    """
+    try:
+        statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    return lambda: int(os.pread(statm, 256, 0).split()[1]) * page_bytes

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 import anyio
 import pytest
 
-from schedd.server.spare import GROWTH_BYTES, c_trim, give_back, resident_bytes
+from schedd.server.spare import GROWTH_BYTES, c_trim, give_back, kernel_meter
 
 MIB = 2**20
 
 
 def test_a_heap_full_of_holes_is_given_back() -> None:
-    trim = c_trim()
-    if trim is None:
-        pytest.skip("this C library has no malloc_trim")
+    trim, resident_bytes = c_trim(), kernel_meter()
+    if trim is None or resident_bytes is None:
+        pytest.skip("this system has no malloc_trim, or no /proc")
     blocks = [bytes(3000) for _ in range(20_000)]
     kept = blocks[::100]  # so that no end of the heap is free
     blocks.clear()
@@ -67,3 +67,17 @@ async def test_another_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     assert c_trim() is None
     await give_back()  # and that is all
+
+
+def test_without_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections may have taken them all: that must not end the daemon."""
+    resident_bytes = kernel_meter()
+    assert resident_bytes is not None
+
+    def none_left(*_: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("os.open", none_left)
+    monkeypatch.setattr("builtins.open", none_left)
+    assert resident_bytes() > 0
+    assert kernel_meter() is None
