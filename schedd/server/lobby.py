@@ -29,6 +29,8 @@ PER_PASS = 2
 PER_MS = 6
 #: To let one in counts as if so many were accepted.
 COST_OF_LETTING_IN = 2
+#: Who has to go where there are too many: the oldest that has not just spoken, of so many.
+PUSH_OUT_AMONG = 10
 #: Without a descriptor for another connection, look again after this time.
 NO_DESCRIPTOR_PAUSE_S = 1.0
 
@@ -166,7 +168,9 @@ class Lobby:
 
     def _push_out(self) -> None:
         self._pushed_out += 1
-        guest = self._forget(next(iter(self._silent)))
+        oldest = itertools.islice(self._silent.items(), PUSH_OUT_AMONG)
+        silent = (number for number, guest in oldest if not _peek(guest.sock))
+        guest = self._forget(next(silent, next(iter(self._silent))))
         if self._pushed_out.bit_count() == 1:  # the first, the second, the fourth …: a flood must not flood the log
             log.warning("too_many_silent", peer=guest.name, silent=len(self._silent) + 1, closed=self._pushed_out)
         guest.sock.close()

@@ -133,6 +133,20 @@ async def test_the_oldest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.asyncio
+async def test_who_has_just_spoken_need_not_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SILENT_MAX", 2)
+    with house() as home:
+        speaker, silent = home.come(), home.come()
+        await until(lambda: len(home.lobby) == 2)
+        speaker.sendall(b"x")
+        home.come()
+        home.lobby._accept()  # before the loop finds out who has spoken
+        await until(lambda: home.let_in)
+        assert home.let_in == [(name_of(speaker), b"x")]
+        assert is_closed(silent)
+
+
+@pytest.mark.asyncio
 async def test_only_so_many_are_accepted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     now = loop.time()
