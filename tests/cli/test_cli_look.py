@@ -266,6 +266,15 @@ def test_stats(daemon: FakeDaemon, run: Run) -> None:
     assert "shadow" not in run("stats").out
 
 
+def test_stats_of_a_daemon_without_workers(daemon: FakeDaemon, run: Run) -> None:
+    daemon.answers[wire.GetStats] = lambda request: [
+        msgspec.structs.replace(STATS, request=request.request, workers={}, attempts_by_cause={})
+    ]
+    lines = [line.split() for line in run("stats").out.splitlines()]
+    assert ["workers", "none"] in lines
+    assert ["attempts", "by", "cause", "none"] in lines
+
+
 SHADOW = wire.ShadowView("adaptive", 200, 150, 100, 1234.5, 500.0, 7)
 
 

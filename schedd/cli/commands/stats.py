@@ -23,15 +23,11 @@ async def stats_command(session: Session) -> Exit:
         return Exit.OK
     shadow = fields.pop("shadow")
     if shadow is not None:
-        told = dict(shadow_pairs(shadow))
-        fields["shadow"] = f"{told.pop('shadow')}: {'; '.join(f'{name} {value}' for name, value in told.items())}"
+        gains = dict(shadow_pairs(shadow))
+        fields["shadow"] = f"{gains.pop('shadow')}: {'; '.join(f'{name} {value}' for name, value in gains.items())}"
     fields["uptime_s"] = write_duration(stats.uptime_s)
     for name in ("loop_lag_s", "loop_lag_max_s", "loop_lag_recent_s"):
         fields[name] = f"{fields[name] * 1000:.1f}ms"
-    session.out.pairs(
-        [
-            (name.removesuffix("_s").replace("_", " "), write_map(value) if isinstance(value, dict) else str(value))
-            for name, value in fields.items()
-        ]
-    )
+    told = {n: (write_map(v) or "none") if isinstance(v, dict) else str(v) for n, v in fields.items()}
+    session.out.pairs([(name.removesuffix("_s").replace("_", " "), value) for name, value in told.items()])
     return Exit.OK

@@ -76,7 +76,13 @@ class Spread:
     """By how much workers differ, or kinds on workers, as far as they are not known to be unlike all others."""
 
     def __init__(self, variance: float = WORKER_VARIANCE) -> None:
-        self._first = self.variance = variance
+        self._first = variance
+        self._become(variance)
+
+    def _become(self, variance: float) -> None:
+        self.variance = variance
+        #: What is believed of the level of one of which nothing was seen; see `Pace.believe`.
+        self.unseen = (0.0, 1 / (1 / variance))
 
     def fit(self, paces: Iterable[Pace]) -> None:
         """Learn from these, the last seen first, how far means are apart beyond what chance explains.
@@ -92,7 +98,7 @@ class Spread:
                 total += counts * ((pace.total / pace.weight) ** 2 - 1 / pace.weight)
                 rows += counts
                 chance += 2 * (counts / pace.weight) ** 2
-        self.variance = max((total - math.sqrt(chance)) / rows, VARIANCE_MIN)
+        self._become(max((total - math.sqrt(chance)) / rows, VARIANCE_MIN))
 
 
 class Pace:
@@ -101,7 +107,7 @@ class Pace:
     __slots__ = ("_anchor", "_believed", "_down", "_spread", "_up", "_usual", "era", "total", "unlike", "weight")
 
     def __init__(self, spread: Spread | None = None, era: int = 0) -> None:
-        self._spread = spread or Spread()
+        self._spread = spread = spread or Spread()
         #: Sums over samples, which fade: of how far each was off over the variance of its noise, and of one over that.
         self.total = self.weight = 0.0
         #: 1 where it has just turned out to be unlike the others; that fades until it has shown again that it is.
@@ -114,8 +120,8 @@ class Pace:
         self._up: _Side | None = None
         self._down: _Side | None = None
         #: What is believed, and the variance of the levels of all for which that was worked out: 0, not at all yet.
-        self._believed = (0.0, 0.0)
-        self._usual = 0.0
+        self._believed = spread.unseen
+        self._usual = spread.variance
 
     @property
     def mean(self) -> float:
@@ -156,6 +162,11 @@ class Pace:
         if noise > JUMP_NOISE_MAX:
             return
         off = (value - self._anchor) / deviation
+        if self._up is not None or self._down is not None or not -SLACK <= off <= SLACK:
+            self._watch(off, value, noise)
+
+    def _watch(self, off: float, value: float, noise: float) -> None:
+        """Begin anew where samples have been off to one side for too long."""
         off = SURPRISE_MAX if off > SURPRISE_MAX else -SURPRISE_MAX if off < -SURPRISE_MAX else off
         if off > SLACK or self._up is not None:
             up = self._up = self._up or _Side()
