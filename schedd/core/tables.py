@@ -592,7 +592,7 @@ class Tables:
 
     def heartbeat_ns(self) -> int:
         """How long a worker may wait before it sends the next heartbeat, by the number of workers."""
-        return self.settings.heartbeat_ns * max(1, len(self.resources) // HEARTBEATS_PER_INTERVAL_MAX)
+        return self.settings.heartbeat_ns * max(1, -(-len(self.resources) // HEARTBEATS_PER_INTERVAL_MAX))
 
     def lease_ns(self) -> int:
         """How long a silent worker is believed alive: never less than three heartbeats."""

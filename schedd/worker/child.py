@@ -151,7 +151,7 @@ class Runner:
             kind = type(value).__qualname__
             return Cause.ERROR, None, _line(f"a result of type {kind} cannot be pickled: {_describe(error)}")
         if len(result) > self._options.result_bytes_max:
-            size, bound = len(result) / 1e6, self._options.result_bytes_max / 1e6
+            size, bound = (each / (1024 * 1024) for each in (len(result), self._options.result_bytes_max))
             return Cause.ERROR, None, f"result of {size:.1f} MB is above the bound of {bound:g} MB"
         return Cause.OK, result, ""
 

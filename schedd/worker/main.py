@@ -134,7 +134,7 @@ class Worker:
                 folder=folder,
                 resources=self.resources,
                 child_idle_s=settings.child_idle_s,
-                result_bytes_max=min(round(settings.result_mb_max * 1e6), FRAME_BYTES_MAX - FRAME_SPARE_BYTES),
+                result_bytes_max=min(int(settings.result_mb_max * 1024 * 1024), FRAME_BYTES_MAX - FRAME_SPARE_BYTES),
                 logs_keep_count=settings.logs_keep_count,
                 sole=sole,
                 containment=settings.containment,

@@ -477,7 +477,11 @@ def test_what_is_on_its_way_is_a_sign_of_life() -> None:
 def test_many_workers_beat_less_often() -> None:
     world = World(heartbeat_ns=SECOND, lease_ns=3 * SECOND)
     assert world.engine.heartbeat_ns() == SECOND
-    world.handle(*(joined(f"w{i}") for i in range(1500)))
+    world.handle(*(joined(f"w{i}") for i in range(500)))
+    assert world.engine.heartbeat_ns() == SECOND
+    world.handle(joined("w500"))
+    assert world.engine.heartbeat_ns() == 2 * SECOND
+    world.handle(*(joined(f"w{i}") for i in range(501, 1500)))
     assert world.engine.heartbeat_ns() == 3 * SECOND
     world.wake_in(8.9)
     assert world.worker("w1499").status == "idle"

@@ -117,7 +117,7 @@ async def test_result_above_the_bound(tmp_path: Path) -> None:
     async with running_worker(tmp_path, result_mb_max=1.0) as run:
         end = await run.call(lambda: b"x" * 2_000_000)
         assert (end.cause, end.result) == (Cause.ERROR, None)
-        assert end.message == "result of 2.0 MB is above the bound of 1 MB"
+        assert end.message == "result of 1.9 MB is above the bound of 1 MB"
         end = await run.call(complain)
         assert end.cause is Cause.ERROR
         assert type(pickle.loads(end.result or b"")[0]) is RuntimeError

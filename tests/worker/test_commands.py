@@ -114,9 +114,9 @@ async def test_json_result_comes_back(tmp_path: Path) -> None:
         end = await run.daemon.run(python(write.format("'{'")))
         assert (end.cause, end.result) == (Cause.OK, None)
         assert "SCHEDD_RESULT is not JSON" in end.message
-        end = await run.daemon.run(python(write.format("'1' * 1001")))
+        end = await run.daemon.run(python(write.format("'1' * 1049")))
         assert (end.cause, end.result) == (Cause.OK, None)
-        assert end.message == "SCHEDD_RESULT is above the bound of 1000 bytes"
+        assert end.message == "SCHEDD_RESULT is above the bound of 1048 bytes"
         end = await run.daemon.run(Command(["sh", "-c", "echo 5 > $SCHEDD_RESULT; exit 4"]))
         assert (end.cause, end.result, end.message) == (Cause.ERROR, b"5\n", "exit code 4")
         end = await run.daemon.run(Command(["sh", "-c", "mkfifo $SCHEDD_RESULT"]))
