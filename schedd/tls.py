@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 import ssl
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Protocol
 
 from schedd.credentials import SYSTEM, Credentials, check_secret, path_of
 from schedd.errors import AuthenticationError, ConfigError
 
-_PEM_END = "-----END CERTIFICATE-----"
+_PEM_BEGIN, _PEM_END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 #: What OpenSSL calls what went wrong when the other side does not speak TLS at all.
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"})
@@ -53,7 +52,7 @@ def server_context(cert: str, key: str, client_ca: str = "") -> tuple[ssl.SSLCon
         # One that is shown must be good; who shows none is sent away by the daemon, in words: the alert that OpenSSL
         # has for it never leaves the buffers of asyncio and uvloop.
         context.verify_mode = ssl.CERT_OPTIONAL
-    return context, binding_of(_first_certificate(path_of(cert)))
+    return context, binding_of(_first_certificate(cert))
 
 
 def client_context(credentials: Credentials) -> ssl.SSLContext:
@@ -91,9 +90,15 @@ def _show(context: ssl.SSLContext, what: str, cert: str, key: str) -> None:
         raise ConfigError(f"{what}: {error.filename or cert}: {error.strerror}") from error
 
 
-def _first_certificate(path: Path) -> bytes:
-    text = path.read_text()
-    return ssl.PEM_cert_to_DER_cert(text[text.index("-----BEGIN CERT") : text.index(_PEM_END) + len(_PEM_END)])
+def _first_certificate(cert: str) -> bytes:
+    """What OpenSSL shows of such a file; it takes more kinds of them than are read here."""
+    try:
+        text = path_of(cert).read_text(errors="replace")
+        return ssl.PEM_cert_to_DER_cert(text[text.index(_PEM_BEGIN) : text.index(_PEM_END) + len(_PEM_END)])
+    except OSError as error:
+        raise ConfigError(f"tls.cert {cert}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"tls.cert {cert} has no certificate that begins with {_PEM_BEGIN}") from error
 
 
 def explain(error: ssl.SSLError, where: object) -> AuthenticationError:

@@ -40,6 +40,8 @@ OUTBOX_MESSAGES_MAX = 100_000
 #: Tasks that messages of a peer name, and some more for each message, that may wait for their turn: a millisecond of
 #: work or less. The rest of what it sent waits here, and the peer is not read meanwhile: so it slows itself only.
 INTAKE_MAX = 24
+#: The same of a client that is gone, or has said what is none of the protocol: nobody waits for the rest.
+LAST_INTAKE_MAX = 1000
 #: Who sends as much at a time as this is read again a moment later. That is some 200 MB/s, and it does not keep the
 #: loop busy, so that the writer of the journal and other processes have their time.
 GREEDY_BYTES = 64 * 1024
@@ -66,6 +68,7 @@ class Hub(Protocol):
     traffic: Traffic
     outbox_bytes_max: int
     handshake_timeout_s: float
+    farewell_timeout_s: float
     reactor: Reactor
     memory: Memory
     access: Access
@@ -182,7 +185,8 @@ class Peer(asyncio.Protocol):
                 data = b""
             frames = self._reader.feed(data)
         except RemoteProtocolError as error:
-            self._take_in_all()  # what came before is done
+            self._frames.extend(self._reader.cut)  # what came before is done
+            self._take_in_all()
             self._refuse_for(error)
             return
         if not frames and self.worker_id is not None:
@@ -267,8 +271,10 @@ class Peer(asyncio.Protocol):
         self._hub.closed(self)
 
     def _take_in_all(self) -> None:
-        """Take in what has arrived of a peer of which nothing more is read."""
-        while self._next_arrived() and not self._closing:
+        """Take in what has arrived of a peer of which nothing more is read: of a worker all, for it may be results."""
+        while (self.under_way < LAST_INTAKE_MAX or self.worker_id is not None) and not self._closing:
+            if not self._next_arrived():
+                return
             self._hub.received(self, self._arrived.popleft())
 
     def _next_arrived(self) -> bool:
@@ -348,6 +354,8 @@ class Peer(asyncio.Protocol):
 
     def send(self, message: Any) -> None:
         """Write a message with the rest of this turn."""
+        if self._closing:
+            return
         self._outbox.append(message)
         if not self._dirty:
             self._mark()
@@ -409,12 +417,16 @@ class Peer(asyncio.Protocol):
         self.close()
 
     def close(self) -> None:
-        """Write what is there and close."""
+        """Write what is there and close; who does not read it in time is cut off."""
         self._done.clear()
         if self._transport is not None and not self._closing:
             self._write(self._transport, self._hub.outbox_bytes_max)
             self._transport.close()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._hub.reactor.call_later(self._hub.farewell_timeout_s, self.abort)
         self._closing = True
+        self._outbox.clear()
 
     def abort(self) -> None:
         """Close at once; what was not written is lost."""

@@ -35,7 +35,7 @@ _TLS_REQUIRED = m.Refused(
 
 
 class PlainDoor:
-    """Listens on a bound socket."""
+    """Listens on a bound socket. Who is being let in as it closes comes in, and is told then why it has to go."""
 
     def __init__(self, hub: Hub, listener: socket.socket, backlog: int, door: Door) -> None:
         self._hub = hub
@@ -73,6 +73,7 @@ class TlsDoor:
     def close(self) -> None:
         """Let nobody in any more."""
         self._lobby.close()
+        self._lobby.turn_away()  # a handshake may take its time
 
     async def _let_in(self, sock: socket.socket, peer: str, first: bytes) -> None:
         """See one connection through its TLS handshake; from then on it is a `Peer` like any other."""

@@ -81,6 +81,9 @@ def is_at(listening: socket.socket, address: Address) -> bool:
     """Whether a socket listens where the settings say; port 0 is any."""
     if address.path or is_local(listening):
         return False
-    infos = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        infos = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return False  # who binds it will say so
     host, port = listening.getsockname()[:2]
     return infos[0][4][0] == host and address.port in (0, port)

@@ -101,16 +101,21 @@ class Lobby:
         for guest in self._silent.values():
             guest.sock.close()
         self._silent.clear()
+
+    def turn_away(self) -> None:
+        """Let in nobody of those who are about to be."""
         for entering in self._entering:
             entering.cancel()
 
     def _accept(self) -> None:
-        for _ in range(PER_PASS):
+        for number in range(PER_PASS):
             try:
                 sock, address = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
+                if number:
+                    return  # perhaps there is nobody: without a descriptor the kernel does not look
                 if self._silent:
                     self._push_out()
                     continue

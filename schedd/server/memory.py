@@ -19,10 +19,11 @@ PORTION_BYTES = 512 * 1024
 class _Block(mmap.mmap):
     """Memory that says when nobody looks at it any more."""
 
-    unused: Callable[[mmap.mmap], None]
+    unused: Callable[[mmap.mmap], None] | None = None
 
     def __del__(self) -> None:
-        self.unused(self)
+        if self.unused is not None:  # else it never came to be
+            self.unused(self)
 
 
 class Memory:

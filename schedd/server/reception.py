@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import schedd
 from schedd.core.engine import Engine
 from schedd.core.model import SECOND, WorkerId, WorkerStatus
@@ -23,11 +25,15 @@ ENVELOPE_BYTES_MAX = 64 * 1024
 
 
 class Reception:
-    """Decides on greetings. The engine hears of each worker that is let in."""
+    """Decides on greetings. The engine hears of each worker that is let in.
 
-    def __init__(self, engine: Engine, loop: EngineLoop) -> None:
+    replaced: hears of each that has come over another connection, while that of before seemed to be there.
+    """
+
+    def __init__(self, engine: Engine, loop: EngineLoop, replaced: Callable[[WorkerId], None]) -> None:
         self._engine = engine
         self._loop = loop
+        self._replaced = replaced
         #: The connection of each worker that has one.
         self.workers: dict[WorkerId, Peer] = {}
         #: The newest greeting of each worker that is not gone: its incarnation and session.
@@ -75,6 +81,7 @@ class Reception:
         if known is not None:
             known.worker_id = None  # the newer connection of the same worker counts
             known.abort()
+            self._replaced(name)
         peer.worker_id, peer.incarnation = name, hello.incarnation
         self.workers[name] = peer
         self._sessions[name] = (hello.incarnation, hello.session)

@@ -7,7 +7,7 @@ at a start is named, and named again by each reload until there is one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Set
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import msgspec
@@ -24,6 +24,8 @@ from schedd.server.ports import Reloaded
 from schedd.server.service import Service
 
 log = Log("schedd.server")
+
+Read = TypeVar("Read")
 
 #: Keys that count at a start only: sockets that listen are open, and the journal has one file.
 AT_START = frozenset(
@@ -68,20 +70,21 @@ class Reloader:
         #: Set where there is a journal.
         self.journal: Journal | None = None
 
-    def read(self) -> Settings:
-        """Read the file; may take a while. Raises ConfigError, whatever is wrong with it."""
+    @staticmethod
+    async def _in_thread(read: Callable[[], Read]) -> Read:
+        """Read files; may take a while. Raises ConfigError, whatever is wrong with them."""
         try:
-            return self.load()
+            return await anyio.to_thread.run_sync(read)
         except ConfigError:
             raise
-        except Exception as error:  # nesting without end, a package that cannot be imported
+        except Exception as error:  # nesting without end, a package that cannot be imported, no thread to be had
             raise ConfigError(f"the settings cannot be read: {error or type(error).__name__}") from error
 
     async def reload(self) -> Reloaded | ConfigError:
         """Read the file and let it count; returns when it does, and a new policy has taken over all that waits."""
         try:
-            wanted = await anyio.to_thread.run_sync(self.read)
-            others = await anyio.to_thread.run_sync(self._prepare, self._possible(wanted))
+            wanted = await self._in_thread(self.load)
+            others = await self._in_thread(lambda: self._prepare(self._possible(wanted)))
             outcome = self.apply(wanted)
             others()
         except ConfigError as error:

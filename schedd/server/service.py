@@ -55,6 +55,9 @@ BUSY_ABOVE = 64
 
 OVER = object()
 
+#: Whoever is sent away has so long to read why, at the least.
+FAREWELL_MIN_S = 2.0
+
 #: What a message counts beside the tasks that it names, in `INTAKE_MAX`: its own event, and often an answer.
 MESSAGE_WEIGHT = 2
 
@@ -82,7 +85,7 @@ class Service:
         self.memory = Memory(reactor)
         self._rng = rng
         self.loop = EngineLoop(engine, clock, self._outward, self._flush, crashed, reactor)
-        self._reception = Reception(engine, self.loop)
+        self._reception = Reception(engine, self.loop, lambda worker_id: self._outputs.worker_gone(worker_id))
         self._workers = self._reception.workers
         self.lag = LagProbe(lambda: clock.now_ns() / SECOND, reactor.call_later)
         self.started_ns = clock.now_ns()
@@ -134,6 +137,7 @@ class Service:
         self.settings = settings
         self.outbox_bytes_max = int(settings.server.outbox_mb_max * 1024 * 1024)
         self.handshake_timeout_s = settings.server.handshake_timeout_s
+        self.farewell_timeout_s = max(FAREWELL_MIN_S, settings.server.stop_timeout_s)
         self._recorder = Recorder(settings.log.attempts_per_s)
         self.arrivals.bound(settings.auth.unproven_max, settings.auth.unproven_per_address_max)
 
@@ -469,7 +473,7 @@ class Service:
                 worker = self._workers.get(action.worker_id)  # type: ignore[attr-defined]
                 if worker is not None:  # else it is told when it comes back
                     messages = translate.worker_messages(action)
-                    if self._holding.must_wait(worker, action):
+                    if not self.promises.failure and self._holding.must_wait(worker, action):
                         self._holding.put(worker, self.loop.turns, messages)
                     else:
                         for message in messages:

@@ -5,6 +5,7 @@ What a million tasks leave behind is a heap full of holes: the allocator gives b
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Callable
@@ -36,7 +37,8 @@ async def give_back(
             least = min(least, now)
         else:
             # Some milliseconds, without the interpreter; whoever takes or leaves memory meanwhile may wait for as long.
-            await anyio.to_thread.run_sync(trim)
+            with contextlib.suppress(RuntimeError):  # where no thread can be started there is a next time
+                await anyio.to_thread.run_sync(trim)
             least = resident()
 
 

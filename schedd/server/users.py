@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import grp
 import os
 import pwd
@@ -13,14 +12,19 @@ from schedd.config import AuthSettings
 from schedd.errors import ConfigError
 from schedd.server.access import Access
 
+#: Names that were found: a directory may be slow. Where none was, it may only be away.
+_names: dict[int, str] = {}
 
-@functools.cache
+
 def name_of(uid: int) -> str:
-    """The login name of a user; the number, where there is no name. Asked once for each: a directory may be slow."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    """The login name of a user; the number, where there is no name."""
+    name = _names.get(uid)
+    if name is None:
+        try:
+            name = _names[uid] = pwd.getpwuid(uid).pw_name
+        except KeyError:
+            return str(uid)
+    return name
 
 
 def make_access(settings: AuthSettings) -> Access:

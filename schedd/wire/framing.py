@@ -70,6 +70,8 @@ class FrameReader:
         self._memory = memory
         self._buffer = bytearray()
         self._wanted = PREFIX_BYTES
+        #: Where `feed` has raised: the bodies of the frames that were whole before.
+        self.cut: list[Body] = []
         #: The body of a large frame as far as it has arrived; the buffer is empty then.
         self._large: mmap.mmap | None = None
 
@@ -98,6 +100,7 @@ class FrameReader:
         while end - start >= PREFIX_BYTES and len(frames) < most:
             size = int.from_bytes(buffer[start : start + PREFIX_BYTES], "big")
             if size > self.frame_bytes_max:
+                self.cut = frames
                 raise RemoteProtocolError(
                     f"a frame of {size} bytes was announced, the bound is {self.frame_bytes_max}",
                     "does this port belong to another service?",
@@ -105,7 +108,9 @@ class FrameReader:
             if end - start - PREFIX_BYTES < size:
                 self._wanted = PREFIX_BYTES + min(size, LARGE_BYTES_MIN)
                 if end - start >= self._wanted:
+                    self.cut = frames
                     self._large = self._take(size)
+                    self.cut = []
                     with memoryview(buffer) as view:
                         self._large.write(view[start + PREFIX_BYTES :])
                     start, self._wanted = end, PREFIX_BYTES

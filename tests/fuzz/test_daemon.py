@@ -18,7 +18,8 @@ from schedd.errors import RemoteProtocolError
 from schedd.fuzz.targets import DaemonTarget
 from schedd.fuzz.values import Maker, changed
 from schedd.fuzz.world import CLIENT_HELLO, FINISHED_MAX, GUESTS, TOKENS, UNFINISHED_MAX, End, World
-from schedd.server.connections import GREEDY_BYTES, GREEDY_REST_S, INTAKE_MAX
+from schedd.server.connections import GREEDY_BYTES, GREEDY_REST_S, INTAKE_MAX, LAST_INTAKE_MAX
+from schedd.server.service import MESSAGE_WEIGHT
 from schedd.wire import messages as m
 
 seeds = st.integers(0, 1 << 32)
@@ -267,6 +268,55 @@ def test_who_sends_a_lot_is_read_again_a_moment_later() -> None:
     assert not end.is_paused
     end.send(b"\0")
     assert not end.is_paused, "a little is no reason"
+
+
+@pytest.mark.parametrize("ending", ["gone", "garbage"])
+def test_what_nobody_waits_for_is_not_all_taken_in(ending: str) -> None:
+    world = World()
+    end = End(world, listens=True)
+    end.frame(CLIENT_HELLO)
+    end.send(frame([m.CancelTasks(n, m.Selection(job="none")) for n in range(5000)]))
+    assert end.protocol.under_way <= INTAKE_MAX + MESSAGE_WEIGHT
+    if ending == "gone":
+        end.protocol.connection_lost(None)
+    else:
+        end.is_paused = False
+        end.send(b"\xff\xff\xff\xff")
+    assert LAST_INTAKE_MAX <= end.protocol.under_way <= LAST_INTAKE_MAX + MESSAGE_WEIGHT
+    world.settle()
+    world.look()
+
+
+def test_frames_in_one_piece_with_garbage_are_done() -> None:
+    world = World()
+    end = End(world, listens=True)
+    end.frame(CLIENT_HELLO)
+    end.send(frame([m.GetStats(1)]) + b"\xff\xff\xff\xff")
+    assert end.protocol.under_way == 1
+
+
+class Slow(End):
+    """A peer that does not read: a connection that is closed stays until what was written has gone."""
+
+    is_closing = False
+
+    def close(self) -> None:
+        self.is_closing = True
+
+
+def test_who_does_not_read_why_it_is_sent_away_is_cut_off() -> None:
+    world = World()
+    end = Slow(world, deaf=True)
+    end.frame(CLIENT_HELLO)
+    world.settle()
+    end.send(b"\xff\xff\xff\xff")
+    world.settle(world.settings.server.stop_timeout_s - 1.0)
+    assert end.is_closing
+    assert not end.is_over
+    end.protocol.send(m.HeartbeatReply(1.0))
+    assert not end.protocol._outbox, "nothing is kept for it"
+    world.settle(2.0)
+    assert end.is_over
 
 
 def test_frame_is_looked_into_when_those_before_it_are_done_with() -> None:

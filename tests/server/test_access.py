@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 from typing import Any, get_args
 
@@ -12,6 +13,7 @@ import pytest
 from schedd.config import AuthSettings
 from schedd.core.model import WorkerId, WorkerResources
 from schedd.errors import ConfigError
+from schedd.server import users
 from schedd.server.access import LEAST_ROLE, Access, Credentials, Identity, credentials, may_ask, may_greet
 from schedd.server.users import make_access, name_of
 from schedd.wire import messages as m
@@ -82,6 +84,15 @@ def test_names_in_the_settings() -> None:
     other = access.of_user(Credentials(12346, frozenset({0})))
     assert other is not None
     assert other.role is Role.ADMIN
+    assert name_of(0) == "root"
+
+
+def test_name_that_cannot_be_looked_up_now_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that is away, or no descriptor to ask it with."""
+    monkeypatch.setattr(users, "_names", {})
+    with monkeypatch.context() as away:
+        away.setattr(pwd, "getpwuid", {}.__getitem__)
+        assert name_of(0) == "0"
     assert name_of(0) == "root"
 
 

@@ -288,9 +288,17 @@ def test_task_starts_when_its_submit_is_on_disk(cluster: Cluster) -> None:
 def test_disk_that_refuses_keeps_no_task_from_starting(cluster: Cluster) -> None:
     daemon = cluster.start_daemon()
     with RawClient(cluster.address) as client, RawWorker(cluster.address, "w1") as worker, locked(cluster):
-        client.send(m.Submit(900, [m.TaskSpec(PAYLOAD)], [m.TaskEntry(0)]))
+        client.send(m.Submit(900, [m.TaskSpec(PAYLOAD)], [m.TaskEntry(0)] * 2))
         wait_until(lambda: "journal_failing" in daemon.log())
-        assert worker.attempts()[0].task_id == 1
+        (first,) = worker.attempts()
+        assert first.task_id == 1
+        worker.start(first)
+        worker.send(m.AttemptsFinished(1, [m.AttemptFinished(first.task_id, first.attempt, Cause.OK, 1, 2)]))
+        (second,) = worker.attempts()
+        assert second.task_id == 2
+        worker.start(second)
+        client.send(m.CancelTasks(901, m.Selection([second.task_id])))
+        assert worker.expect(m.StopAttempts).attempts == [(2, 1)]
 
 
 def test_submit_that_comes_twice(cluster: Cluster) -> None:

@@ -161,6 +161,30 @@ async def test_only_so_many_are_accepted_at_a_time(monkeypatch: pytest.MonkeyPat
             now += 0.002
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize("is_patient", [True, False])
+async def test_who_is_being_let_in_as_it_closes(is_patient: bool) -> None:
+    with house() as home:
+        opened, inside = asyncio.Event(), asyncio.Event()
+
+        async def let_in(sock: socket.socket, name: str, first: bytes) -> None:
+            sock.close()
+            opened.set()
+            await inside.wait()
+            home.let_in.append((name, first))
+
+        home.lobby._let_in = let_in
+        home.come().sendall(b"x")
+        await asyncio.wait_for(opened.wait(), 20)
+        entering = list(home.lobby._entering)
+        home.lobby.close()
+        if not is_patient:
+            home.lobby.turn_away()
+        inside.set()
+        await asyncio.wait(entering)
+        assert bool(home.let_in) is is_patient
+
+
 class Short(socket.socket):
     """One that has no descriptor for another connection as long as it is told so."""
 
@@ -170,6 +194,26 @@ class Short(socket.socket):
         if self.is_short:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return super().accept()
+
+
+@pytest.mark.asyncio
+async def test_the_last_descriptor_can_be_used() -> None:
+    """Without one the kernel refuses also where nobody waits: for nobody nobody has to go."""
+    listener = Short()
+    with house(listener=listener) as home:
+        accept, listener.is_short = listener.accept, False
+
+        def accept_one() -> Any:
+            found = accept()
+            listener.is_short = True
+            return found
+
+        listener.accept = accept_one  # type: ignore[method-assign]
+        only = home.come()
+        await until(lambda: len(home.lobby) == 1)
+        assert not is_closed(only)
+        only.sendall(b"x")
+        await until(lambda: home.let_in)
 
 
 @pytest.mark.asyncio

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from schedd.server.memory import PORTION_BYTES, Memory
 from schedd.server.ports import Timer
@@ -45,6 +48,14 @@ class Passes:
 def resident_bytes() -> int:
     with Path("/proc/self/smaps_rollup").open() as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Rss:"))
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_memory_that_there_is_not_is_only_an_error() -> None:
+    memory = Memory(Passes())
+    with pytest.raises(OSError, match="memory"):
+        memory.take(1 << 50)
+    gc.collect()
 
 
 def test_memory_goes_a_portion_in_each_pass() -> None:

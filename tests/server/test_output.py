@@ -96,6 +96,17 @@ def test_worker_gone_before_the_answer(client: RawClient, worker: RawWorker, run
     client.ask(m.CancelTasks, Selection(ids=[running]))
 
 
+def test_worker_that_comes_back_before_its_connection_is_seen_to_be_gone(
+    address: str, client: RawClient, worker: RawWorker, running: TaskId, name: str
+) -> None:
+    number = client.number()
+    client.send(m.ReadLog(number, running))
+    worker.expect(m.FetchLog)
+    with RawWorker(address, name, holds=[m.HoldsAttempt(running, 1, "running")]):  # what it was asked it has forgotten
+        assert client.answer(number).code == m.WORKER_AWAY
+    client.ask(m.CancelTasks, Selection(ids=[running]))
+
+
 def test_worker_that_says_goodbye_instead(client: RawClient, worker: RawWorker, running: TaskId) -> None:
     number = client.number()
     client.send(m.ReadLog(number, running))

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+from collections.abc import Callable
 from functools import partial
+from random import Random
 from typing import Any
 
 import pytest
 from helpers import Cluster, DaemonProcess, wait_until
 
 from schedd.config import Settings, parse_settings
+from schedd.core.engine import Engine
 from schedd.core.model import Call
-from schedd.server.reload import AT_START, _differences, _without
+from schedd.core.policies import POLICIES
+from schedd.core.tables import EngineSettings
+from schedd.errors import ConfigError
+from schedd.server.clock import Clock
+from schedd.server.reload import AT_START, Reloader, _differences, _without
+from schedd.server.service import Service
 from schedd.wire import messages as m
 
 from .peers import RawClient, RawWorker
@@ -97,6 +106,18 @@ def test_limits_and_timers_count_at_once(cluster: Cluster) -> None:
         refused = client.ask(m.Submit, [m.TaskSpec(payload=Call(path="test:nothing"))], [m.TaskEntry(0)])
         assert isinstance(refused, m.RequestFailed)
         assert refused.code == m.QUEUE_FULL
+
+
+@pytest.mark.asyncio
+async def test_whatever_is_wrong_with_other_files_is_an_answer() -> None:
+    def prepare(settings: Settings) -> Callable[[], None]:
+        raise RuntimeError("can't start new thread")
+
+    engine = Engine(POLICIES["fifo"](), EngineSettings(), Random(0))
+    service = Service(engine, Clock(), Settings(), lambda error: None, asyncio.get_running_loop(), Random(0))
+    outcome = await Reloader(Settings(), service, Settings, prepare).reload()
+    assert isinstance(outcome, ConfigError)
+    assert outcome.message == "the settings cannot be read: can't start new thread"
 
 
 def test_hangup_is_a_reload(cluster: Cluster) -> None:

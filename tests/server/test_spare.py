@@ -47,6 +47,20 @@ async def trims_of(resident: Iterator[int]) -> list[int]:
 
 
 @pytest.mark.asyncio
+async def test_where_no_thread_can_be_started_there_is_a_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    async def no_thread(trim: object) -> None:
+        nonlocal asked
+        asked += 1
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", no_thread)
+    assert await trims_of(iter([0, GROWTH_BYTES, GROWTH_BYTES, 2 * GROWTH_BYTES, 2 * GROWTH_BYTES])) == []
+    assert asked == 2
+
+
+@pytest.mark.asyncio
 async def test_only_what_has_grown_is_given_back() -> None:
     steps = [
         100 * MIB,  # the start

@@ -315,6 +315,12 @@ def test_reload_takes_a_new_certificate_and_keeps_connections(cluster: Cluster, 
         heard(cluster, "reload_failed")
         with RawClient(cluster.address, ALICE, tls=lab.context()) as again:
             assert again.certificate == after.certificate
+            # What OpenSSL would take, but we cannot read.
+            authority.make_server(lab.folder / "tls", ["127.0.0.1", "localhost"], 30, replace=True)
+            cert.write_text(cert.read_text().replace(" CERTIFICATE-", " X509 CERTIFICATE-"))
+            cluster.daemon.signal(signal.SIGHUP)
+            heard(cluster, "has no certificate that begins with")
+            assert isinstance(again.ask(m.GetStats), m.Stats)
     authority.make_server(lab.folder / "tls", ["127.0.0.1", "localhost"], 30, replace=True)
 
 

@@ -137,9 +137,11 @@ def test_frame_of_exactly_the_bound() -> None:
     assert FrameReader(16).feed(stream_of([bytes(16)])) == [bytes(16)]
 
 
-def test_frame_before_a_bad_announcement_in_one_piece() -> None:
+def test_frames_before_a_bad_announcement_in_one_piece_are_not_lost() -> None:
+    reader = FrameReader(16)
     with pytest.raises(RemoteProtocolError):
-        FrameReader(16).feed(stream_of([b"good"]) + b"\xff\xff\xff\xff")
+        reader.feed(stream_of([b"good", b"too"]) + b"\xff\xff\xff\xff")
+    assert reader.cut == [b"good", b"too"]
 
 
 def test_bound_can_be_raised_between_frames() -> None:
