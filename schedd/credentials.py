@@ -85,7 +85,10 @@ def _path(text: str) -> str:
 def path_of(text: str) -> Path:
     """The file that a setting names: a path, or `credential:NAME`. Raises ConfigError."""
     if not text.startswith(_CREDENTIAL):
-        return Path(text).expanduser()
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:
+            raise ConfigError(f"{text!r} is in the home of a user that does not exist") from None
     name = text.removeprefix(_CREDENTIAL)
     found = credential(name)
     if found is None:

@@ -11,6 +11,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
@@ -58,6 +59,20 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def encode_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON in which nothing can steer a terminal either: below U+0020 the encoder escapes it, above we do."""
+    encoded = msgspec.json.encode(value)
+    text = (encoded if indent is None else msgspec.json.format(encoded, indent=indent)).decode()
+    if text.isascii() and "\x7f" not in text:
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    units = character.encode("utf-16-be")
+    return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
 
 
 def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
@@ -118,7 +133,12 @@ def _write_bytes(data: bytes) -> None:
 
 
 def set_up() -> None:
-    """Write what the terminal's encoding does not have, or a lone surrogate of a file name, as an escape."""
+    """Write what the terminal's encoding does not have, or a lone surrogate of a file name, as an escape.
+
+    What goes to a stream that was closed from the start (`>&-`) goes nowhere.
+    """
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - for as long as we run
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - for as long as we run
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -196,7 +216,7 @@ class Output:
 
     def json(self, value: Any) -> None:
         """Write one JSON document to stdout."""
-        _print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode(), sys.stdout)
+        _print(encode_json(value, indent=2), sys.stdout)
 
     def say(self, text: str) -> None:
         """Write a remark to stderr, unless asked to be quiet."""
@@ -257,10 +277,10 @@ def make_console(stream: TextIO) -> Console:
 
 def show_renderable(renderable: Any) -> None:
     """Draw something of rich on stdout."""
-    try:
-        make_console(sys.stdout).print(renderable)
-    except BrokenPipeError:
-        raise OutputClosed from None
+    console = make_console(sys.stdout)
+    with console.capture() as drawn:  # rich has its own mind about pipes that are closed
+        console.print(renderable)
+    _print(drawn.get().removesuffix("\n"), sys.stdout)
 
 
 def rich_table(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> Table:

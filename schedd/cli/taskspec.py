@@ -160,6 +160,8 @@ def existing_ids(options: TaskOptions) -> list[int]:
     ids: list[int] = []
     for item in after_items(options):
         if isinstance(item, int):
+            if item < 1:
+                raise ValueError(f"after: {item} is no id of a task")
             ids.append(item)
         elif item[:1].isdigit():
             ids.extend(parse_numbers(item))

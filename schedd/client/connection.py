@@ -23,6 +23,7 @@ from schedd.address import Address
 from schedd.credentials import NONE, Credentials
 from schedd.errors import (
     AuthenticationError,
+    ConfigError,
     ConnectionLost,
     LocalProtocolError,
     RemoteProtocolError,
@@ -317,6 +318,9 @@ async def open_connection(
             "start one with: schedd serve" if address.is_loopback else "is it running there, and is the address right?"
         )
         raise ConnectionLost(f"no daemon answers at {address} ({error.strerror or error})", hint) from error
+    except ValueError as error:  # of a host that is no name, or the name for TLS
+        connection.close()
+        raise ConfigError(f"nobody can be reached at {address}: {error}") from error
     except BaseException:
         connection.close()
         raise

@@ -58,6 +58,8 @@ class Flights:
         connection = self._line.live
         if connection is not None:
             self._transmit(flight, connection)
+        else:
+            self._line.want()
 
     def resume(self, connection: Connection) -> None:
         """Send all that was not answered once more."""

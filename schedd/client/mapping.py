@@ -94,7 +94,15 @@ class MapRun:
             self._pipeline.put(Order(self._calls.spec, argument, task, strict=self._strict))
         values: list[Any] = []
         while self._tasks and (not values or self._tasks[0].has_succeeded):
-            values.extend(self._calls.values(await self._tasks.popleft().result()))
+            try:
+                result = await self._tasks[0].result()
+            except Exception:
+                if values:
+                    break  # these first: it is raised when its turn comes
+                self._tasks.popleft()
+                raise
+            self._tasks.popleft()
+            values.extend(self._calls.values(result))
         return values
 
     async def close(self) -> None:

@@ -22,7 +22,7 @@ from schedd.client.flights import Flights
 from schedd.client.line import Line
 from schedd.client.ticket import Follower, Order, Ticket
 from schedd.core.model import Call, Instant, TaskId
-from schedd.errors import RemoteProtocolError, RequestRefused, ScheddError
+from schedd.errors import LocalProtocolError, RemoteProtocolError, RequestRefused, ScheddError
 from schedd.wire.messages import (
     QUEUE_FULL,
     SHUTTING_DOWN,
@@ -223,6 +223,7 @@ class Pipeline:
         waiting = [ticket] if (ticket := self._tickets.pop(task_id, None)) else []
         for ticket in waiting + self._more.pop(task_id, []):
             ticket.refused(error)
+        self._schedule()  # there is room for others
         self._tell_idle()
 
     # ------------------------------------------------------------------------------------------------------- answers
@@ -232,7 +233,7 @@ class Pipeline:
         self._unanswered_bytes -= bytes_count
         if isinstance(answer, Submitted) and len(answer.ids) == len(orders):
             self._accept(orders, answer)
-        elif isinstance(answer, RequestRefused) and len(orders) > 1 and answer.code not in _ABOUT_ALL:
+        elif len(orders) > 1 and self._is_about_one(answer):
             middle = len(orders) // 2
             for half in (orders[:middle], orders[middle:]):
                 self._send(half, sum(len(order.argument) for order in half))
@@ -245,6 +246,13 @@ class Pipeline:
         answered.set_result(None)
         self._schedule()
         self._tell_idle()
+
+    def _is_about_one(self, answer: Any) -> bool:
+        """Whether a submit was refused for one of its tasks, as far as one can tell: what ends the line is for all."""
+        if isinstance(answer, LocalProtocolError):
+            return True
+        is_refused = isinstance(answer, RequestRefused) and answer.code not in _ABOUT_ALL
+        return is_refused and self.line.live is not None
 
     def _accept(self, orders: list[Order], answer: Submitted) -> None:
         warnings = answer.warnings
@@ -324,6 +332,8 @@ class Pipeline:
         if connection is not None:
             message = WatchTasks(connection.number(), Selection(ids=[task_id]), True, True)
             connection.send(message, partial(self._on_watching, task_id))
+        else:
+            self.line.want()
 
     def _on_watching(self, task_id: TaskId, answer: Any) -> None:
         if (isinstance(answer, Watching) and answer.total) or self.line.goes_on(answer):

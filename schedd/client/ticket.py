@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -62,4 +63,8 @@ class Follower(Ticket):
         """The connection ended: whoever follows learns of it by his next request."""
 
     def ended(self, done: TaskDone) -> None:
-        self._on_done(done)
+        try:
+            self._on_done(done)
+        except Exception as error:  # a user's function must not end the connection
+            context = {"message": f"on_done of task {self.id} failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)

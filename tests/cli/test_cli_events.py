@@ -88,6 +88,14 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
     assert "\x1b" not in as_json(event)
 
 
+def test_json_is_json_whatever_is_in_it() -> None:
+    words = "\x7f \x9b \xa0 \xad \u2028 \U000f0000 ä"
+    text = as_json(wire.Event(SECOND, "kind_held", {"kind": words}))
+    assert json.loads(text)["kind"] == words
+    assert text.isprintable()
+    assert "ä" in text
+
+
 # ------------------------------------------------------------------------------------------------------ a real daemon
 
 

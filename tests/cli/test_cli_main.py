@@ -151,6 +151,27 @@ def test_address_before_or_after_the_command(daemon: FakeDaemon, run: Run, monke
     assert run("--address", "127.0.0.1:1", "tasks", "--address", daemon.address).code == Exit.OK
 
 
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["tasks", "--address", "a..b:7077"], "nobody can be reached at a..b:7077"),
+        (["--token-file", "~nosuchuser/x", "tasks"], "is in the home of a user that does not exist"),
+    ],
+)
+def test_what_cannot_be_meant_is_said_in_words(run: Run, argv: list[str], words: str) -> None:
+    ran = run(*argv)
+    assert ran.code == Exit.CONFIG
+    assert words in ran.err
+
+
+def test_streams_that_are_closed_from_the_start() -> None:
+    argv = [sys.executable, "-m", "schedd.cli", "tasks", "--address", "127.0.0.1:1"]
+    for closed in (">&-", "2>&-"):
+        ran = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *argv], capture_output=True, text=True)
+        assert (ran.returncode, ran.stdout) == (Exit.NO_DAEMON, "")
+        assert "Traceback" not in ran.stderr
+
+
 def test_bad_address(run: Run) -> None:
     ran = run("tasks", "--address", "host:port")
     assert ran.code == Exit.CONFIG

@@ -232,6 +232,44 @@ async def test_map_keeps_a_bounded_number_ahead(
             assert len(drawn) <= expected + 21
 
 
+async def test_map_gives_what_comes_before_a_result_that_cannot_be_read(client: AsyncClient, idle: FakeDaemon) -> None:
+    values = client.map(add, range(4))
+    first = asyncio.ensure_future(anext(values))
+    await until(lambda: len(idle.tasks) == 4)
+    idle.end(wire.TaskDone(TaskId(3), "succeeded", "ok", b"none of pickle's", "", worker="w1", attempt=1))
+    for task_id in (4, 2, 1):
+        idle.run(task_id)
+    assert await first == 0
+    assert await anext(values) == 1
+    with pytest.raises(Exception, match="cannot be read here"):
+        await anext(values)
+
+
+async def test_map_whose_reader_goes_cancels_also_what_it_waited_for(client: AsyncClient, idle: FakeDaemon) -> None:
+    async with aclosing(client.map(add, range(3))) as values:
+        first = asyncio.ensure_future(anext(values))
+        await until(lambda: len(idle.tasks) == 3)
+        first.cancel()
+        await asyncio.wait([first])
+    assert [task.state for task in idle.tasks.values()] == ["cancelled"] * 3
+
+
+async def test_function_of_the_user_that_fails_is_his_own_problem(client: AsyncClient, daemon: FakeDaemon) -> None:
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["message"]))
+
+    def fail_always(done: wire.TaskDone) -> None:
+        raise RuntimeError("of the user")
+
+    spec = wire.TaskSpec(Call(path="builtins:len"), "len")
+    entries = [wire.TaskEntry(0, pickle.dumps((("abc",), {})))] * 2
+    await client.submit_many([spec], entries, watch=True, on_done=fail_always)
+    await until(lambda: len(told) == 2)
+    assert told == ["on_done of task 1 failed", "on_done of task 2 failed"]
+    assert len(daemon.hellos) == 1
+    assert await client.jobs() == []
+
+
 async def test_failing_map_cancels_the_rest(client: AsyncClient, idle: FakeDaemon) -> None:
     values = client.map(fail, ["a", "b", "c", "d"])
     first = asyncio.ensure_future(anext(values))

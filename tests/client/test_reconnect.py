@@ -315,6 +315,39 @@ async def test_daemon_of_another_version_comes_back(idle: FakeDaemon, client: As
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("on_a_live_connection", [True, False])
+async def test_refusal_of_the_line_ends_all_that_was_submitted_together(
+    idle: FakeDaemon, on_a_live_connection: bool
+) -> None:
+    def act(request: Any) -> Any:
+        if on_a_live_connection:
+            idle.peers[-1].push(wire.Refused(wire.TOKEN_REVOKED, "the token was revoked"))
+        else:
+            idle.greeting = wire.Refused(wire.TOKEN_REVOKED, "the token was revoked")
+            idle.hang_up()
+        return wire.Changed(-1, 0)  # answers nothing
+
+    async with AsyncClient(idle.address) as client:
+        once(idle, wire.Submit, act)
+        async with asyncio.timeout(20):
+            found = await asyncio.gather(*[client.submit(add, n) for n in range(4)], return_exceptions=True)
+        assert [str(one).splitlines()[0] for one in found] == ["the token was revoked"] * 4
+
+
+@pytest.mark.asyncio
+async def test_handle_that_is_made_while_there_is_no_connection(idle: FakeDaemon, client: AsyncClient) -> None:
+    task = await client.submit(add, 1)
+    idle.run_all()
+    assert await task == 1
+    before = len(idle.hellos)
+    idle.hang_up()
+    await until(lambda: client.line.live is None)
+    assert len(idle.hellos) == before, "nobody needs it"
+    async with asyncio.timeout(20):
+        assert await client.task(1) == 1
+
+
+@pytest.mark.asyncio
 async def test_client_is_closed_while_the_daemon_is_away(idle: FakeDaemon) -> None:
     changes: list[ScheddError | None] = []
     client = AsyncClient(idle.address, on_change=changes.append)
@@ -352,6 +385,25 @@ def test_executor_goes_on(idle_daemon: DaemonThread) -> None:
         idle_daemon.call(daemon.run_all)
         assert [future.result(30) for future in futures[:-1]] == list(range(7))
     assert len(daemon.tasks) == 7
+
+
+def test_executor_goes_on_where_the_daemon_has_forgotten_all(idle_daemon: DaemonThread) -> None:
+    daemon = idle_daemon.daemon
+
+    def forget() -> None:
+        daemon.hang_up()
+        daemon.tasks.clear()
+        daemon.submits.clear()
+        daemon.is_running = True
+
+    with SchedExecutor(idle_daemon.address, max_workers=2) as executor:
+        futures = [executor.submit(add, n) for n in range(4)]
+        idle_daemon.until(lambda daemon: len(daemon.tasks) == 2)
+        idle_daemon.call(forget)
+        for lost in futures[:2]:
+            with pytest.raises(RequestRefused, match="not known any more"):
+                lost.result(30)
+        assert [future.result(30) for future in futures[2:]] == [2, 3]
 
 
 def test_executor_gives_up(idle_daemon: DaemonThread) -> None:

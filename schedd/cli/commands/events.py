@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from schedd.cli.exits import Exit
 from schedd.cli.options import NUMBERS, Parsed
+from schedd.cli.output import encode_json
 from schedd.cli.session import Session, client_command
 from schedd.cli.values import parse_instant
 from schedd.log import format_fields
@@ -72,7 +72,10 @@ async def events_command(
             aclosing(client.events(since=since, follow=follow, on_missed=missed, **chosen)) as events,
         ):
             async for event in events:
-                out.text(as_json(event) if out.as_json else as_text(event))
+                if out.as_json:
+                    out.line(as_json(event))
+                else:
+                    out.text(as_text(event))
                 shown += 1
                 if follow:
                     out.flush()
@@ -86,7 +89,7 @@ async def events_command(
 def as_json(event: Event) -> str:
     """One line of JSON; times in seconds, without the unit in their names."""
     fields = {name.removesuffix("_ns"): _seconds(name, value) for name, value in event.fields.items()}
-    return msgspec.json.encode({"at": event.at_ns / 1e9, "type": event.type, **fields}).decode()
+    return encode_json({"at": event.at_ns / 1e9, "type": event.type, **fields})
 
 
 def as_text(event: Event) -> str:
