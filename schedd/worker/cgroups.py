@@ -59,8 +59,12 @@ class Cell:
     def __init__(self, path: str) -> None:
         self.path = path
         os.mkdir(path)  # noqa: PTH102
-        self._procs = os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-        self._events = os.open(f"{path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        with contextlib.ExitStack() as undo:  # without a descriptor for one of them neither is kept
+            undo.callback(os.rmdir, path)
+            self._procs = os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            undo.callback(os.close, self._procs)
+            self._events = os.open(f"{path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+            undo.pop_all()
         #: None where the kernel does not count.
         self._memory_events: int | None = None
         with contextlib.suppress(OSError):

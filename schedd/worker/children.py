@@ -182,7 +182,9 @@ class Children:
         payload = row.spec.payload
         assert isinstance(payload, Call)
         # A packet with a function's bytes must not be taken back from before one that needs them.
-        if not payload.path and not child.known.has(self._functions.number_of(payload.function)):
+        if not payload.path and (
+            any(sent.defines for sent in child.sent) or not child.known.has(self._functions.number_of(payload.function))
+        ):
             return False
         try:
             self._send(child, row)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -162,6 +163,9 @@ class Commands:
         except OSError as error:
             return None, f"SCHEDD_RESULT cannot be read: {error.strerror}"
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):  # a pipe, perhaps, to which somebody still writes
+                os.close(fd)
+                return None, "SCHEDD_RESULT is no file"
             with os.fdopen(fd, "rb") as file:
                 content = file.read(self._result_bytes_max + 1)
         except OSError as error:

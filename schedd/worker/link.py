@@ -113,6 +113,11 @@ class Link:
         if self._connection is not None:
             self._connection.send(messages)
 
+    def cut(self, reason: str) -> None:
+        """End the connection at once; there will be another."""
+        if self._connection is not None:
+            self._connection.abort(reason)
+
     async def run(self) -> int:
         """Stay connected. Returns an exit code when there is no point in going on."""
         failed_count = 0

@@ -28,7 +28,7 @@ from schedd import __version__
 from schedd.address import Address, state_dir
 from schedd.config import WorkerSettings
 from schedd.core.model import SECOND, Cause, Instant, TaskId, WorkerId
-from schedd.errors import ConfigError
+from schedd.errors import ConfigError, LocalProtocolError
 from schedd.log import Log
 from schedd.notify import keep_to_ourselves, notify, watchdog_s
 from schedd.wire.framing import FRAME_BYTES_MAX
@@ -276,7 +276,7 @@ class Worker:
 
     def _send_news(self) -> None:
         if not self._link.is_writable or self._can_wait():
-            if not self._link.is_up:
+            if not self._link.is_writable:  # also where the daemon does not read
                 self._keep_ends()
             return
         messages = self._state.take_messages()
@@ -285,13 +285,18 @@ class Worker:
             messages += self._log_pieces
             self._log_pieces = []
         if messages:
-            self._link.send(messages)
+            try:
+                self._link.send(messages)
+            except LocalProtocolError as error:
+                # What is lost with it is told by the next greeting.
+                _log.error("message_too_large", error=error.message)
+                self._link.cut("a message of ours cannot be sent")
 
     def _keep_ends(self, *, everything: bool = False) -> None:
         """Write to disk what must outlive this process, and remove what need not any more."""
         state = self._state
         if batches := state.take_to_keep(everything=everything):
-            self._shelf.keep(batches)
+            state.not_kept(self._shelf.keep(batches))
         if over := state.take_over():
             self._shelf.forget(over)
         if self._age_timer is None and state.owes_ends:

@@ -30,13 +30,16 @@ from schedd.wire.messages import (
     WorkerDraining,
 )
 
-#: A batch of ends fits into a frame (64 MiB) beside others: it is closed above this many bytes of results.
+#: Ends that come together are a batch up to so many bytes of results, which fits into a frame (64 MiB) beside others; a
+#: larger one is a batch of its own.
 BATCH_BYTES_MAX = 8 * 1024 * 1024
 BATCH_COUNT_MAX = 4096
 #: Progress is worth little when it is old: beyond this many in one turn (or without a connection) the oldest go.
 REPORTS_MAX = 1000
 #: An attempt that ran for so long is worth a file, which costs a tenth of a millisecond.
 KEEP_RUNTIME_NS = SECOND
+#: What could not be written is tried again at every so many calls of `grow_old`.
+TRY_AGAIN_EVERY = 30
 #: Ends that nobody has acknowledged, and bytes of their results, above which nothing new is started.
 ENDS_MAX = 100_000
 ENDS_BYTES_MAX = 512 * 1024 * 1024
@@ -91,6 +94,10 @@ class Outbox:
         #: Of those, what is not on disk; and which of these have to be, whether there is a connection or not.
         self._unkept: dict[int, Batch] = {}
         self._to_keep: list[Batch] = []
+        #: Could not be written; tried again after a while.
+        self._refused: dict[int, Batch] = {}
+        #: Calls of `grow_old`.
+        self._age = 0
         #: Acknowledged, and still on disk.
         self._over: list[int] = []
         #: Batches up to this one were there when `grow_old` was last called.
@@ -197,8 +204,8 @@ class Outbox:
             self._count(-len(ends), -batch.bytes_count)
             if batch.is_kept:
                 self._over.append(batch.seq)
-            else:
-                del self._unkept[batch.seq]
+            elif self._unkept.pop(batch.seq, None) is None:
+                del self._refused[batch.seq]
 
     # ------------------------------------------------------------------------------------------------------- on disk
 
@@ -218,6 +225,8 @@ class Outbox:
         """Give out what has to be on disk now; where there is no connection or `everything`, all that is not."""
         if everything or not self.connected:
             self._close_batches()
+            if everything:
+                self._try_again()
             batches, self._unkept = list(self._unkept.values()), {}
         elif self._to_keep:
             batches = [batch for batch in self._to_keep if self._unkept.pop(batch.seq, None) is not None]
@@ -227,6 +236,19 @@ class Outbox:
         for batch in batches:
             batch.is_kept = True
         return [self._kept(batch) for batch in batches]
+
+    def not_kept(self, numbers: Iterable[int]) -> None:
+        """These were given out, and are not on disk."""
+        wanted = set(numbers)
+        for batch in self._unacked if wanted else ():
+            if batch.seq in wanted:
+                batch.is_kept = False
+                self._refused[batch.seq] = batch
+
+    def _try_again(self) -> None:
+        self._unkept |= self._refused
+        self._to_keep += self._refused.values()
+        self._refused = {}
 
     def _kept(self, batch: Batch) -> Kept:
         ends = list(batch.message.attempts)
@@ -241,6 +263,9 @@ class Outbox:
     def grow_old(self) -> None:
         """Have kept what was here at the last call already; the shell calls this about once a second."""
         self._to_keep += [batch for batch in self._unkept.values() if batch.seq <= self._old_seq]
+        self._age += 1
+        if not self._age % TRY_AGAIN_EVERY:
+            self._try_again()
         self._close_batches()
         self._old_seq = self._seq
 
@@ -316,10 +341,14 @@ class Outbox:
         batch: list[AttemptFinished] = []
         size, long = 0, False
         for end in self._finished:
+            length = len(end.result or b"")
+            if batch and size + length > BATCH_BYTES_MAX:
+                self._add_batch(batch, size, long)
+                batch, size, long = [], 0, False
             batch.append(end)
-            size += len(end.result or b"")
+            size += length
             long = long or 0 < end.started_at_ns <= end.finished_at_ns - KEEP_RUNTIME_NS
-            if size > BATCH_BYTES_MAX or len(batch) >= BATCH_COUNT_MAX:
+            if len(batch) >= BATCH_COUNT_MAX:
                 self._add_batch(batch, size, long)
                 batch, size, long = [], 0, False
         if batch:

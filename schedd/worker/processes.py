@@ -118,22 +118,27 @@ def has_ended_child() -> bool:
 
 
 def children_of(pid: int) -> list[int]:
-    """List the direct children of a process, of all its threads; empty where it is gone. About 15 µs a thread."""
+    """List the direct children of a process, of all its threads; empty where it is gone. About 15 µs a thread.
+
+    What cannot be seen, without a descriptor for instance, is left out: that must keep nobody from ending the rest.
+    """
     children: list[int] = []
     tasks = f"/proc/{pid}/task"
     try:
         for thread in os.listdir(tasks):  # noqa: PTH208 - on the path of every command, and ten times cheaper
             children += map(int, read_file(f"{tasks}/{thread}/children").split())
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         pass
     return children
 
 
 def descendants_of(pid: int) -> Iterator[int]:
     """Walk the tree below a process, parents first. A process that forks meanwhile may hide a child."""
-    for child in children_of(pid):
+    waiting = children_of(pid)[::-1]
+    while waiting:
+        child = waiting.pop()
         yield child
-        yield from descendants_of(child)
+        waiting += children_of(child)[::-1]
 
 
 def parent_of(pid: int) -> int:

@@ -7,6 +7,7 @@ is run again, as is what a damaged file had.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from zlib import crc32
@@ -41,28 +42,32 @@ class Shelf:
                 if path.suffix != PARTIAL:
                     found.append(read_batch(path))
                     continue
-            except (OSError, ValueError) as error:
+            except OSError as error:
+                _log.warning("ends_not_read", file=path, reason=str(error), effect="these attempts may be run again")
+                continue
+            except ValueError as error:
                 _log.warning("ends_damaged", file=path, reason=str(error), effect="these attempts are run again")
             path.unlink(missing_ok=True)
         if found:
             _log.info("ends_found", attempts=sum(len(batch.attempts) for batch in found))
         return sorted(found, key=lambda batch: batch.seq)
 
-    def keep(self, batches: Iterable[Kept]) -> None:
-        """Write batches. Where the disk refuses they are in memory only, which is said once."""
-        try:
-            for batch in batches:
-                data = _encoder.encode(batch)
-                path = self._path(batch.seq)
-                partial = path.with_suffix(PARTIAL)
-                partial.write_bytes(crc32(data).to_bytes(CHECKSUM_BYTES, "big") + data)
-                partial.replace(path)
-        except OSError as error:
-            if not self._is_failing:
-                _log.warning("ends_not_kept", folder=self._folder, reason=str(error), effect="they are in memory only")
-            self._is_failing = True
-        else:
+    def keep(self, batches: Iterable[Kept]) -> list[int]:
+        """Write batches, and return which could not be: these are in memory only, which is said once."""
+        refused: list[int] = []
+        for batch in batches:
+            path = self._path(batch.seq)
+            try:
+                _write(path, _encoder.encode(batch))
+            except OSError as error:
+                refused.append(batch.seq)
+                if not self._is_failing:
+                    effect = "they are in memory only"
+                    _log.warning("ends_not_kept", folder=self._folder, reason=str(error), effect=effect)
+                self._is_failing = True
+        if not refused:
             self._is_failing = False
+        return refused
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Remove batches that are acknowledged."""
@@ -75,6 +80,17 @@ class Shelf:
 
     def _path(self, seq: int) -> Path:
         return self._folder / f"{seq:012}"
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_suffix(PARTIAL)
+    try:
+        partial.write_bytes(crc32(data).to_bytes(CHECKSUM_BYTES, "big") + data)
+        partial.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def read_batch(path: Path) -> Kept:

@@ -52,6 +52,8 @@ NEEDS_MAX = 1024
 #: A report of this size at most, times those of one turn, is well below the bound of a frame.
 METRICS_MAX = 100
 METRIC_NAME_MAX = 100
+#: The largest step that a message can carry, either way.
+STEP_MAX = (1 << 63) - 1
 
 
 class WorkerState:
@@ -218,7 +220,7 @@ class WorkerState:
 
     def on_report(self, task_id: TaskId, attempt: int, step: int, metrics: dict[str, float]) -> None:
         """Take a progress message from inside an attempt; it may be late, or made up by anyone on the machine."""
-        if len(metrics) > METRICS_MAX or any(len(name) > METRIC_NAME_MAX for name in metrics):
+        if len(metrics) > METRICS_MAX or abs(step) > STEP_MAX or any(len(name) > METRIC_NAME_MAX for name in metrics):
             self.ignored_count += 1
         elif self._find(task_id, attempt) is not None:
             self._outbox.reported(AttemptReport(task_id, attempt, step, metrics))
@@ -355,6 +357,10 @@ class WorkerState:
         """Give out the numbers of what need no longer be on disk."""
         return self._outbox.take_over()
 
+    def not_kept(self, numbers: Iterable[int]) -> None:
+        """Batches that were given out to be kept are not on disk: they are given out again after a while."""
+        self._outbox.not_kept(numbers)
+
     def grow_old(self) -> None:
         """Have what nobody acknowledges kept on disk; to be called about once a second while `owes_ends`."""
         self._outbox.grow_old()
@@ -474,3 +480,7 @@ class WorkerState:
 
     def _add_deadline(self, at_ns: Instant, row: Attempt) -> None:
         heapq.heappush(self._deadlines, (at_ns, next(self._ties), row))
+        # What has ended is dropped when it comes up; behind a late one much could gather.
+        if len(self._deadlines) > 64 + 4 * (len(self.running) + len(self.backlog) + len(self.dying)):
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].ended]
+            heapq.heapify(self._deadlines)

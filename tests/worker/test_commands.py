@@ -106,6 +106,17 @@ async def test_files_of_silent_commands_are_used_again(tmp_path: Path) -> None:
         assert open_files() == files
 
 
+@pytest.mark.parametrize("make", ["mkfifo $SCHEDD_RESULT; setsid sleep 60 <>$SCHEDD_RESULT &", "mkdir $SCHEDD_RESULT"])
+async def test_result_that_is_no_file(tmp_path: Path, make: str) -> None:
+    async with running_worker(tmp_path) as run:
+        files = []
+        for _ in range(3):
+            end = await run.daemon.run(Command(["sh", "-c", make]))
+            assert (end.cause, end.result, end.message) == (Cause.OK, None, "SCHEDD_RESULT is no file")
+            files.append(open_files())
+        assert files[2] <= files[0]
+
+
 async def test_json_result_comes_back(tmp_path: Path) -> None:
     async with running_worker(tmp_path, result_mb_max=0.001) as run:
         write = "open(__import__('os').environ['SCHEDD_RESULT'], 'w').write({})"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from schedd.core.model import SECOND, Cause, Command, TaskId, WorkerResources
 from schedd.wire.messages import AckFinished, AttemptFinished, DropAttempts
 from schedd.worker.attempts import Ending
-from schedd.worker.outbox import Kept, Outbox
+from schedd.worker.outbox import TRY_AGAIN_EVERY, Kept, Outbox
 from schedd.worker.shelf import Shelf
 from schedd.worker.state import WorkerState
 
@@ -233,12 +235,55 @@ def test_disk_that_refuses_is_told_once(tmp_path: Path, caplog: pytest.LogCaptur
     shelf = Shelf(tmp_path / "ends")
     (tmp_path / "ends").rmdir()
     with caplog.at_level(logging.WARNING):
-        shelf.keep([Kept(1, [ended(1)], [0])])
-        shelf.keep([Kept(2, [ended(2)], [0])])
+        assert shelf.keep([Kept(1, [ended(1)], [0])]) == [1]
+        assert shelf.keep([Kept(2, [ended(2)], [0]), Kept(4, [ended(4)], [0])]) == [2, 4]
         assert caplog.text.count("ends_not_kept") == 1
         (tmp_path / "ends").mkdir()
-        shelf.keep([Kept(3, [ended(3)], [0])])
+        assert shelf.keep([Kept(3, [ended(3)], [0])]) == []
     assert [batch.seq for batch in shelf.load()] == [3]
+
+
+def test_one_that_does_not_fit_keeps_no_other_from_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bytes = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        write_bytes(path, data[:100])
+        if len(data) > 1000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_bytes(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    shelf = Shelf(tmp_path)
+    large, small = ended(1, 1.0, bytes(10_000)), ended(2, 1.0)
+    assert shelf.keep([Kept(1, [large], [0]), Kept(2, [small], [0])]) == [1]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{2:012}"], "nothing half-written stays on a full disk"
+
+
+def test_file_that_cannot_be_read_now_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf(tmp_path)
+    shelf.keep([Kept(1, [ended(1)], [0])])
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "read_bytes", lambda path: os.read(-1, 1))
+        assert shelf.load() == []
+    assert [batch.seq for batch in shelf.load()] == [1]
+
+
+def test_what_the_disk_refused_is_tried_again() -> None:
+    state = machine()
+    run(state, 1, 1.0)
+    state.take_messages()
+    assert kept_by(state) == [[1]]
+    state.not_kept([1])
+    assert kept_by(state) == [], "not at once"
+    for _ in range(TRY_AGAIN_EVERY):
+        state.grow_old()
+    assert kept_by(state) == [[1]]
+    state.not_kept([1])
+    assert kept_by(state, everything=True) == [[1]], "for a last time"
+    state.not_kept([1])
+    state.on_message(AckFinished(1), 0)
+    assert state.take_over() == []
+    assert not state.owes_ends
 
 
 # ------------------------------------------------------------------------------------------------------- real workers

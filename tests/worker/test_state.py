@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from schedd.core.model import SECOND, Cause, TaskId
+from schedd.wire.framing import FRAME_BYTES_MAX, encode_frame
 from schedd.wire.messages import (
     AckFinished,
     AttemptFinished,
@@ -403,9 +404,32 @@ def test_large_results_are_spread_over_batches() -> None:
     state = machine(cpus=3)
     state.on_message(dispatch(1, 2, 3), 0)
     for task_id in (1, 2, 3):
-        end(state, task_id, 1, Ending(Cause.OK, b"x" * (BATCH_BYTES_MAX // 2 + 1)))
+        end(state, task_id, 1, Ending(Cause.OK, b"x" * (BATCH_BYTES_MAX // 2)))
     batches = [message for message in state.take_messages() if isinstance(message, AttemptsFinished)]
     assert [(batch.seq, len(batch.attempts)) for batch in batches] == [(1, 2), (2, 1)]
+
+
+def test_result_that_is_as_large_as_may_be_is_a_batch_of_its_own() -> None:
+    """Beside another one it would be above what a frame may have, and could never be told."""
+    state = machine(cpus=3)
+    state.on_message(dispatch(1, 2, 3), 0)
+    for task_id, size in ((1, BATCH_BYTES_MAX - 1), (2, 60 * 1024 * 1024), (3, 1)):
+        end(state, task_id, 1, Ending(Cause.OK, bytes(size)))
+    batches = [message for message in state.take_messages() if isinstance(message, AttemptsFinished)]
+    assert [[one.task_id for one in batch.attempts] for batch in batches] == [[1], [2], [3]]
+    for batch in batches:
+        assert len(encode_frame([batch])) <= FRAME_BYTES_MAX
+
+
+def test_deadlines_of_what_has_ended_do_not_gather_behind_a_later_one() -> None:
+    state = machine(cpus=2)
+    state.on_message(dispatch(1, timeout_s=100.0), 0)
+    for task_id in range(2, 1000):
+        state.on_message(dispatch(task_id, timeout_s=1000.0), SECOND)
+        end(state, task_id, SECOND, Ending(Cause.OK))
+        state.take_messages()
+    assert len(state._deadlines) < 100
+    assert state.next_deadline() == 100 * SECOND
 
 
 def test_drain_hands_back_the_backlog_and_leaves_when_all_is_acknowledged() -> None:
@@ -512,6 +536,8 @@ def test_reports_come_after_the_start_and_before_the_end() -> None:
     state.on_report(TaskId(1), 1, 7, {"loss": 0.5})
     state.on_report(TaskId(3), 1, 7, {"loss": 0.5})
     state.on_report(TaskId(1), 1, 7, {str(index): 0.5 for index in range(1000)})
+    state.on_report(TaskId(1), 1, 1 << 63, {"loss": 0.5})
+    state.on_report(TaskId(1), 1, -(1 << 70), {"loss": 0.5})
     end(state, 1)
     early, finished, started, late = state.take_messages()
     assert isinstance(early, AttemptReports)
@@ -520,7 +546,7 @@ def test_reports_come_after_the_start_and_before_the_end() -> None:
     assert [r.task_id for r in late.reports] == [2]
     assert isinstance(finished, AttemptsFinished)
     assert isinstance(started, AttemptsStarted)
-    assert state.ignored_count == 2
+    assert state.ignored_count == 4
 
 
 def test_message_for_someone_else_is_counted() -> None:
