@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, KeysView
+from collections.abc import Callable, Hashable, Iterator, KeysView
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count, islice
 from weakref import WeakValueDictionary
@@ -34,8 +34,6 @@ NO_RANK: Rank = (math.inf, 0)
 SIZE_STEP = 0.2
 #: Between a kind and a size.
 SIZE_MARK = "\n"
-#: Keys of requirements that were asked for are remembered for so many objects.
-KEYS_KEPT_MAX = 64
 
 #: Equal labels make equal keys, in whatever order they came.
 _ENCODER = msgspec.msgpack.Encoder(order="sorted")
@@ -58,7 +56,7 @@ class RequestClass:
     )
 
     def __init__(
-        self, number: int, key: bytes, requirements: TaskRequirements, kind: str, by_kind: bool, by_size: bool
+        self, number: int, key: Hashable, requirements: TaskRequirements, kind: str, by_kind: bool, by_size: bool
     ) -> None:
         self.number = number
         self.key = key
@@ -83,30 +81,27 @@ class RequestClasses:
     """Interns request classes; one lives as long as a task refers to it."""
 
     def __init__(self) -> None:
-        self._classes: WeakValueDictionary[bytes, RequestClass] = WeakValueDictionary()
+        self._classes: WeakValueDictionary[Hashable, RequestClass] = WeakValueDictionary()
         self._numbers = count(1)
-        #: (requirements, key) by identity of the former, and kind: who submits one by one sends the same object again.
-        self._keys: dict[tuple[int, str | None], tuple[TaskRequirements, bytes]] = {}
 
     def intern(self, requirements: TaskRequirements, kind: str, by_kind: bool, by_size: bool = False) -> RequestClass:
         """Return the one class of these.
 
         The estimate of the runtime does not make a class of its own, but where tasks of different sizes are told apart.
         """
+        asked = requirements
         grouped = kind if by_kind else None
-        by_size = by_size and bool(requirements.estimated_time)
-        if by_size and requirements.estimated_time:
-            grouped = f"{grouped or ''}{SIZE_MARK}{round(math.log(requirements.estimated_time) / SIZE_STEP)}"
-        known = self._keys.get((id(requirements), grouped))
-        if known is not None and (found := self._classes.get(known[1])) is not None:
-            return found
-        plain = msgspec.structs.replace(requirements, estimated_time=None)
-        key = _ENCODER.encode((plain, grouped))
-        if len(self._keys) >= KEYS_KEPT_MAX:
-            self._keys.clear()
-        self._keys[id(requirements), grouped] = (requirements, key)
+        by_size = by_size and bool(asked.estimated_time)
+        if by_size and asked.estimated_time:
+            grouped = f"{grouped or ''}{SIZE_MARK}{round(math.log(asked.estimated_time) / SIZE_STEP)}"
+        key: Hashable
+        if asked.labels or asked.custom or asked.variants:
+            key = _ENCODER.encode((msgspec.structs.replace(asked, estimated_time=None), grouped))
+        else:
+            key = (asked.min_gpus, asked.min_memory, asked.cpus, asked.ram, asked.gpu_model, grouped)
         found = self._classes.get(key)
         if found is None:
+            plain = msgspec.structs.replace(asked, estimated_time=None)
             found = self._classes[key] = RequestClass(next(self._numbers), key, plain, kind, by_kind, by_size)
         return found
 

@@ -18,7 +18,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from msgspec import Struct, structs
@@ -36,7 +36,13 @@ SWF_UNKNOWN_S = 10.0
 #: Three hundred years: what is later or longer was not meant in seconds.
 SECONDS_MAX = 1e10
 
+#: Rows that ask for the same share one object, and what the simulator works out of it; so many are told apart at once.
+SHARED_MAX = 4096
+
 Row = Mapping[str, str]
+
+#: `TaskRequirements`, the same object for the same values.
+_asked = lru_cache(SHARED_MAX)(TaskRequirements)
 
 
 class TraceTask(Struct, frozen=True):
@@ -195,11 +201,17 @@ def _needs(gpus: float, runtimes: dict[str, float], models: Sequence[str], **amo
     """Requirements of a task; where it does not run on all models, as variants of those on which it does."""
     given = {name: value for name, value in amounts.items() if value is not None}
     if len(runtimes) == len(models):
-        return TaskRequirements(min_gpus=gpus, **given)  # type: ignore[arg-type]
+        return _asked(min_gpus=gpus, **given)
     if not runtimes:
         raise ValueError("it runs on no model")
-    first, *others = (TaskRequirements(min_gpus=gpus, gpu_model=model, **given) for model in runtimes)  # type: ignore[arg-type]
-    return TaskRequirements(min_gpus=gpus, gpu_model=first.gpu_model, variants=tuple(others), **given)  # type: ignore[arg-type]
+    return _asked_on(tuple(runtimes), min_gpus=gpus, **given)
+
+
+@lru_cache(SHARED_MAX)
+def _asked_on(models: tuple[str, ...], **amounts: float) -> TaskRequirements:
+    """Requirements of a task that any of these models will do for."""
+    first, *others = (TaskRequirements(gpu_model=model, **amounts) for model in models)  # type: ignore[arg-type]
+    return structs.replace(first, variants=tuple(others))
 
 
 # ------------------------------------------------------------------------------------------------------------ layouts
@@ -212,9 +224,15 @@ _TRAINING = re.compile(r"train_time_s(_\d+)?")
 
 
 def _by_model(row: Row, columns: Sequence[str], pattern: re.Pattern[str]) -> tuple[dict[str, float], list[str]]:
-    found = {column: match[1] for column in columns if (match := pattern.fullmatch(column))}
+    found = _models_of(tuple(columns), pattern)
     runtimes = {model: value for column, model in found.items() if (value := _optional(row, column)) is not None}
     return runtimes, list(found.values())
+
+
+@lru_cache(16)
+def _models_of(columns: tuple[str, ...], pattern: re.Pattern[str]) -> dict[str, str]:
+    """The model that a column has the runtimes of, by column."""
+    return {column: match[1] for column in columns if (match := pattern.fullmatch(column))}
 
 
 def _canonical(row: Row, columns: Sequence[str]) -> TraceTask:
@@ -254,28 +272,23 @@ def _bag(row: Row, columns: Sequence[str]) -> TraceTask:
 def _muri(row: Row, columns: Sequence[str]) -> TraceTask:
     runtime = _number(row, "iterations") * _number(row, "iteration_ms") * MURI_OVERHEAD / 1000
     gpus = _number(row, "num_gpu")
-    return TraceTask(_number(row, "submit_s"), row["model"] or "task", runtime, TaskRequirements(min_gpus=gpus))
+    return TraceTask(_number(row, "submit_s"), row["model"] or "task", runtime, _asked(min_gpus=gpus))
 
 
 def _philly(row: Row, columns: Sequence[str]) -> TraceTask:
     gpus = _number(row, "num_gpu")
-    requirements = TaskRequirements(min_gpus=gpus)
+    requirements = _asked(min_gpus=gpus)
     return TraceTask(_number(row, "submit_s"), row.get("vc") or "task", _number(row, "duration_s"), requirements)
 
 
 def _openb(row: Row, columns: Sequence[str]) -> TraceTask:
     gpus, share = _number(row, "num_gpu"), _number(row, "gpu_milli") / 1000
-    # Models of which any will do.
-    first, *others = (
-        TaskRequirements(
-            min_gpus=share if gpus == 1 and 0 < share < 1 else gpus,
-            cpus=_number(row, "cpu_milli") / 1000,
-            ram=_number(row, "memory_mib") / MIB_PER_GB,
-            gpu_model=model,
-        )
-        for model in (row.get("gpu_spec") or "").split("|")
+    requirements = _asked_on(
+        tuple((row.get("gpu_spec") or "").split("|")),
+        min_gpus=share if gpus == 1 and 0 < share < 1 else gpus,
+        cpus=_number(row, "cpu_milli") / 1000,
+        ram=_number(row, "memory_mib") / MIB_PER_GB,
     )
-    requirements = structs.replace(first, variants=tuple(others))
     created = _number(row, "creation_time", 0.0)
     runtime = max(0.0, _number(row, "deletion_time", 0.0) - created)
     return TraceTask(created, row.get("qos") or "pod", runtime, requirements)
@@ -289,11 +302,11 @@ def _gavel_job(speeds: Speeds, row: Row, columns: Sequence[str]) -> TraceTask:
 
 
 def _lcdb(row: Row, columns: Sequence[str]) -> TraceTask:
-    return TraceTask(0.0, row["learner"] or "task", _number(row, "traintime_s"), TaskRequirements())
+    return TraceTask(0.0, row["learner"] or "task", _number(row, "traintime_s"), _asked())
 
 
 def _lcbench(row: Row, columns: Sequence[str]) -> TraceTask:
-    return TraceTask(0.0, "train", _number(row, "cum_time_s"), TaskRequirements())
+    return TraceTask(0.0, "train", _number(row, "cum_time_s"), _asked())
 
 
 def _training(row: Row, columns: Sequence[str]) -> TraceTask:
@@ -306,7 +319,7 @@ def _training(row: Row, columns: Sequence[str]) -> TraceTask:
         kind = f"conv3x3={operations.count('3')},conv1x1={operations.count('2')}"
     elif batch := row.get("batch_size"):
         kind = f"batch_size={batch}"
-    return TraceTask(0.0, kind, sum(times) / len(times), TaskRequirements())
+    return TraceTask(0.0, kind, sum(times) / len(times), _asked())
 
 
 class Layout(Struct, frozen=True):
@@ -383,7 +396,7 @@ def _swf(path: Path, text: str) -> list[TraceTask]:
         runtime = SWF_UNKNOWN_S if runtime < 0 else runtime
         estimated = runtime if requested <= 0 else requested
         try:
-            requirements = TaskRequirements(cpus=processors, estimated_time=estimated)
+            requirements = _asked(cpus=processors, estimated_time=estimated)
             task = TraceTask(submit, "job", runtime, requirements)
             _must_be_sane(task)
         except ValueError as error:

@@ -10,6 +10,8 @@ part counts what would be stranded if only this sort came from now on, which see
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from schedd.core.capacity import Ledger, Need
 from schedd.core.model import Task, WorkerInfo
 from schedd.core.policies.base import Draft
@@ -40,11 +42,11 @@ class Packing:
 
     def __init__(self) -> None:
         #: How many tasks of a class came, the last, and what they need, by key of the class.
-        self._seen: dict[bytes, tuple[float, int, tuple[Need, ...]]] = {}
+        self._seen: dict[Hashable, tuple[float, int, tuple[Need, ...]]] = {}
         self._count = 0.0
         self._next = 1.0
         #: Weight of each class that is looked at, by its key; and the same by what they ask for.
-        self._weights: dict[bytes, float] = {}
+        self._weights: dict[Hashable, float] = {}
         self._sorts: list[Sort] = []
         self._states: dict[State, float] = {}
 
