@@ -75,7 +75,8 @@ class Attempts:
                 continue  # said twice, after a reconnection
             if isinstance(task.state, Revoking):
                 self._on_refused(task, task.state, worker)
-            self._match_reservation(task, worker, started)
+            if not task.reserved or task.devices != started.devices:
+                self._match_reservation(task, worker, started)
             self._start(task, worker, started.started_at_ns)
 
     def _on_refused(self, task: Task, state: Revoking, victim: WorkerInfo) -> None:
@@ -98,8 +99,6 @@ class Attempts:
 
     def _match_reservation(self, task: Task, worker: WorkerInfo, started: AttemptStarted) -> None:
         """The worker decides what starts, on which devices; our mirror follows it where they differ."""
-        if task.reserved and task.devices == started.devices:
-            return
         need = need_of(task)
         self._t.placement_wanted = True
         if worker.ledger is not None and worker.ledger.knows_devices(need, started.devices):

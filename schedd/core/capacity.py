@@ -149,8 +149,17 @@ class Ledger:
             if found is None:
                 return None
             picked = found
-        self._apply(need, picked, -1)
+        self.free_cpus -= need.cpus
+        self.free_ram_mb -= need.ram_mb
+        if picked or need.custom:
+            self._apply_rest(need, picked, -1)
         return picked
+
+    def has_free(self) -> bool:
+        """Whether anything of its unit of concurrency is left: a share of a device, or the CPUs of a slot."""
+        if self.devices:
+            return any(device.free_share for device in self.devices)
+        return self.free_cpus >= self.slot_cpus
 
     def knows_devices(self, need: Need, devices: tuple[int, ...]) -> bool:
         """Whether `need` could be on these devices at all: as many as it asks for, all different, all there."""
@@ -160,15 +169,19 @@ class Ledger:
 
     def reserve_exactly(self, need: Need, devices: tuple[int, ...]) -> None:
         """Take `need` on these devices, as the worker said that it did; what is free may become negative by it."""
-        self._apply(need, devices, -1)
+        self.free_cpus -= need.cpus
+        self.free_ram_mb -= need.ram_mb
+        if devices or need.custom:
+            self._apply_rest(need, devices, -1)
 
     def release(self, need: Need, devices: tuple[int, ...]) -> None:
         """Give back what `reserve` took."""
-        self._apply(need, devices, 1)
+        self.free_cpus += need.cpus
+        self.free_ram_mb += need.ram_mb
+        if devices or need.custom:
+            self._apply_rest(need, devices, 1)
 
-    def _apply(self, need: Need, devices: tuple[int, ...], sign: int) -> None:
-        self.free_cpus += sign * need.cpus
-        self.free_ram_mb += sign * need.ram_mb
+    def _apply_rest(self, need: Need, devices: tuple[int, ...], sign: int) -> None:
         for index in devices:
             device = self.devices[index]
             device.free_share += sign * need.share

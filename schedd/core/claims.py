@@ -105,7 +105,7 @@ class Claims:
             return True
         classes, members = self._version
         is_news = classes != self._queue.classes_version or members != self._resources.members_version
-        return is_news and self._queue.has_aside
+        return is_news and bool(self._queue.set_apart)
 
     def make(self, now: Instant) -> None:
         """Let the classes that are aside claim, best rank first."""

@@ -40,7 +40,7 @@ from schedd.core.model import (
 )
 from schedd.core.policies.base import TaskScheduler, WaitingClass
 from schedd.core.preemption import Preemptor
-from schedd.core.requests import Requests
+from schedd.core.requests import CHANGES_PER_TURN_MAX, Requests
 from schedd.core.resources import ResourceManager
 from schedd.core.restore import Recorded, Restore
 from schedd.core.retries import limits_of
@@ -50,6 +50,7 @@ from schedd.core.stealing import Stealing
 from schedd.core.steals import StealLedger
 from schedd.core.tables import Counters, EngineSettings, Tables
 from schedd.core.tasks import DISPATCHED, TaskTable, story
+from schedd.core.timers import NEVER
 
 #: An enumeration looks its members up by name at each use; this one is used for each event of a worker.
 _UNREACHABLE = WorkerStatus.UNREACHABLE
@@ -130,9 +131,11 @@ class Engine:
         now: engine nanoseconds, never before the last call. O(events + tasks placed * log n).
         Raises InvalidTransition where the engine itself is wrong; nothing that a peer sends leads there.
         """
-        t, handlers, workers = self._t, self._handlers, self._t.resources.workers
+        t, handlers, resources = self._t, self._handlers, self._t.resources
+        workers = resources.workers
         self._before_ns, t.now = t.now, now
-        self._requests.go_on()
+        if self._requests.room < CHANGES_PER_TURN_MAX:
+            self._requests.go_on()
         for event in events:
             handler, is_life = handlers[type(event)]
             if is_life and (worker := workers.get(event.worker_id)) is not None:  # type: ignore[attr-defined]
@@ -142,12 +145,13 @@ class Engine:
             handler(event)
         if t.deadlines.soonest <= now:
             self._expire()
-        may_place = t.may_place
+        queue = t.queue
+        may_place = not t.awaited and not queue.left_behind
         if t.placement_wanted and may_place:
             if t.health.due:
                 self._guard.try_due()
             t.placement_wanted = False
-            if t.queue.size and t.resources.workers:
+            if queue.size and workers:
                 self._place(now)
         if self._requests.pending:
             t.deadlines.set(("command", 0), now)  # which goes on at once
@@ -155,7 +159,8 @@ class Engine:
             self._preemptor.after_pass()
         if t.idled and may_place and ("place", 0) not in t.deadlines:
             self._stealing.for_idle()
-        t.resources.commit()
+        if resources.touched:
+            resources.commit()
         return t.take_effects()
 
     def _place(self, now: Instant) -> None:
@@ -199,9 +204,13 @@ class Engine:
         if self._t.shadow is not None:
             self._t.shadow.recall(learned.get(self._t.shadow.policy.name, ()))
 
-    def next_deadline(self) -> Instant | None:
-        """When the engine must be called with a `Wakeup` at the latest; None: not before the next event."""
-        return self._t.deadlines.next()
+    def next_deadline(self, before: Instant = NEVER) -> Instant | None:
+        """When the engine must be called with a `Wakeup` at the latest; None: not before the next event.
+
+        before: who will call it then anyway need not know of what is due later.
+        """
+        deadlines = self._t.deadlines
+        return deadlines.next() if deadlines.soonest < before else None
 
     def _on_wakeup(self, event: ev.Wakeup) -> None:
         if event.lag_ns >= LATE_NS:

@@ -145,33 +145,39 @@ class Placer:
     # ------------------------------------------------------------------------------------------------- the draft
 
     def head(self) -> Task | None:
-        if self._left <= 0 or not self._queue.size:
+        waiting = self._queue
+        if self._left <= 0 or not waiting.size:
             return None
-        self._absorb()
-        if not self._roomy and not self._takes_any():
-            return None  # nothing is free, and no backlog may grow
-        queue = self._queue.best()
+        if waiting.returned or self._resources.touched or self._resources.fresh:
+            self._absorb()
+        # Even a worker that is full may get something: work sent ahead, or a task that needs no CPU.
+        if not (self._roomy or self._runtimes.short or waiting.without_cpu):
+            return None
+        queue = waiting.best()
         if self._offers:
-            queue = self._stir(queue)
+            if waiting.set_apart:
+                queue = self._stir(queue)
+            else:
+                self._offers.clear()
         self._current = queue
-        return self._queue.head(queue) if queue is not None else None
-
-    def _takes_any(self) -> bool:
-        """Whether even a worker that is full may get something: work sent ahead, or a task that needs no CPU."""
-        return bool(self._runtimes.short or self._queue.without_cpu)
+        if queue is None:
+            return None
+        return queue.front if queue.front is not None else waiting.head(queue)
 
     def _absorb(self) -> None:
         """Take in what has changed: classes that came back give up their claims, workers may have offers.
 
         A worker has room where a CPU is free, or the policy would let its backlog grow.
         """
-        for returned in self._queue.take_returned():
-            self._claims.drop(returned)
-        fresh = self._resources.take_fresh()
-        if not fresh:
+        if self._queue.returned:
+            for returned in self._queue.take_returned():
+                self._claims.drop(returned)
+        if not (self._resources.touched or self._resources.fresh):
             return
+        fresh = self._resources.take_fresh()
         open_seqs, limit_of = self._resources.open, self._policy.backlog_limit if self._has_backlogs else None
-        roomy, offers, takes_any = self._roomy, self._offers, self._takes_any()
+        roomy, offers = self._roomy, self._offers
+        takes_any = self._runtimes.short or self._queue.without_cpu
         for worker in fresh:
             seq = worker.seq
             if seq in open_seqs or (limit_of and worker.accepts_work and _queued(worker) < limit_of(worker)):
@@ -190,9 +196,6 @@ class Placer:
         One at a time: what it takes may leave nothing for the next. A class that was set aside in this pass comes back
         only for what changed since, so a pass ends.
         """
-        if not self._queue.has_aside:
-            self._offers.clear()
-            return queue
         waiting = self._queue.aside()
         if len(waiting) > STIRRED_MAX:
             return self._stir_all(waiting)
@@ -446,9 +449,9 @@ class Placer:
 
     def _index(self, request: RequestClass, task: Task) -> Candidates:
         """The index of the class of `task`, up to date. O(changes since it was last looked at * log workers)."""
-        index = self._of(request)
+        index = self._indexes.get(request.number) or self._of(request)
         resources = self._resources
-        if resources.has_news:
+        if resources.touched or resources.fresh:
             self._absorb()
         end = resources.base + len(resources.changes)
         if index.cursor < resources.base:
@@ -468,7 +471,7 @@ class Placer:
     def _follow(self, index: Candidates, request: RequestClass, task: Task) -> None:
         resources = self._resources
         changes, base, by_seq, roomy = resources.changes, resources.base, resources.by_seq, self._roomy
-        takes_any = self._takes_any() or not request.cpus_min
+        takes_any = self._runtimes.short or self._queue.without_cpu or not request.cpus_min
         for version, seq in enumerate(changes[index.cursor - base :], index.cursor + 1):
             if seq not in roomy and not takes_any:
                 continue  # nearly all, on a busy cluster

@@ -196,9 +196,10 @@ class TaskQueue:
         self._places: count[int] = count(self.first_place)
         #: Tasks that stand in such places.
         self.left_behind: int = before.size + before.left_behind if before is not None else 0
-        self._aside: dict[int, ClassQueue] = {}
+        #: The classes that are set aside, by number.
+        self.set_apart: dict[int, ClassQueue] = {}
         #: Classes that were aside and are no longer, or no longer wait, since the last `take_returned`.
-        self._returned: list[ClassQueue] = []
+        self.returned: list[ClassQueue] = []
         self.size: int = 0
         #: Grows when a class begins or ceases to wait.
         self.classes_version = 0
@@ -338,7 +339,7 @@ class TaskQueue:
 
     def pop(self, queue: ClassQueue) -> Task:
         """Take the head out. Raises IndexError where there is none."""
-        task = self.head(queue)
+        task = queue.front if queue.front is not None else self.head(queue)
         if task is None:
             raise IndexError("pop from an empty class")
         level = queue.levels[self._level_of(task)]
@@ -357,7 +358,7 @@ class TaskQueue:
     def set_aside(self, queue: ClassQueue) -> None:
         """Leave a class out of `best` until `bring_back`, which a new head does by itself."""
         queue.blocked = True
-        self._aside[queue.request.number] = queue
+        self.set_apart[queue.request.number] = queue
         heads = self._heads
         if heads and heads[0][2] == queue.request.number:
             heappop(heads)  # `bring_back` posts it anew
@@ -365,24 +366,18 @@ class TaskQueue:
     def bring_back(self, queue: ClassQueue) -> None:
         """Let `best` see a class again. O(log classes)."""
         queue.blocked = queue.is_declined = False
-        del self._aside[queue.request.number]
-        self._returned.append(queue)
+        del self.set_apart[queue.request.number]
+        self.returned.append(queue)
         if self.head(queue) is not None:
             self._post(queue, queue.rank)
 
-    @property
-    def has_aside(self) -> bool:
-        return bool(self._aside)
-
     def aside(self) -> list[ClassQueue]:
         """The classes that are set aside, in the order in which they were."""
-        return list(self._aside.values())
+        return list(self.set_apart.values())
 
     def take_returned(self) -> list[ClassQueue]:
         """The classes that ceased to be aside since the last call."""
-        returned = self._returned
-        if returned:
-            self._returned = []
+        returned, self.returned = self.returned, []
         return returned
 
     def find(self, request: RequestClass) -> ClassQueue | None:
@@ -453,8 +448,8 @@ class TaskQueue:
         queue.posted = None
         if queue.blocked:
             queue.blocked = False
-            del self._aside[queue.request.number]
-            self._returned.append(queue)
+            del self.set_apart[queue.request.number]
+            self.returned.append(queue)
         if self._queues.pop(queue.request.number, None) is not None:
             self.without_cpu -= not queue.request.cpus_min
             self.classes_version += 1

@@ -89,8 +89,8 @@ class Requests:
         self._guard = guard
         #: Commands that are not through, the first under way: they go on in the next turn.
         self.pending: deque[_Command] = deque()
-        #: How many tasks this turn may still look at for them.
-        self._room = CHANGES_PER_TURN_MAX
+        #: How many tasks this turn may still look at for them; all of its bound where the last one had none of them.
+        self.room = CHANGES_PER_TURN_MAX
 
     # ---------------------------------------------------------------------------------------------------------- submit
 
@@ -456,8 +456,8 @@ class Requests:
             self._go_on()
 
     def go_on(self) -> None:
-        """At the begin of a turn: work on what the turns before have left."""
-        self._room = CHANGES_PER_TURN_MAX
+        """At the begin of a turn, where the last one has looked at some: work on what the turns before have left."""
+        self.room = CHANGES_PER_TURN_MAX
         if self.pending:
             self._go_on()
 
@@ -478,8 +478,8 @@ class Requests:
     def _work(self, command: _Command) -> bool:
         """Take the next steps of a command; True where these were the last."""
         command.begun = True
-        for step in islice(command.steps, self._room):
-            self._room -= 1
+        for step in islice(command.steps, self.room):
+            self.room -= 1
             if step is None:
                 continue
             reason = step[1]
@@ -487,7 +487,7 @@ class Requests:
                 command.changed += 1
             elif len(command.unchanged) < UNCHANGED_NAMED_MAX:
                 command.unchanged.append(step)
-        return self._room > 0
+        return self.room > 0
 
 
 def _what(payload: Payload | None) -> str:

@@ -43,9 +43,9 @@ class ResourceManager:
         self.by_seq: dict[int, WorkerInfo] = {}
         self._next_seq = 1
         #: Workers changed since the last `commit`, by seq.
-        self._touched: dict[int, WorkerInfo] = {}
+        self.touched: dict[int, WorkerInfo] = {}
         #: Workers whose change was committed since the last `take_fresh`, by seq.
-        self._fresh: dict[int, WorkerInfo] = {}
+        self.fresh: dict[int, WorkerInfo] = {}
         #: Grows when a worker comes, goes, or begins or ceases to take work.
         self.members_version = 0
         #: Seqs of the workers that take work and have a free share of a CPU, as of the last `commit`.
@@ -92,8 +92,8 @@ class ResourceManager:
         worker = self.workers.pop(worker_id)
         del self.by_seq[worker.seq]
         self.open.discard(worker.seq)
-        self._touched.pop(worker.seq, None)
-        self._fresh.pop(worker.seq, None)
+        self.touched.pop(worker.seq, None)
+        self.fresh.pop(worker.seq, None)
         self.members_version += 1
         if len(self.order) > 64 + 2 * len(self.workers):
             self.order = list(self.by_seq)
@@ -145,12 +145,12 @@ class ResourceManager:
             devices = ledger.reserve(need_of(task))
             if devices is not None:
                 self._run(task, worker, devices)
-                self.touch(worker)
+                self.touched[worker.seq] = worker
                 return True
         worker.task_queue.append(task)
         _count(worker, task, 1)
         task.reserved = False
-        self.touch(worker)
+        self.touched[worker.seq] = worker
         return False
 
     def attach_running(self, task: Task, worker: WorkerInfo, devices: tuple[int, ...]) -> None:
@@ -181,7 +181,7 @@ class ResourceManager:
                 queue.remove(task)
         if queue:
             self._promote(worker)
-        self.touch(worker)
+        self.touched[worker.seq] = worker
 
     def start_on(self, task: Task, worker: WorkerInfo, devices: tuple[int, ...]) -> None:
         """Follow a worker that has started a task on these devices, wherever we had it and whatever we had free.
@@ -253,7 +253,7 @@ class ResourceManager:
 
     def touch(self, worker: WorkerInfo) -> None:
         """Note that what is free on a worker may have changed; counts from the next `commit` on. O(1)."""
-        self._touched[worker.seq] = worker
+        self.touched[worker.seq] = worker
 
     def rescore(self, worker: WorkerInfo) -> None:
         """Have what placement knows of a worker computed anew though nothing on it has changed. O(1)."""
@@ -262,7 +262,7 @@ class ResourceManager:
 
     def commit(self) -> None:
         """Bring status, version and the log of changes up to date: once for all that a turn did to a worker."""
-        touched = self._touched
+        touched = self.touched
         if not touched:
             return
         changes, opened = self.changes, self.open
@@ -271,47 +271,33 @@ class ResourceManager:
         for seq, worker in touched.items():
             version += 1
             worker.version = version
-            status = worker.status
+            status, ledger = worker.status, worker.ledger
             if status is _IDLE or status is _BUSY:
-                worker.status = _IDLE if self._has_free(worker) else _BUSY
-                ledger = worker.ledger
-                if ledger is not None and ledger.free_cpus > 0:
-                    opened.add(seq)
-                    continue
+                if ledger is None:
+                    worker.status = _IDLE
+                else:
+                    is_free = ledger.has_free() if ledger.devices else ledger.free_cpus >= ledger.slot_cpus
+                    worker.status = _IDLE if is_free else _BUSY
+                    if ledger.free_cpus > 0:
+                        opened.add(seq)
+                        continue
             opened.discard(seq)
-        if self._fresh:
-            self._fresh.update(touched)
+        if self.fresh:
+            self.fresh.update(touched)
         else:
-            self._fresh = touched
-        self._touched = {}
+            self.fresh = touched
+        self.touched = {}
         if len(changes) > 4096 and len(changes) > 4096 + 4 * len(self.workers):
             # Whoever is behind builds anew, which is cheaper than to follow that many changes.
             self.base += len(changes)
             changes.clear()
 
-    @property
-    def has_news(self) -> bool:
-        """Whether `take_fresh` would return anything."""
-        return bool(self._touched or self._fresh)
-
     def take_fresh(self) -> Collection[WorkerInfo]:
         """The workers that changed since the last call, after a `commit`."""
-        if self._touched:
+        if self.touched:
             self.commit()
-        fresh = self._fresh
-        if not fresh:
-            return ()
-        self._fresh = {}
+        fresh, self.fresh = self.fresh, {}
         return fresh.values()
-
-    @staticmethod
-    def _has_free(worker: WorkerInfo) -> bool:
-        ledger = worker.ledger
-        if ledger is None:
-            return True
-        if ledger.devices:
-            return any(device.free_share for device in ledger.devices)
-        return ledger.free_cpus >= ledger.slot_cpus
 
     def check(self) -> None:
         """Recompute every derived number. Raises AssertionError."""
@@ -334,8 +320,8 @@ class ResourceManager:
             revoking = sum(1 for task in worker.task_queue if task.state.name == "revoking")
             assert worker.outgoing == revoking, (worker.worker_id, worker.outgoing, revoking)
             assert not worker.task_queue or not ledger.can_fit(need_of(worker.task_queue[0])), worker.worker_id
-            if not self._touched and worker.accepts_work:
-                assert (worker.status == WorkerStatus.IDLE) == self._has_free(worker), (worker.worker_id, worker.status)
+            if not self.touched and worker.accepts_work:
+                assert (worker.status == WorkerStatus.IDLE) == ledger.has_free(), (worker.worker_id, worker.status)
 
 
 def _count(worker: WorkerInfo, task: Task, change: int) -> None:

@@ -214,7 +214,8 @@ class Tables:
         if self._drops or self._stops or self._revokes:
             self._take_orders(actions)
         if self._dispatches:
-            actions += [fx.DispatchAttempts(name, tasks, self.epoch) for name, tasks in self._dispatches.items()]
+            for worker_id, tasks in self._dispatches.items():
+                actions.append(fx.DispatchAttempts(worker_id, tasks, self.epoch))
             self._dispatches = {}
         if self._reports:
             actions.append(fx.PublishReports(self._reports))

@@ -165,7 +165,7 @@ class TaskTable:
         """After a restart: these rows, entered with their final states, ended in this order."""
         for task_id in ended:
             task = self.rows[task_id]
-            self._note_end(task)
+            (self._finished if task.key is None else self._finished_keyed).append(task_id)
             if task.job:
                 job = self.jobs[task.job]
                 job.finished_ns = max(job.finished_ns, getattr(task.state, "at_ns", 0))
@@ -196,7 +196,7 @@ class TaskTable:
             job.finished_ns = max(job.finished_ns, state.at_ns)
         if self.missing:
             self.missing.pop(task.id, None)
-        self._note_end(task)
+        (self._finished if task.key is None else self._finished_keyed).append(task.id)
         waiting = self.dependents.pop(task.id, []) if self.dependents else []
         self._trim()
         return waiting
@@ -254,13 +254,12 @@ class TaskTable:
             if oldest is not None and oldest.result:
                 self.results_bytes -= len(oldest.result)
                 oldest.result = RESULT_DROPPED
-        for _ in range(min(rows_max, len(self._finished) - self._keep_count)):
-            self._forget(self._finished.popleft())
-        for _ in range(min(rows_max, len(self._finished_keyed) - self._keyed_keep_count)):
-            self._forget(self._finished_keyed.popleft())
-
-    def _note_end(self, task: Task) -> None:
-        (self._finished if task.key is None else self._finished_keyed).append(task.id)
+        if (beyond := len(self._finished) - self._keep_count) > 0:
+            for _ in range(min(rows_max, beyond)):
+                self._forget(self._finished.popleft())
+        if (beyond := len(self._finished_keyed) - self._keyed_keep_count) > 0:
+            for _ in range(min(rows_max, beyond)):
+                self._forget(self._finished_keyed.popleft())
 
     def _forget(self, task_id: TaskId) -> None:
         task = self.rows.pop(task_id)

@@ -187,7 +187,8 @@ class Simulator:
         self._shift_ns = BEGINNING_NS
         #: How far the run was when it was last seen to come further, and in which turn.
         self._watched = (0, 0)
-        self._told = 0
+        #: Progress is told when so many tasks have finished.
+        self._tell_at = PROGRESS_TASKS
 
     @property
     def engine(self) -> Engine:
@@ -198,6 +199,7 @@ class Simulator:
         """Go through the workload. Raises TraceError where there are tasks that no worker could ever run."""
         if isinstance(self._given, Trace):
             self._must_fit(self._given.tasks)
+            self._make_room(len(self._given.tasks))
         self._begin()
         self._shift_ns = BEGINNING_NS - int((self._workload.next_submit_s() or 0.0) * SECOND)
         self._look_ahead()
@@ -206,7 +208,7 @@ class Simulator:
             if at is None:
                 break
             self._turn(at)
-            if turn % WATCHED_TURNS == 0 or self._finished >= self._told + PROGRESS_TASKS:
+            if not turn % WATCHED_TURNS or self._finished >= self._tell_at:
                 self._watch(turn, on_progress)
         if self._finished < len(self._tasks):
             raise TraceError(
@@ -270,7 +272,7 @@ class Simulator:
         """Tell how far the run is. Raises TraceError where it has come no further for long."""
         done = self._finished + len(self._tasks)
         if done > self._watched[0]:
-            self._watched, self._told = (done, turn), self._finished
+            self._watched, self._tell_at = (done, turn), self._finished + PROGRESS_TASKS
             on_progress(self._finished, max(self._finished, self._workload.total() or len(self._tasks)))
         elif turn - self._watched[1] > IDLE_TURNS_MAX:
             raise TraceError(f"nothing has happened for {IDLE_TURNS_MAX:,} turns of the engine")
@@ -288,7 +290,7 @@ class Simulator:
             at = self._ends[0][0]
         if self._agenda and self._agenda[0][0] < at:
             at = self._agenda[0][0]
-        deadline = self._engine.next_deadline()
+        deadline = self._engine.next_deadline(before=at)
         if deadline is not None and deadline < at:
             at = deadline
         if at >= NEVER_NS:
@@ -365,7 +367,12 @@ class Simulator:
 
     def _note_submitted(self, tasks: Sequence[TraceTask]) -> None:
         self._tasks.extend(tasks)
-        run, count = self._run, len(tasks)
+        if (more := len(self._tasks) - len(self._run.start_s)) > 0:
+            self._make_room(more)
+
+    def _make_room(self, count: int) -> None:
+        """Make room for what becomes of so many more tasks."""
+        run = self._run
         run.start_s.extend(repeat(-1.0, count))
         run.finish_s.extend(repeat(-1.0, count))
         run.where.extend(repeat(-1, count))
@@ -497,9 +504,10 @@ class Simulator:
         for task in tasks:
             if not task.reserved or task.state.worker_id != worker_id:  # type: ignore[attr-defined]
                 continue
-            known = running.get(task.id)
-            if known is None or known.number != task.attempt:
-                started.append(self._start(Attempt(worker, task.id, task.attempt, devices=task.devices)))
+            task_id, number = task.id, task.attempt
+            known = running.get(task_id)
+            if known is None or known.number != number:
+                started.append(self._start(Attempt(worker, task_id, number, None, 0, task.devices)))
         if started:
             self._said.append(ev.AttemptsStarted(worker_id, started))
 
@@ -522,13 +530,12 @@ class Simulator:
             work_s = self._work_s(row, attempt, work_s)
         attempt.started_ns = now
         self._running[task_id] = attempt
-        self._number += 1
-        heappush(self._ends, (now + int(work_s * SECOND), self._number, attempt))
+        self._number = number = self._number + 1
+        heappush(self._ends, (now + int(work_s * SECOND), number, attempt))
         run.attempts += 1
         run.start_s[index] = (now - BEGINNING_NS) / SECOND
         run.where[index] = worker.place
-        gpus = row.requirements.min_gpus
-        if gpus:
+        if gpus := row.requirements.min_gpus:
             self._gpus += gpus
             run.gpus_peak = max(run.gpus_peak, self._gpus)
         return AttemptStarted(task_id, attempt.number, now, attempt.devices)
