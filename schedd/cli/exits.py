@@ -43,6 +43,8 @@ class Exit(IntEnum):
     DENIED = 10
     #: A bug of ours, as in sysexits.h.
     BUG = 70
+    #: The output cannot be written, as in sysexits.h.
+    OUTPUT = 74
     #: As a shell reports a death by SIGINT.
     INTERRUPTED = 130
     #: As a shell reports a death by SIGPIPE.

@@ -5,6 +5,7 @@ A sub-command's module is imported when it is asked for, so that `schedd tasks` 
 
 from __future__ import annotations
 
+import errno
 import importlib
 from collections.abc import Sequence
 
@@ -53,6 +54,10 @@ COMMANDS = {
     "demo": "demo",
     "completion": "completion",
 }
+
+
+#: What the system says of a write for which a disk has no room, or that it cannot do.
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
 
 class LazyGroup(click.Group):
@@ -126,6 +131,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     except TimeoutError as error:
         output.show_error(str(error) or "the time is up")
         return Exit.TIMEOUT
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        output.abandon()
+        output.show_error(f"the output cannot be written: {error.strerror}")
+        return Exit.OUTPUT
     return Exit.OK if status is None else int(status)
 
 
@@ -136,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except output.OutputClosed:  # stderr is gone too
         return Exit.BROKEN_PIPE
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:  # nor can stderr be written
+            return Exit.OUTPUT
         output.show_bug()
         return Exit.BUG

@@ -66,6 +66,7 @@ def test_exit_codes_are_fixed() -> None:
         "LISTEN": 9,
         "DENIED": 10,
         "BUG": 70,
+        "OUTPUT": 74,
         "INTERRUPTED": 130,
         "BROKEN_PIPE": 141,
     }
@@ -225,6 +226,17 @@ def test_broken_pipe_is_silent(daemon: FakeDaemon) -> None:
     os.close(reading)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (Exit.BROKEN_PIPE, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk without room")
+@pytest.mark.parametrize("arguments", [["policies"], ["policies", "--json"], ["--help"], ["--version"]])
+def test_output_to_a_full_disk(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "schedd.cli", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == Exit.OUTPUT
+    assert done.stderr.endswith("error: the output cannot be written: No space left on device\n")
+    assert "Traceback" not in done.stderr
 
 
 def test_light_commands_import_nothing_heavy() -> None:
