@@ -73,7 +73,7 @@ class Cell:
         self._oom_kills_before = self._oom_kills_ever()
         #: Something was killed in it and may not be gone yet.
         self.is_dirty = False
-        #: Somebody else removed it.
+        #: Somebody else removed it, or its root could not be moved into it.
         self.is_lost = False
 
     def move(self, pid: int) -> None:
@@ -125,11 +125,15 @@ class Cell:
 
     def close(self) -> None:
         """Kill what is left and remove it."""
-        os.close(self._procs)
-        os.close(self._events)
-        if self._memory_events is not None:
-            os.close(self._memory_events)
+        self.let_go()
         end_group(self.path)
+
+    def let_go(self) -> None:
+        """Use it no more; the guard removes it where it is still there."""
+        for fd in (self._procs, self._events, self._memory_events):
+            if fd is not None:
+                os.close(fd)
+        self._procs, self._events, self._memory_events = -1, -1, None
 
 
 class CellTree(Tree):
@@ -260,7 +264,9 @@ class Cells(Containment):
         is_left = not tree.cell.is_empty
         if is_left:
             tree.cell.kill()
-        if not tree.cell.is_lost:
+        if tree.cell.is_lost:
+            tree.cell.let_go()
+        else:
             self._free.append(tree.cell)
         return is_left
 

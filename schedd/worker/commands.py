@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from schedd.core.model import Cause, Command
+from schedd.log import Log
 from schedd.worker.attempts import Attempt, Ending
 from schedd.worker.logs import LogFiles, LogStore
 from schedd.worker.oom import KernelOom
@@ -26,6 +27,8 @@ TAIL_BYTES = 8192
 LAST_LINE_MAX = 300
 #: What a shell says of a child that died of SIGKILL.
 SHELL_KILLED = 128 + signal.SIGKILL
+
+_log = Log("schedd.worker")
 
 OnEnded = Callable[[Attempt, Ending], None]
 
@@ -123,7 +126,12 @@ class Commands:
         os.close(command.tree.pidfd)
         is_left = command.tree.end()
         code = reap(command.tree.pid)
-        ending = self._ending_of(command, code)
+        try:
+            ending = self._ending_of(command, code)
+        except Exception as error:  # a bug of ours, for which no attempt may run for ever
+            _log.exception("end_not_judged", attempt=row.name, code=code)
+            message = f"{describe_exit(code)}; what else there is to be said of it failed: {error!r}"
+            ending = Ending(Cause.ERROR, message=message)
         is_left |= self._sweep()
         self._logs.close(command.files, reusable=not is_left)
         self._on_ended(row, ending)

@@ -10,6 +10,7 @@ import pytest
 
 from schedd.core.model import Cause, Command, TaskRules
 from schedd.wire.messages import DropAttempts, FetchLog, LogPiece, StopAttempts
+from schedd.worker import commands
 
 from .fake_daemon import until
 from .running import Running, is_alive, open_files, pid_in, running_worker, until_gone
@@ -37,6 +38,20 @@ async def test_exit_code_and_signal_are_told(tmp_path: Path) -> None:
         assert run.log(end.task_id, "stderr") == b"oh\n"
         end = await run.daemon.run(Command(["sh", "-c", "kill -SEGV $$"]))
         assert (end.cause, end.exit_code, end.signal, end.message) == (Cause.ERROR, None, 11, "killed by SIGSEGV")
+
+
+async def test_end_is_told_whatever_goes_wrong_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the attempt would run for ever, for all that the daemon knows."""
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("oh")
+
+    async with running_worker(tmp_path) as run:
+        monkeypatch.setattr(commands.Commands, "_why", fail)
+        end = await run.daemon.run(Command(["false"]))
+        told = "exit code 1; what else there is to be said of it failed: RuntimeError('oh')"
+        assert (end.cause, end.message) == (Cause.ERROR, told)
+        assert (await run.daemon.run(Command(["true"]))).cause is Cause.OK
 
 
 @pytest.mark.parametrize(

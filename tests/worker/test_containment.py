@@ -357,7 +357,7 @@ async def test_each_root_has_a_cell_and_cells_are_used_again(tmp_path: Path) -> 
 
 #: A program with a task that runs, and one whose move into its cell comes late: only when it has hidden a process.
 FIRST_MOMENTS = """
-import os, sys, time, uuid
+import os, sys, threading, time, uuid
 from schedd.worker.cgroups import Cell, Cells
 from schedd.worker.guard import end_group, write
 from schedd.worker.processes import reap
@@ -390,7 +390,8 @@ try:
     move = Cell.move
 
     def move_late(cell, pid):
-        until(lambda: os.path.exists(hidden) and may_move[0])
+        if threading.current_thread() is not threading.main_thread():  # which moves what it ends, and waits for nobody
+            until(lambda: os.path.exists(hidden) and may_move[0])
         move(cell, pid)
 
     Cell.move = move_late
@@ -421,6 +422,47 @@ async def test_process_hidden_before_its_task_was_in_its_cell(tmp_path: Path, wh
     program = await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE)
     output, _ = await program.communicate()
     assert output.decode() == found
+
+
+#: A program with three tasks, one after the other, the second of which cannot be looked after.
+LOST = """
+import errno, os, uuid
+from schedd.worker.cgroups import Cells
+from schedd.worker.guard import end_group, write
+from schedd.worker.processes import reap
+
+null = os.open(os.devnull, os.O_RDWR)
+cells = Cells(uuid.uuid4().hex, sole=True)
+
+def fail(cells, tree):
+    raise OSError(errno.EMFILE, "Too many open files")
+
+def run():
+    tree = cells.start(["true"], os.environ, None, (null, null, null))
+    reap(tree.pid)
+    tree.end()
+    os.close(tree.pidfd)
+    return len(os.listdir("/proc/self/fd"))
+
+try:
+    before = run()
+    cells._moved_at = 0.0
+    place, Cells._place_strays = Cells._place_strays, fail
+    run()
+    Cells._place_strays = place
+    print(run() - before)
+finally:
+    cells.close()
+    write(os.path.dirname(cells.group) + "/cgroup.procs", b"0")
+    end_group(cells.group)
+"""
+
+
+@only_cgroup
+async def test_cell_that_is_lost_keeps_no_descriptor() -> None:
+    program = await asyncio.create_subprocess_exec(sys.executable, "-c", LOST, stdout=subprocess.PIPE)
+    output, _ = await program.communicate()
+    assert output.decode() == "0\n"
 
 
 @only_cgroup
