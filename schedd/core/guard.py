@@ -28,6 +28,7 @@ from schedd.core.model import (
     Held,
     Instant,
     Queued,
+    Revoking,
     Running,
     Task,
     TaskId,
@@ -296,12 +297,19 @@ class Guard:
         hold.suspects = suspects
         hold.todo = t.tasks.jobs[task.job].members.look() if task.job else t.tasks.ids()
         self._keep_back_some(hold)
-        if not hold.members and not hold.todo:
+        for worker in t.resources:
+            hold.coming += t.take_back(worker, lambda other: (other.job, other.kind) == (hold.job, hold.kind))
+        if self._is_empty(hold):
             del health.holds[hold.job, hold.kind]
             return  # nothing would be spared by it
-        for worker in t.resources:
-            t.take_back(worker, lambda other: (other.job, other.kind) == (hold.job, hold.kind))
         self._tell_hold(hold)
+
+    def _is_empty(self, hold: KindHold) -> bool:
+        """Whether a hold keeps back nothing, and nothing was asked back for it that may still come."""
+        if hold.coming:
+            rows = map(self._t.tasks.get, hold.coming)
+            hold.coming = [row.id for row in rows if row is not None and type(row.state) is Revoking]
+        return not hold.members and not hold.todo and not hold.coming
 
     def _keep_back_some(self, hold: KindHold) -> None:
         """Hold the queued ones of a portion; one of a later portion that is placed meanwhile is held by that."""
@@ -341,7 +349,7 @@ class Guard:
         hold = self._numbered(number)
         if hold is not None:
             self._keep_back_some(hold)
-            if not hold.members and not hold.todo:
+            if self._is_empty(hold):
                 self.release_kind(hold, "nothing of it waits")
 
     def _numbered(self, number: int) -> KindHold | None:
@@ -396,7 +404,7 @@ class Guard:
 
     def sweep(self) -> None:
         """End the holds that keep back nothing any more, after what a client asked for."""
-        for hold in [hold for hold in self._health.holds.values() if not hold.members and not hold.todo]:
+        for hold in [hold for hold in self._health.holds.values() if self._is_empty(hold)]:
             self.release_kind(hold, "its owner released or cancelled all of it")
 
     def on_trial_due(self, number: int) -> None:
@@ -405,7 +413,7 @@ class Guard:
         hold = self._numbered(number)
         if hold is None:
             return
-        if not hold.members and not hold.todo:
+        if self._is_empty(hold):
             self.release_kind(hold, "nothing of it waits")
             return
         t.deadlines.set(("trial", number), t.now + PROBE_RETRY_NS)

@@ -136,6 +136,8 @@ class KindHold(Struct):
     #: The task that was let go to see, 0: none; and the workers on which tasks of it failed.
     probe: TaskId = TaskId(0)
     suspects: set[WorkerId] = field(default_factory=set)
+    #: Tasks that workers were asked to give back for it.
+    coming: list[TaskId] = field(default_factory=list)
     #: Ids that are still to be looked at, from `looked` on: to be kept back, or where it has ended to be let go.
     todo: Sequence[int] = ()
     looked: int = 0

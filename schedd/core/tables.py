@@ -345,20 +345,20 @@ class Tables:
             del self._dispatches[worker.worker_id]
         return True
 
-    def take_back(self, worker: WorkerInfo, wanted: Callable[[Task], bool] = lambda task: True) -> None:
-        """Ask a worker for its backlog, or what is wanted of it, to be queued again."""
-        for task in list(worker.task_queue):
-            if wanted(task):
-                self.ask_back(task, worker)
+    def take_back(self, worker: WorkerInfo, wanted: Callable[[Task], bool] = lambda task: True) -> list[TaskId]:
+        """Ask a worker for its backlog, or what is wanted of it, to be queued again; returns what was asked for."""
+        return [task.id for task in list(worker.task_queue) if wanted(task) and self.ask_back(task, worker)]
 
-    def ask_back(self, task: Task, worker: WorkerInfo) -> None:
+    def ask_back(self, task: Task, worker: WorkerInfo) -> bool:
         """Ask a worker for an attempt that has not started for all that we know, for the task to be queued again."""
-        if isinstance(task.state, Assigned) and not self.is_stopping(task):
-            self.tasks.set_state(task, Revoking(worker.worker_id, task.state.at_ns, WorkerId("")))
-            worker.outgoing += not task.reserved
-            self.revoke(task, worker.worker_id)
-            self.resources.touch(worker)
-            self.placement_wanted = True  # who gives its backlog back may have room for something else
+        if not isinstance(task.state, Assigned) or self.is_stopping(task):
+            return False
+        self.tasks.set_state(task, Revoking(worker.worker_id, task.state.at_ns, WorkerId("")))
+        worker.outgoing += not task.reserved
+        self.revoke(task, worker.worker_id)
+        self.resources.touch(worker)
+        self.placement_wanted = True  # who gives its backlog back may have room for something else
+        return True
 
     def arm_stealing(self) -> None:
         """Let the timer look at all backlogs an interval from now, unless it does so earlier."""
@@ -397,7 +397,7 @@ class Tables:
             thief.incoming -= 1
             self.resources.touch(thief)
             self.placement_wanted = True
-        self.tasks.set_state(task, Assigned(victim.worker_id, self.now))
+        self.tasks.set_state(task, Assigned(victim.worker_id, state.at_ns))
 
     def conclude(self, task: Task, record: AttemptRecord, result: bytes | None) -> None:
         """An attempt has ended and is off its worker: decide what becomes of the task."""

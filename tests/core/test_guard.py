@@ -477,6 +477,30 @@ def test_backlogs_are_taken_back_of_what_is_held() -> None:
     assert set(world.states(*ids[22:])) == {"held"}
 
 
+def test_kind_of_which_all_lies_in_backlogs_is_held() -> None:
+    world = Ward("w1", policy="work_stealing")
+    ids = sweep(world, 30)
+    assert not world.engine._t.queue.size
+    effects = give_up(world, "w1", each=20)
+    assert len(of(effects.facts, fx.KindHeld)) == 1
+    (revoke,) = of(effects.actions, fx.RevokeAttempts)
+    world.cancel(ids[29])  # after which holds that keep back nothing are ended
+    world.handle(ev.RevokesAnswered(WorkerId("w1"), [(i, n, True) for i, n in revoke.attempts]))
+    assert set(world.states(*(i for i, _ in revoke.attempts if i != ids[29]))) == {"held"}
+    assert len(world.engine.holds_of("sweep")) == 1
+
+
+def test_hold_for_which_nothing_is_given_back_ends_by_itself() -> None:
+    world = Ward("w1", policy="work_stealing")
+    sweep(world, 22)
+    effects = give_up(world, "w1", each=20)
+    (revoke,) = of(effects.actions, fx.RevokeAttempts)
+    world.handle(ev.RevokesAnswered(WorkerId("w1"), [(i, n, False) for i, n in revoke.attempts]))
+    assert len(world.engine.holds_of("sweep")) == 1
+    effects = world.wake_in(60)
+    assert [fact.reason for fact in of(effects.facts, fx.KindReleased)] == ["nothing of it waits"]
+
+
 def test_large_hold_is_made_and_ended_in_portions() -> None:
     world = Ward("w1", failures=FailureRules(portion=10))
     ids = sweep(world)

@@ -99,6 +99,18 @@ def test_steal_crosses_the_start(early: bool) -> None:
     assert not revokes(effects)
 
 
+def test_steal_that_crosses_a_run_leaves_its_times_alone() -> None:
+    """Else all that is learned of runtimes would be too short just where much is stolen."""
+    world = crowded(2)
+    world.wake_in(1)
+    begun = world.now
+    world.wait(5)
+    told = finished("w1", 1, 1, Cause.OK, START, begun)
+    world.handle(told, started("w1", 2, 1, begun), finished("w1", 2, 1, Cause.OK, begun, world.now))
+    (record,) = world.task(2).attempts
+    assert (record.dispatched_at_ns, record.started_at_ns, record.finished_at_ns) == (START, begun, world.now)
+
+
 def test_steal_crosses_the_end() -> None:
     world = crowded(2)
     world.wake_in(1)
