@@ -50,7 +50,7 @@ def explain(t: Tables, task: Task) -> Explanation:
         case Held():
             return Explanation("held until somebody releases it", [Blocker("held")], [])
         case Waiting():
-            missing = sorted(t.tasks.missing.get(task.id, ()))
+            missing = sorted(t.tasks.missing(task.id))
             named = [Blocker(f"task {i}", detail=t.tasks.rows[i].state.name) for i in missing]
             return Explanation(f"waits for {len(missing)} task{'s' if len(missing) > 1 else ''} to succeed", named, [])
         case Delayed(until_ns):

@@ -31,12 +31,14 @@ from schedd.core.queue import RequestClass
 from schedd.core.retries import end_pause
 from schedd.core.submits import CLIENT_MAX, NUMBER_MAX, admitted
 from schedd.core.tables import BY_USER, Tables
-from schedd.core.tasks import DISPATCHED, UNDISPATCHED, belongs_to_another, make_task
+from schedd.core.tasks import DISPATCHED, UNDISPATCHED, Afters, belongs_to_another, make_task
 
 #: A reply names at most so many tasks that it left unchanged.
 UNCHANGED_NAMED_MAX = 100
 #: One submit has at most so many tasks: 30 ms of the loop's time.
 SUBMIT_TASKS_MAX = 10_000
+#: They wait for others so many times in all, neighbours that wait for the same counted once: 50 ms.
+DEPENDENCIES_MAX = 100_000
 #: A kind, a job or a key is at most so many characters long: each is held in memory many times, and shown in tables.
 NAME_LENGTH_MAX = 512
 #: What a task does is told in so many characters.
@@ -91,6 +93,7 @@ class Requests:
         self.pending: deque[_Command] = deque()
         #: How many tasks this turn may still look at for them; all of its bound where the last one had none of them.
         self.room = CHANGES_PER_TURN_MAX
+        self._afters = Afters()
 
     # ---------------------------------------------------------------------------------------------------------- submit
 
@@ -204,6 +207,7 @@ class Requests:
         known: list[TaskId | None] = []
         keys: set[str] = set()
         judged: set[int] = set()
+        before, dependencies = TaskEntry(-1), 0
         spec_count = len(event.specs)
         for position, entry in enumerate(event.tasks):
             if not 0 <= entry.spec < spec_count:
@@ -219,13 +223,29 @@ class Requests:
                 if (existing := self._same_key(key, spec, entry, event.user)) is not None:
                     known.append(existing)
                     continue
-            if spec.after and entry.spec not in judged:
-                judged.add(entry.spec)
-                self._check_after(spec.after, known)
-            if entry.after:
+            if (spec.after or entry.after) and (entry.spec != before.spec or entry.after != before.after):
+                before = entry
+                dependencies += len(spec.after) + len(entry.after)
+                if dependencies > DEPENDENCIES_MAX:
+                    break
+                if entry.spec not in judged:
+                    judged.add(entry.spec)
+                    self._check_after(spec.after, known)
                 self._check_after(entry.after, known)
             known.append(None)
+        if dependencies:
+            self._check_dependencies(dependencies)
         return known
+
+    def _check_dependencies(self, count: int) -> None:
+        """Each costs memory until what is waited for has ended."""
+        tasks, most = self._t.tasks, self._t.settings.unfinished_max
+        if count > DEPENDENCIES_MAX:
+            text = f"the tasks of one submit wait for others {count:,} times, and may {DEPENDENCIES_MAX:,} times"
+            raise Declined("too_large", text, "let one task wait for many others, and many others for that one")
+        if tasks.dependencies + count > most:
+            text = f"tasks wait for others {tasks.dependencies:,} times, and at most {most:,} times they may"
+            raise Declined("queue_full", text, "wait for some to finish, or raise [limits] unfinished_max")
 
     def _check_after(self, after: list[int], known: list[TaskId | None]) -> None:
         """Check what an entry waits for; `known` has one item for each entry before it."""
@@ -262,9 +282,10 @@ class Requests:
         t = self._t
         now = t.now
         task_id = TaskId(t.tasks.next_id)
-        task = make_task(spec, entry, task_id, request, now, ids, owner)
-        if task.after:
-            t.tasks.depend(task, task.after)
+        after = self._afters.of(spec, entry, ids) if spec.after or entry.after else ()
+        task = make_task(spec, entry, task_id, request, now, after, owner)
+        if after:
+            t.tasks.depend(task)
             if t.policy.promotes:
                 self._promote(task)
         task.state = Held(now) if spec.hold else t.waiting_state(task)

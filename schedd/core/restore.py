@@ -19,7 +19,7 @@ from schedd.core.model import SECOND, Cancelled, Held, Instant, Queued, Task, Ta
 from schedd.core.retries import blame, end_pause
 from schedd.core.submits import Admitted
 from schedd.core.tables import ATTEMPTS_KEPT_MAX, Tables
-from schedd.core.tasks import make_task
+from schedd.core.tasks import Afters, make_task
 
 #: Rows that one step is about: some 10 ms.
 ROWS_PER_STEP = 2000
@@ -76,6 +76,7 @@ class Restore:
         """Enter what was admitted and has not ended. Batches in the order of their ids."""
         t = self._t
         rows = t.tasks.rows
+        afters = Afters()
         entered = 0
         for batch in batches:
             by_kind, by_size = t.policy.by_kind, t.policy.by_size
@@ -87,7 +88,8 @@ class Restore:
                 if task_id in ended or task_id in rows:  # a salvaged file may have both; what ended begins not again
                     continue
                 spec = batch.specs[entry.spec]
-                task = make_task(spec, entry, task_id, classes[entry.spec], batch.at_ns, batch.ids, batch.owner)
+                after = afters.of(spec, entry, batch.ids) if spec.after or entry.after else ()
+                task = make_task(spec, entry, task_id, classes[entry.spec], batch.at_ns, after, batch.owner)
                 if spec.hold:
                     task.state = self._held
                 rows[task_id] = task
@@ -182,9 +184,7 @@ class Restore:
     def _settle(self, task: Task) -> None:
         # What is needed and is not here has succeeded: had it not, this task would have ended with it. So has what a
         # task needs that was tried already, even if the end of that was lost with the last moments of a power cut.
-        rows = self._t.tasks.rows
         if task.after and not task.attempt:
-            needed = [other for other in task.after if (row := rows.get(other)) is not None and not row.state.is_final]
-            self._t.tasks.depend(task, needed)
+            self._t.tasks.depend(task)
         if task.state is not self._held:
             task.state = self._t.waiting_state(task)

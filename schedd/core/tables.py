@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal
 
 from msgspec import Struct, field, structs
@@ -43,7 +43,7 @@ from schedd.core.shadow import Shadow
 from schedd.core.stats import Learned, RuntimeTable
 from schedd.core.steals import StealLedger
 from schedd.core.submits import Submits
-from schedd.core.tasks import TaskTable
+from schedd.core.tasks import Barrier, TaskTable
 from schedd.core.timers import Deadlines
 
 #: Records of ended attempts kept with a task; a task that retries for ever must not grow for ever.
@@ -238,7 +238,7 @@ class Tables:
 
     def waiting_state(self, task: Task) -> State:
         """Where a task that is not held stands before its dispatch."""
-        if task.id in self.tasks.missing:
+        if task.id in self.tasks.barriers:
             return Waiting(self.now)
         if task.not_before_ns > self.now:
             return Delayed(task.not_before_ns)
@@ -529,32 +529,38 @@ class Tables:
         self, task: Task, state: Succeeded | Failed | Cancelled, message: str = "", result: bytes | None = None
     ) -> None:
         """Bring a task to its final state, and those that waited for it to where they now belong."""
-        waiting = self._end(task, state, message, result)
-        if not waiting:
+        barriers = self._end(task, state, message, result)
+        if not barriers:
             return
-        pending = [(task, waiting)]
+        if isinstance(state, Succeeded):
+            for barrier in barriers:
+                self._let_through(barrier, task)
+            return
+        pending = [(task, barriers)]
         while pending:
-            ended, waiting = pending.pop()
-            succeeded = isinstance(ended.state, Succeeded)
-            for other_id in waiting:
-                other = self.tasks.get(other_id)
-                if other is None or other.state.is_final:
-                    continue
-                if succeeded:
-                    if self.policy.promotes and self.promote(other, ended):
-                        self.note_change(other)
-                    if self.tasks.satisfied(other_id, ended.id) and isinstance(other.state, Waiting):
-                        self.settle(other)
-                    continue
+            ended, barriers = pending.pop()
+            reason = f"needs task {ended.id}, which {'failed' if ended.state.name == 'failed' else 'was cancelled'}"
+            for other_id in [other_id for barrier in barriers for other_id in barrier.waiting]:
+                other = self.tasks.rows[other_id]
                 self.withdraw(other)
-                reason = f"needs task {ended.id}, which {'failed' if ended.state.name == 'failed' else 'was cancelled'}"
                 other.attempts = (_never_ran(other, self.now, reason),)
                 pending.append((other, self._end(other, Cancelled(self.now), reason, None)))
 
+    def _let_through(self, barrier: Barrier, succeeded: Task) -> None:
+        """A task that was missing at a barrier is there: those that wait gain by it, and may go if it was the last."""
+        for other_id in barrier.waiting if self.policy.promotes else ():
+            other = self.tasks.rows[other_id]
+            if self.promote(other, succeeded):
+                self.note_change(other)
+        for other_id in self.tasks.open(barrier) if not barrier.missing else ():
+            other = self.tasks.rows[other_id]
+            if isinstance(other.state, Waiting):
+                self.settle(other)
+
     def _end(
         self, task: Task, state: Succeeded | Failed | Cancelled, message: str, result: bytes | None
-    ) -> list[TaskId]:
-        waiting = self.tasks.finish(task, state, result)
+    ) -> Collection[Barrier]:
+        barriers = self.tasks.finish(task, state, result)
         if self.asked:
             self.asked.pop(task.id, None)
         if self._numbers_used:
@@ -562,7 +568,7 @@ class Tables:
         self.counters.finished += 1
         self.facts.append(fx.TaskFinished(task.id, state.name, self.now, message, result))
         self._finished.append(task)
-        return waiting
+        return barriers
 
     def worker_of(self, task: Task) -> WorkerInfo | None:
         """The worker that holds the current attempt."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 
 from msgspec import Struct
 
@@ -81,6 +81,13 @@ class Job(Struct, eq=False):
     finished_ns: Instant = 0
 
 
+class Barrier(Struct, eq=False):
+    """Tasks that wait for the same others: they may start once nothing of it is missing."""
+
+    missing: set[TaskId]
+    waiting: dict[TaskId, None]
+
+
 class TaskTable:
     """All tasks that are remembered: the unfinished ones, and of the others the newest, more of those with a key."""
 
@@ -93,10 +100,14 @@ class TaskTable:
         self.rows = Pages[Task]()
         self.keys: dict[str, TaskId] = {}
         self.jobs: dict[str, Job] = {}
-        #: Which tasks must still succeed before this one may start; no entry: none.
-        self.missing: dict[TaskId, set[TaskId]] = {}
-        #: Which tasks wait for this one, in the order of submission.
-        self.dependents: dict[TaskId, list[TaskId]] = {}
+        #: Where a task waits for others that must still succeed; no entry: for none.
+        self.barriers: dict[TaskId, Barrier] = {}
+        #: The barriers that a task is missing at, in the order in which they were made.
+        self.dependents: dict[TaskId, dict[Barrier, None]] = {}
+        #: How many pairs of a task and such a barrier there are.
+        self.dependencies = 0
+        #: The newest barrier, as long as nobody has left any since it was made, and what its tasks come after.
+        self._newest: tuple[tuple[TaskId, ...], Barrier | None] = ((), None)
         self.counts: dict[type[State], int] = dict.fromkeys(TRANSITIONS, 0)
         self.next_id = 1
         self.results_bytes = 0
@@ -145,13 +156,27 @@ class TaskTable:
             job.counts[type(task.state)] += 1
             job.finished_ns = 0
 
-    def depend(self, task: Task, on: Iterable[TaskId]) -> None:
-        """Let a row wait for those of `on` that have not succeeded."""
-        missing = {i for i in on if not isinstance(self.rows[i].state, Succeeded)}
-        if missing:
-            self.missing[task.id] = missing
-            for other in sorted(missing):
-                self.dependents.setdefault(other, []).append(task.id)
+    def depend(self, task: Task) -> None:
+        """Let a row wait for what it comes after and has not ended. Rows that have one `after` share a barrier. O(1).
+
+        The first of them pays for all: O(what it comes after).
+        """
+        after, barrier = self._newest
+        if barrier is None or after is not task.after:
+            rows = ((other, self.rows.get(other)) for other in task.after)
+            barrier = Barrier({other for other, row in rows if row is not None and not row.state.is_final}, {})
+            for other in barrier.missing:
+                self.dependents.setdefault(other, {})[barrier] = None
+            self.dependencies += len(barrier.missing)
+            self._newest = task.after, barrier
+        if barrier.missing:
+            barrier.waiting[task.id] = None
+            self.barriers[task.id] = barrier
+
+    def missing(self, task_id: TaskId) -> Set[TaskId]:
+        """What must still succeed before a task may start."""
+        barrier = self.barriers.get(task_id)
+        return barrier.missing if barrier is not None else frozenset()
 
     def pass_over(self, task_id: TaskId) -> None:
         """Give out no id up to this one: a worker has heard of it, from a daemon that died before it recorded it.
@@ -184,8 +209,10 @@ class TaskTable:
             counts[old] -= 1
             counts[new] += 1
 
-    def finish(self, task: Task, state: Succeeded | Failed | Cancelled, result: bytes | None = None) -> list[TaskId]:
-        """Move a row to a final state, forget the oldest beyond the bounds, and return who waited for it."""
+    def finish(
+        self, task: Task, state: Succeeded | Failed | Cancelled, result: bytes | None = None
+    ) -> Collection[Barrier]:
+        """Move a row to a final state, forget the oldest beyond the bounds, and return where it was missing."""
         self.set_state(task, state)
         task.result = result
         if result:
@@ -194,30 +221,35 @@ class TaskTable:
         if task.job:
             job = self.jobs[task.job]
             job.finished_ns = max(job.finished_ns, state.at_ns)
-        if self.missing:
-            self.missing.pop(task.id, None)
+        if self.barriers:
+            self.wait_no_more(task)
         (self._finished if task.key is None else self._finished_keyed).append(task.id)
-        waiting = self.dependents.pop(task.id, []) if self.dependents else []
+        barriers: Collection[Barrier] = self.dependents.pop(task.id, ()) if self.dependents else ()
+        for barrier in barriers:
+            barrier.missing.remove(task.id)
+            self.dependencies -= 1
         self._trim()
-        return waiting
+        return barriers
 
-    def satisfied(self, task_id: TaskId, by: TaskId) -> bool:
-        """Note that `by` succeeded; True when nothing else is missing for the task."""
-        missing = self.missing.get(task_id)
-        if missing is None:
-            return False
-        missing.discard(by)
-        if missing:
-            return False
-        del self.missing[task_id]
-        return True
+    def open(self, barrier: Barrier) -> Collection[TaskId]:
+        """Forget a barrier at which nothing is missing; returns who waited there, in the order of submission."""
+        self._newest = ((), None)
+        for task_id in barrier.waiting:
+            del self.barriers[task_id]
+        return barrier.waiting
 
     def wait_no_more(self, task: Task) -> None:
-        """Let a row wait for nothing, whatever becomes of what it was to wait for. O(what is missing * who waits)."""
-        for other in self.missing.pop(task.id, ()):
-            waiting = self.dependents[other]
-            waiting.remove(task.id)
-            if not waiting:
+        """Let a row wait for nothing, whatever becomes of what it was to wait for. The last one forgets the barrier."""
+        barrier = self.barriers.pop(task.id, None)
+        if barrier is None:
+            return
+        self._newest = ((), None)
+        del barrier.waiting[task.id]
+        for other in barrier.missing if not barrier.waiting else ():
+            barriers = self.dependents[other]
+            del barriers[barrier]
+            self.dependencies -= 1
+            if not barriers:
                 del self.dependents[other]
 
     def select(self, selection: Selection, after_id: int = 0) -> Iterator[Task]:
@@ -294,13 +326,20 @@ class TaskTable:
         assert jobs == {name: job.counts for name, job in self.jobs.items()}
         assert len(self._finished) + len(self._finished_keyed) == sum(counts[state] for state in FINAL)
         assert self.results_bytes == sum(len(t.result) for t in self.rows.values() if t.result)
-        for task_id, missing in self.missing.items():
-            assert missing, task_id
+        for task_id, barrier in self.barriers.items():
+            assert task_id in barrier.waiting, task_id
             assert type(self.rows[task_id].state) in (Held, Waiting), story(self.rows[task_id])
-            for other in missing:
-                assert task_id in self.dependents[other], (task_id, other)
+        barriers = set(self.barriers.values())
+        assert sum(len(barrier.waiting) for barrier in barriers) == len(self.barriers)
+        for barrier in barriers:
+            assert barrier.missing, list(barrier.waiting)
+            for other in barrier.missing:
+                assert not self.rows[other].state.is_final, story(self.rows[other])
+                assert barrier in self.dependents[other], other
+        assert self.dependencies == sum(len(barrier.missing) for barrier in barriers), self.dependencies
+        assert self.dependencies == sum(map(len, self.dependents.values())), self.dependencies
         for task in self.rows.values():
-            assert (type(task.state) is not Waiting) or task.id in self.missing, story(task)
+            assert (type(task.state) is not Waiting) or task.id in self.barriers, story(task)
 
 
 def is_meant(task: Task, selection: Selection) -> bool:
@@ -323,10 +362,10 @@ def make_task(
     task_id: TaskId,
     request: RequestClass,
     at_ns: Instant,
-    ids: Sequence[TaskId],
+    after: tuple[TaskId, ...] = (),
     owner: str = "",
 ) -> Task:
-    """Make the row of an entry; `ids` are those of the entries before it in the same submit."""
+    """Make the row of an entry."""
     task = Task(
         id=task_id,
         kind=spec.kind,
@@ -341,13 +380,29 @@ def make_task(
         defined_ns=at_ns,
         request=request,
         owner=owner,
+        after=after,
     )
     if spec.delay_s:
         task.not_before_ns = at_ns + int(spec.delay_s * SECOND)
-    if spec.after or entry.after:
-        refs = [*spec.after, *entry.after]
-        task.after = tuple(dict.fromkeys(TaskId(r) if r >= 0 else ids[-1 - r] for r in refs))
     return task
+
+
+class Afters:
+    """What the tasks of a submit come after. Neighbours that name the same share one tuple, however long it is."""
+
+    def __init__(self) -> None:
+        #: The ids, the spec and the references that the last one was made of.
+        self._of: tuple[Sequence[TaskId], TaskSpec | None, list[int]] = ([], None, [])
+        self._made: tuple[TaskId, ...] = ()
+
+    def of(self, spec: TaskSpec, entry: TaskEntry, ids: Sequence[TaskId]) -> tuple[TaskId, ...]:
+        """Resolve the references of an entry; `ids` are those of the entries before it in the same submit."""
+        last_ids, last_spec, last_refs = self._of
+        if ids is not last_ids or spec is not last_spec or entry.after != last_refs:
+            refs = [*spec.after, *entry.after]
+            self._made = tuple(dict.fromkeys(TaskId(ref) if ref >= 0 else ids[-1 - ref] for ref in refs))
+            self._of = ids, spec, entry.after
+        return self._made
 
 
 def story(task: Task) -> str:

@@ -97,7 +97,7 @@ class Daemon:
             "batches": index.batch_count,
             "put off": len(engine._t.put_off) + len(engine._t.doubtful) + len(engine._t.epochs),
             "numbers": len(engine._t._numbers_used),
-            "missing": len(engine.tasks.missing),
+            "missing": len(engine.tasks.barriers),
             "dependents": len(engine.tasks.dependents),
             "dispatched": sum(len(w.running) + len(w.task_queue) + w.incoming + w.outgoing for w in engine.resources),
         }

@@ -237,7 +237,7 @@ class Recording:
         # With what ended otherwise all end that wait for it; what was given out before does not.
         over = ("succeeded", "failed", "cancelled") if task.is_given else ("succeeded",)
         missing = {i for i in task.after if self.tasks[i].state not in over} if not task.attempt else set()
-        must(engine.tasks.missing.get(row.id, set()) == missing, f"task {task.id} waits for {missing} on disk")
+        must(engine.tasks.missing(row.id) == missing, f"task {task.id} waits for {missing} on disk")
         must(not missing or isinstance(state, Waiting | Held), f"task {task.id} is {state} and waits for {missing}")
         if isinstance(state, Queued | Delayed):
             must(not missing, f"task {task.id} is {state}")

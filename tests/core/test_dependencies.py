@@ -7,9 +7,11 @@ import pytest
 
 from schedd.core import effects as fx
 from schedd.core import events as ev
+from schedd.core import requests
 from schedd.core.model import SECOND, Cause, TaskEntry, TaskRules
 
 from .builders import START, World, dispatches, of, selection, spec
+from .test_restore import GRACE_S, Restartable
 
 
 def chain(world: World, length: int) -> None:
@@ -70,7 +72,7 @@ def test_dependency_ends_badly(cause: Cause, word: str) -> None:
     (record,) = world.task(2).attempts
     assert (record.attempt, record.worker_id, record.cause) == (0, "", Cause.CANCELLED)
     assert record.message == f"needs task 1, which {word}"
-    assert not world.engine.tasks.missing
+    assert not world.engine.tasks.barriers
     assert not world.engine.tasks.dependents
 
 
@@ -164,7 +166,7 @@ def test_cancel_what_waits() -> None:
     world.submit()
     world.submit(after=[1])
     assert ends(world.cancel(2)) == [(2, "cancelled", "cancelled")]
-    assert not world.engine.tasks.missing
+    assert not world.engine.tasks.barriers
     world.join()
     world.finish(1)
     assert world.states(1, 2) == ["succeeded", "cancelled"]
@@ -176,6 +178,76 @@ def test_cancel_a_whole_chain_counts_each() -> None:
     effects = world.handle(ev.CancelTasks(1, selection(job="j")))
     assert effects.actions == [fx.ReplyChanged(1, 3, [])]
     assert {end[2] for end in ends(effects)} == {"cancelled"}
+
+
+def test_neighbours_that_wait_for_the_same_share_what_they_wait_for() -> None:
+    """A hundred that wait for a hundred cost two hundred, not ten thousand; by spec, by entry, after a restart."""
+    world = Restartable()
+    world.join(cpus=100)
+    first = world.submit(100)
+    by_spec = world.submit(100, after=first)
+    by_entry = world.submit_entries(spec(), [TaskEntry(0, after=list(first)) for _ in range(100)])
+    for _ in range(2):
+        tasks = world.engine.tasks
+        assert tasks.dependencies == 200
+        assert len({id(tasks.barriers[i]) for i in by_spec}) == len({id(tasks.barriers[i]) for i in by_entry}) == 1
+        assert len({id(tasks.rows[i].after) for i in by_spec}) == 1
+        world.restart()
+    world.join(cpus=100)
+    world.wake_in(GRACE_S)
+    for task_id in first[:-1]:
+        world.finish(task_id)
+    assert set(world.states(*by_spec, *by_entry)) == {"waiting"}
+    world.cancel(*by_spec[:50])
+    assert world.engine.tasks.dependencies == 2
+    world.finish(first[-1])
+    assert "waiting" not in world.states(*by_spec, *by_entry)
+    assert not world.engine.tasks.barriers
+    assert not world.engine.tasks.dependents
+
+
+def test_those_that_wait_for_the_same_end_with_it() -> None:
+    world = World()
+    first = world.submit(3)
+    ids = world.submit(3, after=first)
+    more = world.submit_entries(spec(after=first), [TaskEntry(0, after=[ids[0]]), TaskEntry(0)])
+    world.cancel(first[1])
+    assert set(world.states(*ids, *more)) == {"cancelled"}
+    assert world.engine.tasks.dependencies == 0
+
+
+def test_submit_in_which_tasks_wait_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "DEPENDENCIES_MAX", 5)
+    world = World()
+    world.submit(3)
+    world.submit(100, after=[1, 2, 3])
+    entries = [TaskEntry(0, after=[1, 2]), TaskEntry(0, after=[1, 2]), TaskEntry(0, after=[1, 3])]
+    world.submit_entries(spec(), [*entries, TaskEntry(0, after=[3])])
+    effects = world.handle(ev.SubmitTasks(1, [spec()], [*entries, TaskEntry(0, after=[2, 3])]))
+    assert effects.actions == [
+        fx.ReplyDeclined(
+            1,
+            "too_large",
+            "the tasks of one submit wait for others 6 times, and may 5 times",
+            "let one task wait for many others, and many others for that one",
+        )
+    ]
+    assert not effects.facts
+
+
+def test_bound_on_all_that_wait() -> None:
+    world = World(unfinished_max=10)
+    world.submit(2)
+    world.submit_entries(spec(), [TaskEntry(0, after=[1, 2]), TaskEntry(0, after=[1]), TaskEntry(0, after=[2])])
+    world.submit_entries(spec(), [TaskEntry(0, after=[2, 1]), TaskEntry(0, after=[1])])
+    effects = world.handle(ev.SubmitTasks(1, [spec()], [TaskEntry(0, after=[1, 2, 3, 4])]))
+    (declined,) = of(effects.actions, fx.ReplyDeclined)
+    assert (declined.code, declined.message) == (
+        "queue_full",
+        "tasks wait for others 7 times, and at most 10 times they may",
+    )
+    world.cancel(3)
+    assert world.submit_entries(spec(), [TaskEntry(0, after=[1, 2])])
 
 
 def test_dependents_of_what_is_forgotten_at_once() -> None:

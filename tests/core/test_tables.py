@@ -92,12 +92,16 @@ def test_select() -> None:
     assert ids(Selection(unfinished=True)) == [1, 2, 4]
 
 
-def test_satisfied_by_one_of_two() -> None:
-    rows = table(task(1), task(2), task(3))
-    rows.depend(rows.rows[TaskId(3)], [TaskId(1), TaskId(2)])
-    assert not rows.satisfied(TaskId(3), TaskId(1))
-    assert rows.satisfied(TaskId(3), TaskId(2))
-    assert not rows.satisfied(TaskId(3), TaskId(2))
+def test_barrier_opens_with_the_last() -> None:
+    rows = table(task(1), task(2), task(3, after=(TaskId(1), TaskId(2))))
+    rows.depend(rows.rows[TaskId(3)])
+    for task_id in (1, 2):
+        row = rows.rows[TaskId(task_id)]
+        rows.set_state(row, Assigned(WorkerId("w1"), 0))
+        (barrier,) = rows.finish(row, Succeeded(0))
+        assert bool(barrier.missing) is (task_id == 1)
+    assert list(rows.open(barrier)) == [3]
+    assert not rows.missing(TaskId(3))
 
 
 # ------------------------------------------------------------------------------------------------- the worker table

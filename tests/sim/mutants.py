@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -35,6 +35,7 @@ from schedd.core.restore import Restore
 from schedd.core.retries import blame
 from schedd.core.submits import Submits
 from schedd.core.tables import Tables
+from schedd.core.tasks import Barrier
 from schedd.journal.records import LiveIndex
 from schedd.server.durable import Promise, Promises
 from schedd.server.holding import Holding
@@ -145,11 +146,12 @@ def finish_twice() -> Iterator[None]:
     """The end of a task that others wait for is recorded once for each of them."""
     end = Tables._end
 
-    def end_again(self: Tables, task: Task, *rest: Any) -> list[TaskId]:
-        waiting = end(self, task, *rest)
-        self.facts += [self.facts[-1]] * len(waiting)
-        self._finished += [task] * len(waiting)
-        return waiting
+    def end_again(self: Tables, task: Task, *rest: Any) -> Collection[Barrier]:
+        barriers = end(self, task, *rest)
+        waiting = sum(len(barrier.waiting) for barrier in barriers)
+        self.facts += [self.facts[-1]] * waiting
+        self._finished += [task] * waiting
+        return barriers
 
     with patch.object(Tables, "_end", end_again):
         yield
