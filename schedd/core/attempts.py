@@ -152,16 +152,18 @@ class Attempts:
         # The length is the worker's to tell, the end cannot lie behind us.
         runtime = max(0, finished.finished_at_ns - finished.started_at_ns) if finished.started_at_ns else 0
         ended = min(started + runtime, now) if started else now
-        message = finished.message[:MESSAGE_MAX]
-        if finished.cause is _PREEMPTED and (asked := self._t.preempting(task)) is not None:
+        cause, message = finished.cause, finished.message[:MESSAGE_MAX]
+        if cause is _PREEMPTED and (asked := self._t.preempting(task)) is not None:
             message = f"made room for task {asked.for_id}" if asked.for_id else "on request"
+        elif cause is _PREEMPTED:  # for ever, if this were without a limit
+            cause, message = Cause.LOST, f"worker {worker.worker_id} says that it made room, and was not asked to"
         return AttemptRecord(
             task.attempt,
             worker.worker_id,
             dispatched,
             started,
             ended,
-            finished.cause,
+            cause,
             finished.exit_code,
             finished.signal,
             message,

@@ -42,6 +42,8 @@ ATTEMPT_MAX = 1 << 31
 #: From a dispatch to the end of the connection of a worker that its task killed: the way there, the start, and a busy
 #: machine. Keep-alives and retransmissions of TCP take longer than this to find a peer that is cut off.
 SUSPECT_NS = 5 * SECOND
+#: Drains of lost workers that are remembered, for those that are not dead but were cut off for long.
+DRAINED_KEPT_MAX = 1024
 #: Why a worker that a restart waited for in vain is gone.
 NOT_BACK = "it did not come back after a restart"
 
@@ -69,7 +71,7 @@ class Fleet:
         if worker is None or not again or worker.resources != event.resources:
             worker = self._enter(event, worker, again)
         worker.host, worker.pid = event.host, event.pid
-        worker.last_seen_ns = t.now
+        worker.last_seen_ns, worker.lease_ns = t.now, t.lease_ns()
         self._guard.on_joined(worker)
         t.resources.set_status(worker, worker.status_here)
         self._reconcile(worker, event.holds)
@@ -78,6 +80,10 @@ class Fleet:
         t.deadlines.cancel(("lost", worker.worker_id))
         t.deadlines.set(("lease", worker.worker_id), t.now + t.lease_ns())
         self._note_entered(worker, again)
+        if worker.leaving:
+            t.actions.append(
+                fx.DrainWorker(worker.worker_id)
+            )  # that it was told may have been lost with its connection
         t.note_idled(worker)
         t.placement_wanted = True
 
@@ -107,7 +113,7 @@ class Fleet:
         worker.incarnation = event.incarnation
         worker.draining = t.drained.pop(event.worker_id, None) == event.incarnation
         if old is not None and again:
-            worker.draining, worker.joined_ns = old.draining, old.joined_ns
+            worker.draining, worker.leaving, worker.joined_ns = old.draining, old.leaving, old.joined_ns
             worker.finished_count, worker.failed_count = old.finished_count, old.failed_count
         self._hand_over(kept, worker)
         return worker
@@ -273,6 +279,7 @@ class Fleet:
         worker = self._t.resources.workers.get(event.worker_id)
         if worker is not None:
             worker.usage = event.usage
+            worker.lease_ns = self._t.lease_ns()
 
     # ----------------------------------------------------------------------------------------------------- draining
 
@@ -300,7 +307,7 @@ class Fleet:
         if undo:
             if not draining:
                 return "is not draining"
-            worker.draining = False
+            worker.draining = worker.leaving = False
             t.resources.set_status(worker, worker.status_here)
             t.facts.append(fx.WorkerStoppedDraining(worker.worker_id, t.now))
             t.placement_wanted = True
@@ -311,6 +318,7 @@ class Fleet:
         t.resources.set_status(worker, WorkerStatus.DRAINING)
         t.facts.append(fx.WorkerStartedDraining(worker.worker_id, t.now))
         if leave:
+            worker.leaving = True
             t.actions.append(fx.DrainWorker(worker.worker_id))
         else:
             t.take_back(worker)
@@ -366,7 +374,7 @@ class Fleet:
         worker = t.resources.workers.get(worker_id)
         if worker is None or worker.status == WorkerStatus.UNREACHABLE:
             return
-        expires = max(worker.last_seen_ns + t.lease_ns(), self._leases_from_ns)
+        expires = max(worker.last_seen_ns + max(worker.lease_ns, t.lease_ns()), self._leases_from_ns)
         if t.now < expires:
             t.deadlines.set(("lease", worker_id), expires)
         else:
@@ -423,6 +431,10 @@ class Fleet:
             else:
                 t.conclude(task, record, None)
         t.resources.remove(worker.worker_id)
+        if worker.draining and lost:
+            t.drained[worker.worker_id] = worker.incarnation  # the same process may come back yet
+            if len(t.drained) > DRAINED_KEPT_MAX:
+                del t.drained[next(iter(t.drained))]
         t.steals.gone(worker)
         self._guard.on_gone()
         t.deadlines.cancel(("lease", worker.worker_id))
@@ -440,6 +452,8 @@ class Fleet:
         the word that it started. A worker that fell silent first, or was cut off by the network, which takes longer
         to be noticed, may never have got what was sent to it, and a backlog has no part in anything.
         """
+        if self._t.unsend(task, worker):
+            return None
         state = task.state
         dispatched = getattr(state, "at_ns", self._t.now)
         started = state.started_at_ns if isinstance(state, Running) else 0

@@ -11,10 +11,10 @@ import math
 from collections import deque
 from collections.abc import Mapping, MutableSequence, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, NewType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NewType
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 if TYPE_CHECKING:
     from schedd.core.capacity import Ledger
@@ -24,6 +24,12 @@ TaskId = NewType("TaskId", int)
 WorkerId = NewType("WorkerId", str)
 Instant = int
 SECOND = 1_000_000_000
+
+#: A frame of bytes may hold a thousand times as much memory and work: what it may list is bounded before it is read.
+GPUS_MAX = 1024
+NAMES_MAX = 1024
+VARIANTS_MAX = 64
+IDS_MAX = 1_000_000
 
 
 class Cause(StrEnum):
@@ -78,13 +84,13 @@ class TaskRequirements(Struct, frozen=True, omit_defaults=True):
     cpus: float = 1.0
     ram: float = 0.0
     gpu_model: str = ""
-    labels: dict[str, str] = field(default_factory=dict)
-    custom: dict[str, float] = field(default_factory=dict)
-    variants: tuple[TaskRequirements, ...] = ()
+    labels: Annotated[dict[str, str], Meta(max_length=NAMES_MAX)] = field(default_factory=dict)
+    custom: Annotated[dict[str, float], Meta(max_length=NAMES_MAX)] = field(default_factory=dict)
+    variants: Annotated[tuple[TaskRequirements, ...], Meta(max_length=VARIANTS_MAX)] = ()
 
     def __post_init__(self) -> None:
         # Upper bounds keep the integer forms small whatever a peer sends.
-        _amount("min_gpus", self.min_gpus, most=1024)
+        _amount("min_gpus", self.min_gpus, most=GPUS_MAX)
         _amount("min_memory", self.min_memory, most=1e6)
         _amount("cpus", self.cpus, most=1e5)
         _amount("ram", self.ram, most=1e7)
@@ -96,6 +102,8 @@ class TaskRequirements(Struct, frozen=True, omit_defaults=True):
             _amount("estimated_time", self.estimated_time, most=1e9)
         for name, value in self.custom.items():
             _amount(f"custom.{name}", value, most=1e9)
+        if len(self.variants) > VARIANTS_MAX:
+            raise ValueError(f"at most {VARIANTS_MAX} variants, not {len(self.variants)}")
         if any(v.variants for v in self.variants):
             raise ValueError("a variant cannot have variants of its own")
 
@@ -407,19 +415,19 @@ class WorkerResources(Struct, frozen=True, kw_only=True):
     num_gpus: int = 0
     gpu_memory_gb: float = 0.0
     gpu_model: str = ""
-    gpus: tuple[Gpu, ...] = ()
+    gpus: Annotated[tuple[Gpu, ...], Meta(max_length=GPUS_MAX)] = ()
     network_mbps: float = 0.0
-    labels: dict[str, str] = field(default_factory=dict)
-    custom: dict[str, float] = field(default_factory=dict)
+    labels: Annotated[dict[str, str], Meta(max_length=NAMES_MAX)] = field(default_factory=dict)
+    custom: Annotated[dict[str, float], Meta(max_length=NAMES_MAX)] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _amount("cpus", self.cpus, most=1e5)
         _amount("ram_gb", self.ram_gb, most=1e7)
-        _amount("num_gpus", self.num_gpus, most=1024)
+        _amount("num_gpus", self.num_gpus, most=GPUS_MAX)
         _amount("gpu_memory_gb", self.gpu_memory_gb, most=1e6)
         _amount("network_mbps", self.network_mbps, most=1e9)
-        if len(self.gpus) > 1024:
-            raise ValueError("a worker has at most 1,024 GPUs")
+        if len(self.gpus) > GPUS_MAX:
+            raise ValueError(f"a worker has at most {GPUS_MAX:,} GPUs")
         for gpu in self.gpus:
             _amount("memory_mb", gpu.memory_mb, most=1e9)
         if len({gpu.uuid for gpu in self.gpus}) != len(self.gpus):
@@ -478,6 +486,8 @@ class WorkerInfo(Struct, eq=False, repr_omit_defaults=True):
     pid: int = 0
     joined_ns: Instant = 0
     last_seen_ns: Instant = 0
+    #: How long it may be silent by the pace that it was last told; others that have left since do not make it shorter.
+    lease_ns: Instant = 0
     #: Since when it is unreachable, and why.
     silent_ns: Instant = 0
     #: When its connection ended, where it is unreachable for that and not because it said nothing on it; else 0.
@@ -485,6 +495,8 @@ class WorkerInfo(Struct, eq=False, repr_omit_defaults=True):
     silence: str = ""
     #: Asked to drain; it stays so while it is unreachable, and when it returns.
     draining: bool = False
+    #: Asked to leave when it has; said again whenever it connects anew.
+    leaving: bool = False
     #: Why it is in quarantine; "": it is not.
     quarantine: str = ""
     usage: HostUsage | None = None
@@ -552,7 +564,7 @@ class TaskEntry(Struct, frozen=True, array_like=True):
 class Selection(Struct, frozen=True, omit_defaults=True):
     """Which tasks are meant: these ids, or all of a job, or (both empty) all; `states` and `unfinished` narrow it."""
 
-    ids: list[TaskId] = field(default_factory=list)
+    ids: Annotated[list[TaskId], Meta(max_length=IDS_MAX)] = field(default_factory=list)
     job: str | None = None
     states: list[str] = field(default_factory=list)
     unfinished: bool = False

@@ -69,6 +69,18 @@ class Pages(Generic[V]):
             del self._pages[number], self._counts[number]
         return value
 
+    def first(self, start: int, end: int) -> int:
+        """The first id from `start` on that has a value; `end` where there is none below. O(pages between)."""
+        number, offset = start >> _BITS, start & _MASK
+        while number << _BITS < end:
+            page = self._pages.get(number)
+            if page is not None:
+                for at in range(offset, _SIZE):
+                    if page[at] is not None:
+                        return min((number << _BITS) + at, end)
+            number, offset = number + 1, 0
+        return end
+
     def __iter__(self) -> Iterator[int]:
         """Yield all ids, in ascending order."""
         for number in sorted(self._pages):

@@ -37,6 +37,9 @@ from schedd.core.tasks import DISPATCHED, UNDISPATCHED, Afters, belongs_to_anoth
 UNCHANGED_NAMED_MAX = 100
 #: One submit has at most so many tasks: 30 ms of the loop's time.
 SUBMIT_TASKS_MAX = 10_000
+#: So many warnings of requirements that fit nowhere, and so many looks at a worker to find out: 50 ms.
+WARNINGS_MAX = 20
+LOOKED_AT_MAX = 50_000
 #: They wait for others so many times in all, neighbours that wait for the same counted once: 50 ms.
 DEPENDENCIES_MAX = 100_000
 #: A kind, a job or a key is at most so many characters long: each is held in memory many times, and shown in tables.
@@ -109,8 +112,8 @@ class Requests:
         t = self._t
         if event.client and (reply := self._admitted_before(event)) is not None:
             return reply
-        if len(event.tasks) > SUBMIT_TASKS_MAX:
-            text = f"a submit of {len(event.tasks)} tasks is above the bound of {SUBMIT_TASKS_MAX}"
+        if (size := max(len(event.tasks), len(event.specs))) > SUBMIT_TASKS_MAX:
+            text = f"a submit of {size} tasks is above the bound of {SUBMIT_TASKS_MAX}"
             raise Declined("too_large", text, "submit them in parts")
         for spec in event.specs:
             _check_spec(spec)
@@ -301,14 +304,19 @@ class Requests:
                 self._t.promote(task, other)
 
     def _warnings(self, classes: list[RequestClass]) -> list[str]:
-        """Say which requirements no worker could ever meet, with the numbers. Each class once."""
-        warnings = []
-        version = self._t.resources.members_version
+        """Say which requirements no worker could ever meet, with the numbers. Each class once, the first ones only."""
+        warnings: list[str] = []
+        version, looked = self._t.resources.members_version, 0
         for request in classes if len(classes) == 1 else dict.fromkeys(classes):
             if request.fits_version == version:
                 continue
-            if any(self._t.placer.possible(request, worker) for worker in self._t.resources):
-                request.fits_version = version
+            if looked > LOOKED_AT_MAX or len(warnings) == WARNINGS_MAX:
+                break
+            for worker in self._t.resources:
+                looked += 1
+                if self._t.placer.possible(request, worker):
+                    request.fits_version = version
+                    break
             else:
                 warnings.append(self._no_fit(request))
         return warnings

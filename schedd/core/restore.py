@@ -19,7 +19,7 @@ from schedd.core.model import SECOND, Cancelled, Held, Instant, Queued, Task, Ta
 from schedd.core.retries import blame, end_pause
 from schedd.core.submits import Admitted
 from schedd.core.tables import ATTEMPTS_KEPT_MAX, Tables
-from schedd.core.tasks import Afters, make_task
+from schedd.core.tasks import PASSED_OVER_MAX, Afters, make_task
 
 #: Rows that one step is about: some 10 ms.
 ROWS_PER_STEP = 2000
@@ -166,6 +166,7 @@ class Restore:
         t.tasks.note_ended(self._ended)
         t.tasks.next_id = max(t.tasks.next_id, next_id)
         t.restored_below = TaskId(t.tasks.next_id)
+        t.tasks.believed_below = t.tasks.next_id + PASSED_OVER_MAX
         t.awaited = set(workers)
         t.awaited_at_start = frozenset(t.awaited)
         if t.awaited:

@@ -151,7 +151,7 @@ class Tables:
         self.let_go: dict[TaskId, tuple[int, int]] = {}
         #: Numbers of attempts that somebody may still speak of: the next one of the task is above.
         self._numbers_used: dict[TaskId, int] = {}
-        #: Workers that were draining before the restart, by their incarnation, until they come.
+        #: Incarnations of workers that were draining before the restart, or when they were lost, until they come.
         self.drained: dict[WorkerId, str] = {}
         #: What was asked of attempts to make room, by task; one of an attempt that is not the current one says nothing.
         self.asked: dict[TaskId, fx.PreemptAsked] = {}

@@ -110,6 +110,8 @@ class TaskTable:
         self._newest: tuple[tuple[TaskId, ...], Barrier | None] = ((), None)
         self.counts: dict[type[State], int] = dict.fromkeys(TRANSITIONS, 0)
         self.next_id = 1
+        #: What a worker says of ids up to here may be true: see `pass_over`.
+        self.believed_below = 1 + PASSED_OVER_MAX
         self.results_bytes = 0
         self._first_id = 1
         self._keep_count = finished_keep_count
@@ -181,9 +183,9 @@ class TaskTable:
     def pass_over(self, task_id: TaskId) -> None:
         """Give out no id up to this one: a worker has heard of it, from a daemon that died before it recorded it.
 
-        An id that is far ahead was made up, and does not count.
+        An id that is far ahead of the last that was recorded was made up, and does not count.
         """
-        if self.next_id <= task_id < self.next_id + PASSED_OVER_MAX:
+        if self.next_id <= task_id < self.believed_below:
             self.next_id = task_id + 1
 
     def note_ended(self, ended: Iterable[TaskId]) -> None:
@@ -308,8 +310,8 @@ class TaskTable:
             job.counts[type(task.state)] -= 1
             if not job.members:
                 del self.jobs[task.job]
-        while self._first_id < self.next_id and self.rows.get(self._first_id) is None:
-            self._first_id += 1
+        if self.rows.get(self._first_id) is None:
+            self._first_id = self.rows.first(self._first_id, self.next_id)
         # Ids whose rows are gone must not pile up in here while their results stay within the bound.
         while self._with_result and self._with_result[0] not in self.rows:
             self._with_result.popleft()

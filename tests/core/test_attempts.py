@@ -79,9 +79,20 @@ def test_preemption_blames_nobody() -> None:
     world = World()
     world.join()
     world.submit(rules=TaskRules(lost_limit=0))
+    world.handle(ev.PreemptTasks(1, selection(1)))
     effects = world.finish(1, cause=Cause.PREEMPTED)
     assert dispatches(effects) == {"w1": [(1, 2)]}
     assert world.task(1).blamed is None
+
+
+def test_preemption_that_nobody_asked_for_is_a_loss_and_has_its_limit() -> None:
+    world = World()
+    world.join()
+    world.submit(rules=TaskRules(lost_limit=1))
+    assert dispatches(world.finish(1, cause=Cause.PREEMPTED)) == {"w1": [(1, 2)]}
+    world.finish(1, cause=Cause.PREEMPTED)
+    assert world.states(1) == ["failed"]
+    assert "worker w1 says that it made room, and was not asked to" in world.task(1).attempts[-1].message
 
 
 def test_rejection_is_tried_again_and_limited() -> None:

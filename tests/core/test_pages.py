@@ -25,6 +25,8 @@ def test_does_what_a_dict_does(ops: list[tuple[str, int, int]]) -> None:
         assert (key in pages, pages.get(key)) == (key in model, model.get(key))
     assert list(pages) == sorted(model)
     assert list(pages.values()) == [model[key] for key in sorted(model)]
+    for start, end in ((0, 6000), (511, 512), (512, 5000), (2, 2)):
+        assert pages.first(start, end) == min((key for key in model if start <= key < end), default=end)
 
 
 def test_what_is_not_there() -> None:

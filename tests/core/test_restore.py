@@ -25,6 +25,7 @@ from schedd.core.model import (
     WorkerResources,
 )
 from schedd.core.policies import POLICIES
+from schedd.core.tasks import PASSED_OVER_MAX
 from schedd.journal.records import FinishedTask, finished_records
 
 from .builders import START, World, answered, dispatches, finished, holds, joined, of, selection, spec, worker_of
@@ -1089,6 +1090,14 @@ def test_id_that_a_worker_has_heard_of_is_not_given_again(world: Restartable) ->
 def test_id_that_was_made_up_is_not_passed_over(world: Restartable) -> None:
     world.join("w1", holds=[holds(1 << 60, 1, "finished", START)])
     assert world.submit() == [4]
+
+
+def test_ids_that_were_made_up_do_not_add_up(world: Restartable) -> None:
+    """Each is in reach of the one before it, and all ids between have to be stepped over some day."""
+    claims = [holds(4 + n * (PASSED_OVER_MAX - 1), 1, "finished", START) for n in range(20)]
+    world.join("w1", holds=claims)
+    (new,) = world.submit()
+    assert new <= 4 + PASSED_OVER_MAX
 
 
 def test_late_daemon_waits_for_its_workers_once_more(world: Restartable) -> None:

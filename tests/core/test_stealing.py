@@ -17,7 +17,7 @@ from schedd.core.policies.fifo import FIFOScheduler
 from schedd.core.policies.load_balancing import LoadBalancingScheduler
 from schedd.core.policies.work_stealing import QUIET_ENDS, WorkStealingScheduler
 
-from .builders import START, World, answered, dispatches, finished, holds, of, started
+from .builders import START, World, answered, dispatches, finished, holds, joined, of, started
 
 
 class OnTimer(WorkStealingScheduler):
@@ -194,6 +194,15 @@ def test_steal_of_what_is_cancelled_meanwhile() -> None:
     assert effects.facts == [fx.TaskFinished(2, "cancelled", world.now, "cancelled", None)]
     assert not effects.actions
     assert counts(world) == [(0, 0, 0), (0, 0, 0)]
+
+
+def test_nobody_is_blamed_for_what_was_never_sent() -> None:
+    """The thief turns out to have been started anew in the very turn in which it would have got the task."""
+    world = crowded(2)
+    world.wake_in(1)
+    effects = world.handle(answered("w1", (2, 1, True)), joined("w2", run="b"))
+    assert not of(effects.facts, fx.AttemptEnded)
+    assert dispatches(effects) == {"w1": [(2, 3)]}
 
 
 def test_steal_answer_twice() -> None:

@@ -307,6 +307,15 @@ def test_strict_when_no_worker_fits() -> None:
     assert of(submit(world, TaskEntry(0), specs=[spec(cpus=2)], strict=True).actions, fx.ReplySubmitted)
 
 
+def test_only_the_first_that_fit_nowhere_are_told() -> None:
+    world = World()
+    world.join(cpus=2)
+    wants = [spec(cpus=4 + n) for n in range(50)]
+    effects = submit(world, *[TaskEntry(n) for n in range(50)], specs=wants)
+    warnings = of(effects.actions, fx.ReplySubmitted)[0].warnings
+    assert warnings == [f"no worker fits: needs {4 + n} CPUs, has 2 (1 worker)" for n in range(requests.WARNINGS_MAX)]
+
+
 def test_strict_fits_by_a_variant() -> None:
     world = World()
     world.join(cpus=2)
@@ -383,6 +392,7 @@ def test_submit_of_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     code, message = declined(submit(world, TaskEntry(0), TaskEntry(0), TaskEntry(0)))
     assert (code, message) == ("too_large", "a submit of 3 tasks is above the bound of 2")
+    assert declined(submit(world, TaskEntry(0), specs=[spec()] * 3))[0] == "too_large"
 
 
 # --------------------------------------------------------------------------------------------- submits that come twice

@@ -7,6 +7,7 @@ import pytest
 
 from schedd.core import effects as fx
 from schedd.core import events as ev
+from schedd.core import tables
 from schedd.core.model import SECOND, Cause, HoldsAttempt, HostUsage, TaskRules, WorkerResources
 
 from .builders import START, World, dispatches, finished, holds, joined, of, started, unchanged
@@ -399,6 +400,21 @@ def test_events_of_unknown_workers() -> None:
     assert (effects.facts, effects.actions) == ([], [])
 
 
+def test_worker_is_judged_by_the_pace_that_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When many others have left it need not know that it is to report more often now."""
+    monkeypatch.setattr(tables, "HEARTBEATS_PER_INTERVAL_MAX", 1)
+    world = World()
+    world.handle(*[joined(f"w{n}") for n in range(1, 6)])
+    world.handle(ev.Heartbeat("w1", USAGE), ev.WorkerDisconnected("w2"))
+    lease_s = world.engine._t.lease_ns() / SECOND
+    world.handle(*[ev.WorkerLeft(f"w{n}") for n in range(3, 6)])
+    assert world.engine._t.lease_ns() / SECOND < lease_s
+    world.wake_in(lease_s - 1)
+    assert world.worker("w1").status == "idle"
+    world.wake_in(1)
+    assert world.worker("w1").status == "unreachable"
+
+
 def test_late_daemon_does_not_judge() -> None:
     """The heartbeat may be among what the loop has not read yet."""
     world = World()
@@ -581,6 +597,31 @@ def test_drain_outlives_a_broken_connection(silent: bool) -> None:
     assert world.states(1) == ["queued"]
     drain(world, undo=True)
     assert world.states(1) == ["assigned"]
+
+
+def test_leave_is_asked_for_again_where_the_connection_has_taken_it_along() -> None:
+    world = World()
+    world.join()
+    drain(world, leave=True)
+    world.handle(ev.WorkerDisconnected("w1"))
+    assert of(world.join().actions, fx.DrainWorker) == [fx.DrainWorker("w1")]
+    assert of(world.join(cpus=2).actions, fx.DrainWorker) == [fx.DrainWorker("w1")]
+    assert not of(world.join(run="b").actions, fx.DrainWorker)
+
+
+def test_drain_outlives_a_long_absence_of_a_living_process() -> None:
+    world = World()
+    world.join()
+    drain(world, leave=False)
+    world.handle(ev.WorkerDisconnected("w1"))
+    assert of(world.wake_in(60).facts, fx.WorkerGone)
+    world.join()
+    assert world.worker().status == "draining"
+    drain(world, undo=True)
+    world.handle(ev.WorkerDisconnected("w1"))
+    assert of(world.wake_in(60).facts, fx.WorkerGone)
+    world.join()
+    assert world.worker().status == "idle"
 
 
 def test_drain_does_not_outlive_the_process() -> None:
