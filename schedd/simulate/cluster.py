@@ -8,7 +8,6 @@ it has enough.
 from __future__ import annotations
 
 import csv
-import io
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from msgspec import Meta, Struct
 from schedd.core.model import WorkerId, WorkerResources
 from schedd.errors import TraceError
 from schedd.simulate.files import text_of
-from schedd.simulate.layouts import columns_of
+from schedd.simulate.layouts import columns_of, table
 
 MIB_PER_GB = 1024.0
 RAM_ENOUGH_GB = 1e6
@@ -125,7 +124,7 @@ def _toml(path: Path, text: str) -> list[ClusterRow]:
 
 
 def _csv(path: Path, text: str) -> list[ClusterRow]:
-    reader = csv.DictReader(io.StringIO(text))
+    reader = table(text)
     columns = columns_of(path, reader)
     read = _openb if {"cpu_milli", "memory_mib", "gpu", "model"} <= set(columns) else _plain
     if read is _plain and columns and not set(columns) & set(ClusterRow.__struct_fields__):

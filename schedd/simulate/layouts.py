@@ -51,7 +51,7 @@ class Speeds:
 def read_speeds(path: str | Path) -> Speeds:
     """Read a table of throughputs, as in Gavel's artifact. Raises TraceError."""
     path = Path(path)
-    reader = csv.DictReader(io.StringIO(text_of(path)))
+    reader = table(text_of(path))
     missing = [column for column in SPEED_COLUMNS if column not in columns_of(path, reader)]
     if missing:
         raise TraceError(
@@ -73,12 +73,19 @@ def read_speeds(path: str | Path) -> Speeds:
     return speeds
 
 
+def table(text: str) -> csv.DictReader[str]:
+    """The rows of a CSV file. Blanks after a comma are nobody's value."""
+    return csv.DictReader(io.StringIO(text), skipinitialspace=True)
+
+
 def columns_of(path: Path, reader: csv.DictReader[str]) -> list[str]:
-    """The header of a file. Raises TraceError for what is no table."""
+    """The header of a file, without blanks around the names. Raises TraceError for what is no table."""
     try:
-        return list(reader.fieldnames or ())
+        columns = [column.strip() for column in reader.fieldnames or ()]
     except csv.Error as error:
         raise TraceError(f"{path}, line 1: {error}") from None
+    reader.fieldnames = columns
+    return columns
 
 
 #: Files that somebody might take for a trace: columns, what they have, and what to do with it.

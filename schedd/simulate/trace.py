@@ -14,10 +14,10 @@ tables of training times. Files may be compressed with gzip.
 from __future__ import annotations
 
 import csv
-import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from msgspec import Struct, structs
 from schedd.core.model import TaskRequirements
 from schedd.errors import TraceError
 from schedd.simulate.files import text_of
-from schedd.simulate.layouts import SPEED_COLUMNS, Speeds, columns_of, no_trace, unknown
+from schedd.simulate.layouts import SPEED_COLUMNS, Speeds, columns_of, no_trace, table, unknown
 
 MIB_PER_GB = 1024.0
 #: What Muri adds to each iteration when it replays its traces.
@@ -35,6 +35,9 @@ MURI_OVERHEAD = 1.015
 SWF_UNKNOWN_S = 10.0
 #: Three hundred years: what is later or longer was not meant in seconds.
 SECONDS_MAX = 1e10
+
+#: How near a column has to come to the name of another to be taken for it, misspelt: `num_gpu`, `Priority`, `runtime`.
+MISSPELT = 0.75
 
 #: Rows that ask for the same share one object, and what the simulator works out of it; so many are told apart at once.
 SHARED_MAX = 4096
@@ -72,10 +75,14 @@ Read = Callable[[Row, Sequence[str]], TraceTask]
 
 
 class Trace(Struct, frozen=True):
-    """Tasks in the order of their submission. `after` of a task counts in this order."""
+    """Tasks in the order of their submission. `after` of a task counts in this order.
+
+    remarks: what was in the file and is not in the tasks, for people.
+    """
 
     format: str
     tasks: list[TraceTask]
+    remarks: tuple[str, ...] = ()
 
 
 def read_trace(
@@ -91,7 +98,7 @@ def read_trace(
     text = text_of(path)
     if format == "swf" or (format == "auto" and (".swf" in path.name or text.startswith(";"))):
         return _in_order("swf", _swf(path, text))
-    reader = csv.DictReader(io.StringIO(text))
+    reader = table(text)
     columns = columns_of(path, reader)
     name = _named(format, columns) if format != "auto" else _recognise(path, text, columns)
     if name not in LAYOUTS:
@@ -105,8 +112,21 @@ def read_trace(
         raise TraceError(f"{path} has jobs with a number of steps, and not how long a step takes", hint)
     if name != "gavel_jobs" and speeds is not None:
         raise TraceError(f"{path} says how long its tasks take", "--throughputs are for jobs with steps: gavel_jobs")
+    remarks = _unused(path, layout, columns)
     read = layout.read if speeds is None else partial(_gavel_job, speeds)
-    return _in_order(name, _rows(path, reader, columns, read, layout.last_of))
+    return _in_order(name, _rows(path, reader, columns, read, layout.last_of), remarks)
+
+
+def _unused(path: Path, layout: Layout, columns: Sequence[str]) -> tuple[str, ...]:
+    """Say which columns nothing is read from. Raises TraceError for one of the canonical ones that is misspelt."""
+    unused = [column for column in columns if column and not layout.reads(column)]
+    if layout.read is _canonical:
+        absent = [column for column in layout.may if column not in columns]
+        for column in unused:
+            if near := get_close_matches(column.lower(), absent, 1, MISSPELT):
+                hint = f"did you mean {near[0]!r}? the columns are {', '.join(layout.may)}"
+                raise TraceError(f"{path} has a column {column!r}, which is none of a trace", hint)
+    return (f"{path}: not used are the columns {', '.join(unused)}",) if unused else ()
 
 
 def _rows(path: Path, reader: csv.DictReader[str], columns: Sequence[str], read: Read, last_of: str) -> list[TraceTask]:
@@ -146,10 +166,11 @@ def part_of(trace: Trace, rows: slice) -> Trace:
             structs.replace(task, after=tuple(places[other] for other in task.after if other in places))
             for task in trace.tasks[rows]
         ],
+        trace.remarks,
     )
 
 
-def _in_order(name: str, tasks: list[TraceTask]) -> Trace:
+def _in_order(name: str, tasks: list[TraceTask], remarks: tuple[str, ...] = ()) -> Trace:
     """Sort by submission, ties as in the file, and let `after` follow."""
     if not tasks:
         raise TraceError("the trace has no tasks")
@@ -173,7 +194,7 @@ def _in_order(name: str, tasks: list[TraceTask]) -> Trace:
                 task.deadline_s,
             )
         rows.append(task)
-    return Trace(name, rows)
+    return Trace(name, rows, remarks)
 
 
 # ------------------------------------------------------------------------------------------------------------- values
@@ -195,6 +216,10 @@ def _number(row: Row, column: str, default: float | None = None) -> float:
 
 def _optional(row: Row, column: str) -> float | None:
     return _number(row, column) if (row.get(column) or "").strip() else None
+
+
+def _text(row: Row, column: str, default: str = "") -> str:
+    return (row.get(column) or "").strip() or default
 
 
 def _needs(gpus: float, runtimes: dict[str, float], models: Sequence[str], **amounts: float | None) -> TaskRequirements:
@@ -258,13 +283,14 @@ def _canonical(row: Row, columns: Sequence[str]) -> TraceTask:
         raise ValueError(f"priority is {priority}")
     deadline = _optional(row, "deadline_s")
     submit = _number(row, "submit_s", 0.0)
-    return TraceTask(submit, row.get("kind") or "task", runtime, requirements, runtimes, priority, after, deadline)
+    kind = _text(row, "kind", "task")
+    return TraceTask(submit, kind, runtime, requirements, runtimes, priority, after, deadline)
 
 
 def _bag(row: Row, columns: Sequence[str]) -> TraceTask:
     runtimes, models = _by_model(row, columns, _BAG_RUNTIME)
     requirements = _needs(1.0, runtimes, models)
-    kind = row.get("kind") or "task"
+    kind = _text(row, "kind", "task")
     deadline = _optional(row, "deadline_s")
     return TraceTask(_number(row, "submit_s", 0.0), kind, 0.0, requirements, runtimes, deadline_s=deadline)
 
@@ -272,37 +298,38 @@ def _bag(row: Row, columns: Sequence[str]) -> TraceTask:
 def _muri(row: Row, columns: Sequence[str]) -> TraceTask:
     runtime = _number(row, "iterations") * _number(row, "iteration_ms") * MURI_OVERHEAD / 1000
     gpus = _number(row, "num_gpu")
-    return TraceTask(_number(row, "submit_s"), row["model"] or "task", runtime, _asked(min_gpus=gpus))
+    return TraceTask(_number(row, "submit_s"), _text(row, "model", "task"), runtime, _asked(min_gpus=gpus))
 
 
 def _philly(row: Row, columns: Sequence[str]) -> TraceTask:
     gpus = _number(row, "num_gpu")
     requirements = _asked(min_gpus=gpus)
-    return TraceTask(_number(row, "submit_s"), row.get("vc") or "task", _number(row, "duration_s"), requirements)
+    return TraceTask(_number(row, "submit_s"), _text(row, "vc", "task"), _number(row, "duration_s"), requirements)
 
 
 def _openb(row: Row, columns: Sequence[str]) -> TraceTask:
     gpus, share = _number(row, "num_gpu"), _number(row, "gpu_milli") / 1000
     requirements = _asked_on(
-        tuple((row.get("gpu_spec") or "").split("|")),
+        tuple(_text(row, "gpu_spec").split("|")),
         min_gpus=share if gpus == 1 and 0 < share < 1 else gpus,
         cpus=_number(row, "cpu_milli") / 1000,
         ram=_number(row, "memory_mib") / MIB_PER_GB,
     )
     created = _number(row, "creation_time", 0.0)
     runtime = max(0.0, _number(row, "deletion_time", 0.0) - created)
-    return TraceTask(created, row.get("qos") or "pod", runtime, requirements)
+    return TraceTask(created, _text(row, "qos", "pod"), runtime, requirements)
 
 
 def _gavel_job(speeds: Speeds, row: Row, columns: Sequence[str]) -> TraceTask:
     gpus = _number(row, "num_gpu")
-    runtimes = speeds.runtimes(row["job_type"], max(1, int(gpus)), _number(row, "steps"))
+    kind = _text(row, "job_type")
+    runtimes = speeds.runtimes(kind, max(1, int(gpus)), _number(row, "steps"))
     requirements = _needs(gpus, runtimes, speeds.models)
-    return TraceTask(_number(row, "submit_s"), row["job_type"], 0.0, requirements, runtimes)
+    return TraceTask(_number(row, "submit_s"), kind, 0.0, requirements, runtimes)
 
 
 def _lcdb(row: Row, columns: Sequence[str]) -> TraceTask:
-    return TraceTask(0.0, row["learner"] or "task", _number(row, "traintime_s"), _asked())
+    return TraceTask(0.0, _text(row, "learner", "task"), _number(row, "traintime_s"), _asked())
 
 
 def _lcbench(row: Row, columns: Sequence[str]) -> TraceTask:
@@ -311,13 +338,13 @@ def _lcbench(row: Row, columns: Sequence[str]) -> TraceTask:
 
 def _training(row: Row, columns: Sequence[str]) -> TraceTask:
     """The mean of the times that it took; the kind: what it depends on, where that is known."""
-    times = [_number(row, column) for column in columns if _TRAINING.fullmatch(column) and row.get(column)]
+    times = [_number(row, column) for column in columns if _TRAINING.fullmatch(column) and _text(row, column)]
     if not times:
         raise ValueError("no train_time_s is given")
     kind = "train"
-    if operations := row.get("ops"):
+    if operations := _text(row, "ops"):
         kind = f"conv3x3={operations.count('3')},conv1x1={operations.count('2')}"
-    elif batch := row.get("batch_size"):
+    elif batch := _text(row, "batch_size"):
         kind = f"batch_size={batch}"
     return TraceTask(0.0, kind, sum(times) / len(times), _asked())
 
@@ -325,24 +352,40 @@ def _training(row: Row, columns: Sequence[str]) -> TraceTask:
 class Layout(Struct, frozen=True):
     """How rows of a format are read, and the columns by which the format is known.
 
-    last_of: of rows that are the same there, only the longest is a task.
+    last_of: of rows that are the same there, only the longest is a task. may: columns that are read where they are
+    there. runtimes: how those look of which there are several.
     """
 
     needs: tuple[str, ...]
     read: Read
     last_of: str = ""
+    may: tuple[str, ...] = ()
+    runtimes: re.Pattern[str] | None = None
+
+    def reads(self, column: str) -> bool:
+        """Whether anything of a column comes into the tasks."""
+        known = column in self.needs or column in self.may
+        return known or (self.runtimes is not None and self.runtimes.fullmatch(column) is not None)
 
 
+CANONICAL = (
+    "submit_s", "kind", "runtime_s", "num_gpus", "gpu_fraction", "gpu_memory_gb", "cpus", "ram_gb", "priority", "after",
+    "estimated_time_s", "deadline_s",
+)  # fmt: skip
 LAYOUTS = {
-    "csv": Layout((), _canonical),
+    "csv": Layout((), _canonical, may=CANONICAL, runtimes=_MODEL_RUNTIME),
     "muri": Layout(("iterations", "iteration_ms", "num_gpu", "submit_s", "model"), _muri),
-    "openb": Layout(("cpu_milli", "memory_mib", "num_gpu", "gpu_milli"), _openb),
-    "philly": Layout(("submit_s", "duration_s", "num_gpu"), _philly),
+    "openb": Layout(
+        ("cpu_milli", "memory_mib", "num_gpu", "gpu_milli"),
+        _openb,
+        may=("gpu_spec", "qos", "creation_time", "deletion_time"),
+    ),
+    "philly": Layout(("submit_s", "duration_s", "num_gpu"), _philly, may=("vc",)),
     "lcdb": Layout(("learner", "traintime_s"), _lcdb),
     "lcbench": Layout(("config", "epoch", "cum_time_s"), _lcbench, "config"),
     "gavel_jobs": Layout(("job_type", "steps", "submit_s", "num_gpu"), partial(_gavel_job, Speeds())),
-    "training": Layout((), _training),
-    "bag": Layout((), _bag),
+    "training": Layout((), _training, may=("ops", "batch_size"), runtimes=_TRAINING),
+    "bag": Layout((), _bag, may=("submit_s", "kind", "deadline_s"), runtimes=_BAG_RUNTIME),
 }
 #: Other names of layouts, by the files that are known to have them; the first that suits a file is meant.
 ALIASES = {

@@ -48,6 +48,13 @@ def test_json(run: Run, files: list[str]) -> None:
     assert [seed.keys() for seed in figures["per_seed"]] == [FIGURES, FIGURES]
 
 
+def test_columns_that_are_not_used_are_told(run: Run, files: list[str], tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("submit_s,runtime_s,user\n0,10,me\n")
+    ran = run("simulate", *files, "--rows", ":1", "--json")
+    assert ran.err == f"{tmp_path / 'trace.csv'}: not used are the columns user\n"
+    assert run("simulate", *files, "--json", "-q").err == ""
+
+
 def test_csv(run: Run, files: list[str]) -> None:
     ran = run("simulate", *files, "--policy", "fifo,batch", "--seeds", "2", "--csv")
     rows = list(csv.DictReader(io.StringIO(ran.out)))

@@ -83,7 +83,7 @@ def test_throughputs_that_do_not_suit(tmp_path: Path, speeds: Speeds) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "throughputs have a column 'job_type'; here are None"),
+        ("", "throughputs have a column 'job_type'; here are []"),
         ("job_type,gpu\nvgg,a\n", "throughputs have a column 'scale_factor'"),
         ("job_type,scale_factor,gpu,steps_per_s\n", "has no throughputs"),
         (

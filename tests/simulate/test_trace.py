@@ -9,7 +9,7 @@ import pytest
 
 from schedd.core.model import TaskRequirements
 from schedd.errors import TraceError
-from schedd.simulate.trace import Trace, read_trace
+from schedd.simulate.trace import Trace, part_of, read_trace
 
 
 def written(tmp_path: Path, text: str, name: str = "trace.csv") -> Path:
@@ -54,6 +54,31 @@ def test_share_of_a_device(tmp_path: Path) -> None:
 def test_rows_are_in_the_order_of_their_submits_and_after_follows(tmp_path: Path) -> None:
     trace = read(tmp_path, "submit_s,kind,runtime_s,after\n9,last,1,1\n0,first,1,\n")
     assert [(task.kind, task.after) for task in trace.tasks] == [("first", ()), ("last", (0,))]
+
+
+def test_blanks_around_names_and_cells(tmp_path: Path) -> None:
+    [task] = read(tmp_path, "kind , runtime_s, num_gpus, priority\n train , 5 , 2, 1\n").tasks
+    assert (task.kind, task.runtime_s, task.priority, task.requirements.min_gpus) == ("train", 5, 1, 2)
+
+
+def test_columns_that_nothing_is_read_from_are_told(tmp_path: Path) -> None:
+    path = written(tmp_path, ",submit_s,runtime_s,user,runtime_ms\n0,0,1,me,7\n")
+    assert read_trace(path).remarks == (f"{path}: not used are the columns user, runtime_ms",)
+    assert read(tmp_path, "kind,runtime_s.A,runtime_s.B\na,1,2\n").remarks == ()
+    path = written(tmp_path, "kind,A_s,B_s,num_gpus,after\na,1,2,4,\n")
+    assert read_trace(path).remarks == (f"{path}: not used are the columns num_gpus, after",)
+    path = written(tmp_path, "vc,submit_s,duration_s,num_gpu\nabc,0,60,4\n")
+    assert part_of(read_trace(path), slice(1)).remarks == ()
+
+
+@pytest.mark.parametrize(
+    ("column", "meant"),
+    [("num_gpu", "num_gpus"), ("Num_GPUs", "num_gpus"), ("Priority", "priority"), ("gpu_memory", "gpu_memory_gb")],
+)
+def test_column_that_is_misspelt(tmp_path: Path, column: str, meant: str) -> None:
+    with pytest.raises(TraceError, match=f"has a column '{column}', which is none of a trace") as raised:
+        read(tmp_path, f"submit_s,runtime_s,{column}\n0,1,2\n")
+    assert raised.value.hint.startswith(f"did you mean '{meant}'?")
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,8 @@ def simulate_command(**options: Any) -> Exit:
     variants = {variant.label: variant for variant in variants_of(names, asked.tries, asked.changes)}
     settings_for = _settings_for(asked, variants)
     source = _source(wanted, asked)
+    for remark in source.tasks.remarks if source.tasks is not None else ():
+        out.say(remark)
     settings = {label: settings_for(label, source.cluster) for label in variants}
     if source.history is not None:
         settings = {label: _without_verdicts(each) for label, each in settings.items()}
