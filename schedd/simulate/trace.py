@@ -262,13 +262,9 @@ def _models_of(columns: tuple[str, ...], pattern: re.Pattern[str]) -> dict[str, 
 
 def _canonical(row: Row, columns: Sequence[str]) -> TraceTask:
     runtimes, models = _by_model(row, columns, _MODEL_RUNTIME)
-    gpus = _number(row, "num_gpus", 1.0 if models else 0.0)
-    fraction = _optional(row, "gpu_fraction")
-    if fraction is not None and 0 < fraction < 1:
-        gpus = fraction
     estimated = _optional(row, "estimated_time_s")
     requirements = _needs(
-        gpus,
+        _gpus(row, 1.0 if models else 0.0),
         runtimes,
         models,
         min_memory=_optional(row, "gpu_memory_gb"),
@@ -285,6 +281,19 @@ def _canonical(row: Row, columns: Sequence[str]) -> TraceTask:
     submit = _number(row, "submit_s", 0.0)
     kind = _text(row, "kind", "task")
     return TraceTask(submit, kind, runtime, requirements, runtimes, priority, after, deadline)
+
+
+def _gpus(row: Row, default: float) -> float:
+    """Devices, or a share of one; whoever asks for memory of one asks for one. Raises ValueError."""
+    fraction, memory = _number(row, "gpu_fraction", 0.0), _number(row, "gpu_memory_gb", 0.0)
+    gpus = _number(row, "num_gpus", max(default, 1.0 if memory else 0.0))
+    if not fraction:
+        return gpus
+    if fraction > 1:
+        raise ValueError(f"gpu_fraction is {fraction:g}, which is more than one device")
+    if fraction < 1 < gpus:
+        raise ValueError(f"num_gpus is {gpus:g} and gpu_fraction {fraction:g}: a share is of one device")
+    return fraction if fraction < 1 else max(gpus, 1.0)
 
 
 def _bag(row: Row, columns: Sequence[str]) -> TraceTask:

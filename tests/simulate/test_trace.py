@@ -46,9 +46,13 @@ def test_models_that_a_task_does_not_run_on_are_not_asked_for(tmp_path: Path) ->
     assert [variant.gpu_model for variant in task.requirements.variants] == ["C"]
 
 
-def test_share_of_a_device(tmp_path: Path) -> None:
-    [task] = read(tmp_path, "runtime_s,num_gpus,gpu_fraction\n1,1,0.25\n").tasks
-    assert task.requirements.min_gpus == 0.25
+@pytest.mark.parametrize(
+    ("asked", "gpus"),
+    [("1,0.25,", 0.25), (",0.25,", 0.25), (",1,", 1), ("4,1,", 4), (",,16", 1), (",0.5,16", 0.5), (",,0", 0)],
+)
+def test_share_and_memory_of_a_device(tmp_path: Path, asked: str, gpus: float) -> None:
+    [task] = read(tmp_path, f"runtime_s,num_gpus,gpu_fraction,gpu_memory_gb\n1,{asked}\n").tasks
+    assert task.requirements.min_gpus == gpus
 
 
 def test_rows_are_in_the_order_of_their_submits_and_after_follows(tmp_path: Path) -> None:
@@ -135,6 +139,8 @@ def test_swf(tmp_path: Path) -> None:
         ("kind,runtime_s\na,nan\n", "line 2: runtime_s is nan, which is below 0 or not finite"),
         ("kind,runtime_s\na,\n", "line 2: runtime_s is '', not a number"),
         ("kind,runtime_s,num_gpus\na,1,1.5\n", "line 2: min_gpus must be whole"),
+        ("runtime_s,gpu_fraction\n1,2\n", "line 2: gpu_fraction is 2, which is more than one device"),
+        ("runtime_s,num_gpus,gpu_fraction\n1,2,0.5\n", "line 2: num_gpus is 2 and gpu_fraction 0.5: a share is of one"),
         ("kind,runtime_s,after\na,1,1\nb,1,\n", "row 0 comes after a row that is not submitted before it"),
         ("kind,runtime_s,after\na,1,7\n", "row 0 comes after a row that is not submitted before it"),
         ("kind,runtime_s.A\na,\n", "line 2: it runs on no model"),
