@@ -112,15 +112,28 @@ def parse_row(text: str) -> ClusterRow:
 
 
 def _row(values: Mapping[str, Any]) -> ClusterRow:
-    return msgspec.convert(values, ClusterRow, strict=False)
+    """A row of a file. Raises ValueError."""
+    row = msgspec.convert(values, ClusterRow, strict=False)
+    if row.leaves_s is not None and row.leaves_s <= row.joins_s:
+        raise ValueError(f"leaves_s is {row.leaves_s:g}, which is not after joins_s, {row.joins_s:g}")
+    return row
 
 
 def _toml(path: Path, text: str) -> list[ClusterRow]:
     try:
-        tables = [value for value in tomllib.loads(text).values() if isinstance(value, list)]
-        return [_row(values) for table in tables for values in table]
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
+        tables = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise TraceError(f"{path}: {error}", HINT) from None
+    rows = []
+    for name, value in tables.items():
+        if isinstance(value, dict):
+            raise TraceError(f"{path}: [{name}] is one table, and the workers are an array", f"write [[{name}]]")
+        for number, values in enumerate(value if isinstance(value, list) else (), 1):
+            try:
+                rows.append(_row(values))
+            except ValueError as error:
+                raise TraceError(f"{path}, [[{name}]] {number}: {error}", HINT) from None
+    return rows
 
 
 def _csv(path: Path, text: str) -> list[ClusterRow]:
@@ -133,6 +146,8 @@ def _csv(path: Path, text: str) -> list[ClusterRow]:
     rows = []
     try:
         for values in reader:
+            if not any(cell and cell.strip() for name, cell in values.items() if name is not None):
+                continue  # spreadsheets write rows of commas
             if None in values:
                 raise ValueError(f"it has more cells than there are columns, which are {len(columns)}")
             rows.append(read(values))

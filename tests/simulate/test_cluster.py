@@ -30,6 +30,14 @@ def test_csv(tmp_path: Path) -> None:
     assert rows[0].resources().cpus == 2  # as many as GPUs
 
 
+def test_rows_of_blanks_are_no_workers(tmp_path: Path) -> None:
+    assert read(tmp_path, "count,num_gpus,gpu_model\n2,1,A\n,,\n , ,\n", "cluster.csv") == [ClusterRow(2, 1, "A")]
+    nodes = "sn,cpu_milli,memory_mib,gpu,model\na,1000,1024,0,\n,,,,\n"
+    assert read(tmp_path, nodes, "nodes.csv") == [ClusterRow(cpus=1, ram_gb=1)]
+    with pytest.raises(TraceError, match="has no workers"):
+        read(tmp_path, "count,num_gpus\n,\n", "cluster.csv")
+
+
 def test_equal_rows_are_counted(tmp_path: Path) -> None:
     text = "sn,cpu_milli,memory_mib,gpu,model\na,64000,262144,2,P100\nb,64000,262144,2,P100\nc,8000,1024,0,\n"
     assert read(tmp_path, text, "nodes.csv") == [
@@ -44,6 +52,8 @@ def test_worker_on_the_command_line() -> None:
         parse_row("gpus")
     with pytest.raises(ValueError, match="unknown field `colour`"):
         parse_row("colour=red")
+    with pytest.raises(ValueError, match="leaves_s is 5, which is not after joins_s, 5"):
+        parse_row("joins_s=5,leaves_s=5")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +62,10 @@ def test_worker_on_the_command_line() -> None:
         ("c.toml", "", "has no workers"),
         ("c.toml", "[[worker]]\ncuont = 2\n", "unknown field `cuont`"),
         ("c.toml", "[[worker]\n", "c.toml: "),
-        ("c.toml", "[[worker]]\ncount = 0\n", "Expected `int` >= 1"),
+        ("c.toml", "[[worker]]\n[[worker]]\ncount = 0\n", "c.toml, [[worker]] 2: Expected `int` >= 1"),
+        ("c.toml", "[worker]\ncount = 1\n", "c.toml: [worker] is one table, and the workers are an array"),
+        ("c.toml", "[[worker]]\nleaves_s = 0\n", "[[worker]] 1: leaves_s is 0, which is not after joins_s, 0"),
+        ("c.csv", "joins_s,leaves_s\n1,2\n9,5\n", "line 3: leaves_s is 5, which is not after joins_s, 9"),
         ("c.toml", "[[worker]]\ncount = 100000\n[[worker]]\n", "more than 100,000 workers"),
         ("c.csv", "count,cpus\n1,many\n", "line 2: Expected `float | null`"),
         ("c.csv", "count,colour\n1,red\n", "line 2: Object contains unknown field `colour`"),
