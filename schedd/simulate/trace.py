@@ -107,6 +107,8 @@ def read_trace(
     missing = [column for column in layout.needs if column not in columns]
     if missing:
         raise TraceError(f"{path}: a trace of format {name} has a column {missing[0]!r}; here are {columns}")
+    if name == "bag" and not _models_of(tuple(columns), _BAG_RUNTIME):
+        raise TraceError(f"{path}: a trace of format bag has a column MODEL_s for each model; here are {columns}")
     if name == "gavel_jobs" and speeds is None:
         hint = f"give --throughputs FILE: {', '.join(SPEED_COLUMNS)}"
         raise TraceError(f"{path} has jobs with a number of steps, and not how long a step takes", hint)

@@ -155,6 +155,9 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, said: st
 def test_format_that_does_not_suit_the_file(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="a trace of format muri has a column 'iterations'"):
         read(tmp_path, "kind,runtime_s\na,1\n", "muri")
+    for name in ("bag", "hydra", "gavel"):
+        with pytest.raises(TraceError, match="a trace of format bag has a column MODEL_s for each model"):
+            read(tmp_path, "kind,runtime_s\na,1\n", name)
     with pytest.raises(TraceError, match="no such format 'x'") as raised:
         read(tmp_path, "kind,runtime_s\na,1\n", "x")
     assert "philly" in raised.value.hint
