@@ -50,6 +50,8 @@ def parse_change(text: str, option: str) -> Change:
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise BadInput(f"{option} {text!r} is not of the form KEY=VALUE", "for instance policy.batch.batch_size=8")
+    if key.strip() in ("policy", "policy.name"):
+        raise BadInput(f"{option} does not say which policies run", "name them, for instance --policy fifo,batch")
     return key.strip(), value.strip()
 
 
