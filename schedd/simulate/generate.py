@@ -62,6 +62,9 @@ class Load(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     priorities: Annotated[int, Meta(ge=1, le=1000)] = 1
     hints: Annotated[float, Meta(ge=0, le=5)] | None = None
 
+    def __post_init__(self) -> None:
+        TaskRequirements(min_gpus=self.gpus or 0.0)  # which says best what is wrong with it
+
 
 def parse_load(text: str) -> Load:
     """Read `ARRIVALS[:NAME=VALUE,…]`. Raises ValueError, which says what there is."""

@@ -103,6 +103,8 @@ def test_load_counts_what_fits() -> None:
         ("poisson:load=0", "Expected float > 0.0 for load"),
         ("poisson:load=much", "Expected float, got str for load"),
         ("poisson:runtime=cauchy", "Invalid enum value 'cauchy' for runtime; runtime is one of exp, fixed,"),
+        ("poisson:gpus=1.5", "min_gpus must be whole, or a fraction below 1, not 1.5"),
+        ("poisson:gpus=0.0001", "a share of a GPU is at least 0.001"),
         ("bag:alpha=1", "Expected float > 1.0 for alpha"),
     ],
 )
