@@ -8,7 +8,6 @@ the training set is the fidelity, each size is trained anew, and a learner on on
 from __future__ import annotations
 
 import csv
-import io
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from msgspec import Struct
 
 from schedd.errors import TraceError
 from schedd.simulate.files import text_of
+from schedd.simulate.layouts import columns_of, table
 from schedd.simulate.trace import Row
 
 
@@ -68,8 +68,8 @@ class Rungs(Struct, frozen=True):
 def read_curves(path: str | Path, format: str = "auto") -> list[Curves]:  # noqa: A002 - it is the option's name
     """Read a file, one item for each data set in it. Raises TraceError, with file and line."""
     path = Path(path)
-    reader = csv.DictReader(io.StringIO(text_of(path)))
-    columns = list(reader.fieldnames or ())
+    reader = table(text_of(path))
+    columns = columns_of(path, reader)
     if format not in ("auto", *LAYOUTS):
         raise TraceError(f"no such format of learning curves {format!r}", f"one of auto, {', '.join(LAYOUTS)}")
     layout = LAYOUTS.get(_recognise(columns) if format == "auto" else format)
@@ -77,12 +77,14 @@ def read_curves(path: str | Path, format: str = "auto") -> list[Curves]:  # noqa
         hint = "; ".join(f"{name}: {', '.join(each.needs)}" for name, each in LAYOUTS.items())
         raise TraceError(f"{path} has no learning curves that are known: its columns are {', '.join(columns)}", hint)
     found: dict[str, dict[str, Curve]] = {}
-    for row in reader:
-        try:
+    try:
+        for row in reader:
+            if None in row:
+                raise ValueError(f"it has more cells than there are columns, which are {len(columns)}")
             data, config, fidelity, point = layout.read(row)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise TraceError(f"{path}, line {reader.line_num}: {error}") from None
-        found.setdefault(data, {}).setdefault(config, {})[fidelity] = point
+            found.setdefault(data, {}).setdefault(config, {})[fidelity] = point
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise TraceError(f"{path}, line {reader.line_num}: {error}") from None
     if not found:
         raise TraceError(f"{path} has no learning curves: there are no rows")
     stem = path.name.partition(".")[0]

@@ -180,11 +180,14 @@ def test_score_that_is_no_number_is_the_worst(tmp_path: Path) -> None:
         ("config,epoch,cum_time_s,val_acc\n0,1,-5,1\n", "line 2: cum_time_s is -5, which is below 0"),
         ("config,epoch,cum_time_s,val_acc\n0,1,x,1\n", "line 2: could not convert"),
         ("config,epoch,cum_time_s,val_acc\n0,1\n", "line 2: "),
+        ("config,epoch,cum_time_s,val_acc\n0,1,5,1,7\n", "line 2: it has more cells than there are columns"),
+        ("config,epoch,cum_time_s,val_acc\r0,1,5,1\r", "line 1: new-line character seen in unquoted field"),
+        ("config,epoch,cum_time_s,val_acc\n" + "9" * 140_000, "field larger than field limit"),
     ],
 )
 def test_what_is_no_curve_is_said(tmp_path: Path, text: str, error: str) -> None:
     path = tmp_path / "c.csv"
-    path.write_text(text)
+    path.write_text(text, newline="")
     with pytest.raises(TraceError, match=error):
         read_curves(path)
 
