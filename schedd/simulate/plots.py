@@ -7,6 +7,7 @@ thinned: bars narrower than a pixel are merged with those of their colour beside
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import accumulate, groupby
@@ -40,15 +41,20 @@ STYLE: Any = {
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,
     "legend.frameon": False,
+    "text.parse_math": False,  # the names of kinds are no formulas
 }
 
 
-def check_plots() -> None:
-    """Raise TraceError where there is nothing to draw with; before the runs, not after them."""
+def check_plots(folder: str | Path) -> None:
+    """Raise TraceError where there is nothing to draw with, or no folder; before the runs, not after them."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise TraceError("--plot needs matplotlib, which is not installed", "pip install 'schedd[plots]'") from None
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
 
 
 def write_plots(runs: Mapping[str, Run], folder: str | Path) -> list[Path]:
@@ -69,14 +75,20 @@ def write_plots(runs: Mapping[str, Run], folder: str | Path) -> list[Path]:
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with mpl.rc_context(STYLE):
+        with mpl.rc_context(STYLE), warnings.catch_warnings():
+            # Of a script that the font does not have, boxes are drawn.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
             for name, draw in figures.items():
                 figure = draw()
                 figure.savefig(folder / name)
                 written.append(folder / name)
     except OSError as error:
-        raise TraceError(f"the plots cannot be written to {folder}: {error.strerror or error}") from None
+        raise _unwritable(folder, error) from None
     return written
+
+
+def _unwritable(folder: str | Path, error: OSError) -> TraceError:
+    return TraceError(f"the plots cannot be written to {folder}: {error.strerror or error}")
 
 
 def _file_name(name: str) -> str:
@@ -122,7 +134,7 @@ def _jct(runs: Mapping[str, Run]) -> Figure:
     axes.set(xlabel=f"job completion time [{unit}]", ylabel="share of tasks", ylim=(0, 1.01))
     axes.set_title("How long tasks took from submit to finish")
     axes.grid(color="#e5e5e5", linewidth=0.6)
-    figure.legend(loc="outside right upper")
+    figure.legend(handles=axes.get_lines(), loc="outside right upper")
     return figure
 
 
@@ -173,7 +185,7 @@ def _queue(runs: Mapping[str, Run]) -> Figure:
     axes.set_ylim(bottom=0)
     axes.set_title("How many tasks waited")
     axes.grid(color="#e5e5e5", linewidth=0.6)
-    figure.legend(loc="outside right upper")
+    figure.legend(handles=axes.get_lines(), loc="outside right upper")
     return figure
 
 

@@ -141,6 +141,20 @@ def test_plots(run: Run, files: list[str], tmp_path: Path) -> None:
     assert all(name in ran.err for name in drawn)
 
 
+def test_plots_that_fail_cost_no_results(run: Run, files: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "charts" / "jct.png").mkdir(parents=True)
+    ran = run("simulate", *files, "--plot", str(tmp_path / "charts"))
+    assert (ran.code, ran.out.splitlines()[1].split()[0]) == (Exit.USAGE, "fifo")
+    assert "the plots cannot be written to" in ran.err
+
+
+def test_folder_for_plots_is_looked_at_before_the_runs(run: Run, files: list[str]) -> None:
+    pytest.importorskip("matplotlib")
+    ran = run("simulate", *files, "--plot", files[1])
+    assert (ran.code, ran.out, "cannot be written to" in ran.err) == (Exit.USAGE, "", True)
+
+
 def test_something_to_run_is_needed(run: Run) -> None:
     ran = run("simulate", "--add-worker", "cpus=1")
     assert (ran.code, "there is nothing to run" in ran.err, "--generate" in ran.err) == (Exit.USAGE, True, True)

@@ -60,17 +60,28 @@ def test_single_task_is_drawn(tmp_path: Path) -> None:
     assert len(plots.write_plots({"fifo": run}, tmp_path)) == 4
 
 
+@pytest.mark.parametrize("kind", ["$A_$B", "100 $", "训练", "_x"])
+def test_names_are_drawn_as_they_are(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("matplotlib")
+    run = ran(Trace("made", [TraceTask(0, kind, 5, TaskRequirements())]), [ClusterRow(name=kind)])
+    assert len(plots.write_plots({kind: run}, tmp_path)) == 4
+
+
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     (tmp_path / "file").write_text("")
     with pytest.raises(TraceError, match="the plots cannot be written to"):
         plots.write_plots({"fifo": three()}, tmp_path / "file")
+    with pytest.raises(TraceError, match="the plots cannot be written to"):
+        plots.check_plots(tmp_path / "file")
+    plots.check_plots(tmp_path / "new" / "charts")
+    assert (tmp_path / "new" / "charts").is_dir()
 
 
 def test_matplotlib_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(TraceError, match="--plot needs matplotlib") as raised:
-        plots.check_plots()
+        plots.check_plots("charts")
     assert raised.value.hint == "pip install 'schedd[plots]'"
 
 

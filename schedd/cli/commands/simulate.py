@@ -248,12 +248,11 @@ def _run(
     from schedd.simulate.preemptive import read_restart_costs
 
     if asked.plot is not None:
-        check_plots()
+        check_plots(asked.plot)
     costs = read_restart_costs(asked.restart_costs) if asked.restart_costs else {}
     rules = Rules(asked.backfill, asked.one_by_one, costs, asked.known)
     objective = asked.objective or (OBJECTIVES[0] if source.history is not None else None)
     found = _results(out, asked, source, variants, settings, rules, objective)
-    plots = write_plots(found.drawn, asked.plot) if asked.plot is not None else []
     verdict = _verdict(asked, source, variants, settings, rules, found) if objective is not None else None
     if asked.as_json:
         plain = {"lower_bound_s": found.bound, "policies": found.summaries}
@@ -271,7 +270,8 @@ def _run(
         out.say(said if found.bound is None else f"{said}; no schedule ends before {found.bound:,.1f} s")
         if verdict is not None:
             verdict.write(out)
-    if plots:
+    if asked.plot is not None:
+        plots = write_plots(found.drawn, asked.plot)
         out.say(f"drawn: {', '.join(map(str, plots))}")
 
 
