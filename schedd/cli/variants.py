@@ -35,9 +35,16 @@ class Variant(Struct, frozen=True):
         """KEY=VALUE of all that is not as in the configuration."""
         return [f"{key}={value}" for key, value in (*self.fixed, *self.tried)]
 
-    def toml(self) -> str:
-        """What to write into config.toml."""
-        tables: dict[str, list[str]] = {"policy": [f'name = "{self.policy}"']}
+    def toml(self) -> str | None:
+        """What to write into config.toml; None: only the simulator has such a policy."""
+        from schedd.simulate.contest import settings_name
+
+        name = settings_name(self.policy)
+        tables: dict[str, list[str]] = {"policy": [f'name = "{name}"']}
+        if self.policy == "packing":
+            tables["policy.fifo"] = ["packing = true"]
+        elif name != self.policy:
+            return None
         for key, value in dict((*self.fixed, *self.tried)).items():
             table, _, name = key.rpartition(".")
             if _concerns(key, self.policy):

@@ -50,6 +50,7 @@ class Verdict:
         self.best = next(iter(self._standings))
         #: What it would be on the cluster without the workers that were added; None: none were.
         self.without_added: float | None = None
+        self._policy = variants[self.best].policy
         self._toml = variants[self.best].toml()
         self._history = history
 
@@ -105,7 +106,9 @@ class Verdict:
             out.line(f"with the added workers, under {self.best}, {words}")
         if self._history is not None:
             self._write_remarks(out, self._history)
-        if self._in_use != self.best:
+        if self._toml is None:
+            out.line(f"the daemon has no policy {self._policy}: only the simulator has it")
+        elif self._in_use != self.best:
             out.line("to use it, write into config.toml:" if self._is_sure else "to try it, in config.toml:")
             out.line("")
             out.line(self._toml)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from schedd.cli.exits import Exit
+from schedd.config import parse_settings
 from schedd.core import effects as fx
 from schedd.core.model import (
     SECOND,
@@ -116,6 +117,22 @@ def test_what_to_write_down(run: Run, journal: str) -> None:
     told = run("simulate", "--journal", journal, *options, "--objective", "makespan", "--json").json()
     assert told["best"]["config"] == '[policy]\nname = "batch"\n\n[policy.batch]\nbatch_size = 3'
     assert (told["best"]["objective"], told["best"]["wins"]) == ("makespan", None)
+
+
+def test_what_the_daemon_does_not_have_is_not_written_down(run: Run, journal: str) -> None:
+    options = ["simulate", "--journal", journal, "--policy", "fifo,sjf"]
+    ran = run(*options)
+    assert "sjf is the best of these" in ran.out
+    assert ran.out.endswith("\nthe daemon has no policy sjf: only the simulator has it\n")
+    assert run(*options, "--json").json()["best"]["config"] is None
+
+
+def test_packing_is_a_setting_of_the_daemon(run: Run, journal: str) -> None:
+    options = ["--policy", "packing", "--set", "stealing.enabled=true", "--set", "policy.batch.batch_size=2"]
+    told = run("simulate", "--journal", journal, *options, "--json").json()
+    written = '[policy]\nname = "fifo"\n\n[policy.fifo]\npacking = true\n\n[stealing]\nenabled = true'
+    assert told["best"]["config"] == written
+    parse_settings(written)
 
 
 def test_what_more_workers_would_be_worth(run: Run, journal: str, tmp_path: Path) -> None:
