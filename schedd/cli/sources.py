@@ -32,7 +32,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
     throughputs: str | None
     rows: slice | None
     workload: str
-    eta: int
+    eta: int | None
     levels: tuple[float, ...] | None
     configs: int | None
     searches: int | None
@@ -57,7 +57,8 @@ def source_of(
 ) -> Source:
     """Read what is to be run. Raises BadInput, TraceError, JournalError."""
     _one_of(wanted)
-    if wanted.workload == "trace" and (wanted.levels or wanted.configs or wanted.searches or wanted.from_scratch):
+    of_searches = (wanted.eta, wanted.levels, wanted.configs, wanted.searches, wanted.from_scratch)
+    if wanted.workload == "trace" and any(of_searches):
         raise BadInput("there are no searches in a trace", "submit by result with --workload halving, or asha")
     if wanted.journal is not None:
         return _history(wanted, cluster, more, config)
@@ -86,6 +87,10 @@ def _one_of(wanted: Wanted) -> None:
         raise BadInput("--since and --until choose from a journal", "give --journal")
     if not wanted.traces and (wanted.rows is not None or wanted.throughputs is not None):
         raise BadInput("--rows and --throughputs are for a trace", "give --trace")
+    if not wanted.traces and wanted.layout != "auto":
+        raise BadInput("--format is the layout of a trace", "give --trace")
+    if not wanted.traces and wanted.workload != "trace":
+        raise BadInput("searches are over the learning curves of a trace", "give --trace, or leave out --workload")
 
 
 def _trace(wanted: Wanted, workers: list[ClusterRow]) -> Source:
@@ -122,7 +127,7 @@ def _searches(wanted: Wanted, workers: list[ClusterRow]) -> Source:
         raise BadInput("--rows and --throughputs are for a trace of tasks", "leave them out")
     plan = Plan(
         wanted.workload,
-        wanted.eta,
+        wanted.eta or 3,
         wanted.levels or (),
         wanted.configs or 0,
         wanted.searches or 0,

@@ -21,9 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 from operator import attrgetter
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
@@ -31,6 +32,7 @@ from schedd.simulate.files import text_of
 from schedd.simulate.run import Progress, Run, no_progress
 from schedd.simulate.trace import Trace, TraceTask
 
+_Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 ELSEWHERE = "the daemon's policies do"
 #: Seconds by devices of a task, ascending, and by its kind.
 RestartCosts = dict[int, dict[str, float]]
@@ -98,7 +100,7 @@ def read_restart_costs(path: str | Path) -> RestartCosts:
     path = Path(path)
     try:
         told = json.loads(text_of(path))
-        table = msgspec.convert(told.get("restart_s", told), dict[int, dict[str, float]], strict=False)
+        table = msgspec.convert(told.get("restart_s", told), dict[int, dict[str, _Seconds]], strict=False)
     except (ValueError, AttributeError, msgspec.ValidationError) as error:
         hint = 'restart costs are seconds by devices and kind: {"1": {"bert": 10}, "2": {"bert": 10}}'
         raise TraceError(f"{path}: {error}", hint) from None

@@ -99,6 +99,13 @@ def test_settings(run: Run, files: list[str], tmp_path: Path) -> None:
         (["--generate", "bags"], "not 'bags' (did you mean bag?)", ""),
         (["--add-worker", "fail_share=2"], "Expected `float` <= 1.0 - at `$.fail_share`", ""),
         (["--levels", "1,3"], "there are no searches in a trace", "--workload halving"),
+        (["--eta", "3"], "there are no searches in a trace", "--workload halving"),
+        (["--restart-costs", "costs.json"], "--restart-costs are those of preemptive policies", "--policy srtf,srsf"),
+        (["--fill", "100", "--plot", "charts"], "--plot does nothing with --fill", "leave it out"),
+        (["--fill", "100", "--objective", "makespan"], "--objective does nothing with --fill", "leave it out"),
+        (["--fill", "100", "--known"], "--known does nothing with --fill", "leave it out"),
+        (["--fill", "100", "--backfill"], "--backfill does nothing with --fill", "leave it out"),
+        (["--fill", "100", "--one-by-one"], "--one-by-one does nothing with --fill", "leave it out"),
         (["--workload", "asha", "--format", "swf"], "no such format of learning curves 'swf'", "one of auto, lcbench"),
         (["--workload", "asha"], "no learning curves that are known", "lcbench: config, epoch"),
     ],
@@ -111,6 +118,20 @@ def test_what_is_wrong_is_said_with_a_hint(
     assert error in ran.err
     assert hint in ran.err
     assert not ran.out
+
+
+@pytest.mark.parametrize(
+    ("option", "error"),
+    [
+        (["--format", "swf"], "--format is the layout of a trace"),
+        (["--workload", "asha"], "searches are over the learning curves of a trace"),
+        (["--rows", "1:"], "--rows and --throughputs are for a trace"),
+    ],
+)
+def test_what_is_of_a_trace_is_nothing_without_one(run: Run, option: list[str], error: str) -> None:
+    for source in ("--generate=bag", "--journal=journal.db"):
+        ran = run("simulate", source, *option, "--add-worker", "cpus=1")
+        assert (ran.code, error in ran.err, "give --trace" in ran.err) == (Exit.USAGE, True, True)
 
 
 def test_drawn_load(run: Run) -> None:

@@ -104,9 +104,10 @@ def test_restart_costs_of_widths_that_the_table_does_not_have(tmp_path: Path) ->
         assert run.finish_s[0] == 100 + cost
     with pytest.raises(TraceError, match="the restart cost of kind 'other' is not known"):
         run_preemptive("srtf", Trace("made", [job(0, 1, 1, "other")]), [ClusterRow(num_gpus=8)], costs)
-    path.write_text('{"one": {"k": 7}}')
-    with pytest.raises(TraceError, match=r"costs\.json"):
-        read_restart_costs(path)
+    for wrong in ('{"one": {"k": 7}}', '{"1": {"k": -7}}', '{"1": {"k": NaN}}', '{"1": {"k": Infinity}}'):
+        path.write_text(wrong)
+        with pytest.raises(TraceError, match=r"costs\.json"):
+            read_restart_costs(path)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the published values are not here")

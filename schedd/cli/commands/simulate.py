@@ -159,7 +159,7 @@ class Found(Struct):
     show_default=True,
     help="Submit as recorded, or by result: searches over the learning curves of the traces.",
 )
-@click.option("--eta", type=click.IntRange(2, 100), default=3, show_default=True, help="One in so many goes on.")
+@click.option("--eta", type=click.IntRange(2, 100), help="One in so many goes on.  [default: 3]")
 @click.option("--levels", type=Parsed("levels", _parse_levels), metavar="A,B,…", help="Fidelities of the rungs.")
 @click.option("--configs", type=click.IntRange(min=1), help="Configurations of a search.")
 @click.option("--searches", type=click.IntRange(min=1), help="Searches over each set of curves.")
@@ -209,6 +209,7 @@ def simulate_command(**options: Any) -> Exit:
     out = Output(as_json=asked.as_json, quiet=asked.quiet)
     names = _policies(asked.policies) if asked.policies is not None else _usual(wanted)
     variants = {variant.label: variant for variant in variants_of(names, asked.tries, asked.changes)}
+    _must_count(asked, names)
     settings_for = _settings_for(asked, variants)
     source = _source(wanted, asked)
     for remark in source.tasks.remarks if source.tasks is not None else ():
@@ -219,13 +220,33 @@ def simulate_command(**options: Any) -> Exit:
     if asked.fill is not None:
         if source.tasks is None or source.history is not None:
             raise BadInput("--fill takes the tasks of a trace", "give --trace")
-        if asked.as_csv:
-            raise BadInput("--fill has no rows to write as CSV", "use --json")
         policies = {label: variant.policy for label, variant in variants.items()}
         fill(out, policies, source.tasks, source.cluster, settings, asked.fill, asked.seeds, asked.jobs)
         return Exit.OK
     _run(out, asked, source, variants, settings)
     return Exit.OK
+
+
+def _must_count(asked: Asked, names: Sequence[str]) -> None:
+    """No option may be there for nothing. Raises BadInput."""
+    from schedd.simulate.preemptive import PREEMPTIVE
+
+    if asked.restart_costs is not None and not any(name in PREEMPTIVE for name in names):
+        raise BadInput("--restart-costs are those of preemptive policies", f"add one: --policy {','.join(PREEMPTIVE)}")
+    if asked.fill is None:
+        return
+    if asked.as_csv:
+        raise BadInput("--fill has no rows to write as CSV", "use --json")
+    others = {
+        "--plot": asked.plot,
+        "--objective": asked.objective,
+        "--known": asked.known,
+        "--backfill": asked.backfill,
+        "--one-by-one": asked.one_by_one,
+    }
+    for option, value in others.items():
+        if value:
+            raise BadInput(f"{option} does nothing with --fill, where no task ends", "leave it out")
 
 
 def _usual(wanted: Wanted) -> list[str]:
