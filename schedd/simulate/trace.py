@@ -97,7 +97,7 @@ def read_trace(
     path = Path(path)
     text = text_of(path)
     if format == "swf" or (format == "auto" and (".swf" in path.name or text.startswith(";"))):
-        return _in_order("swf", _swf(path, text))
+        return _in_order(path, "swf", _swf(path, text))
     reader = table(text)
     columns = columns_of(path, reader)
     name = _named(format, columns) if format != "auto" else _recognise(path, text, columns)
@@ -116,7 +116,7 @@ def read_trace(
         raise TraceError(f"{path} says how long its tasks take", "--throughputs are for jobs with steps: gavel_jobs")
     remarks = _unused(path, layout, columns)
     read = layout.read if speeds is None else partial(_gavel_job, speeds)
-    return _in_order(name, _rows(path, reader, columns, read, layout.last_of), remarks)
+    return _in_order(path, name, _rows(path, reader, columns, read, layout.last_of), remarks)
 
 
 def _unused(path: Path, layout: Layout, columns: Sequence[str]) -> tuple[str, ...]:
@@ -172,10 +172,10 @@ def part_of(trace: Trace, rows: slice) -> Trace:
     )
 
 
-def _in_order(name: str, tasks: list[TraceTask], remarks: tuple[str, ...] = ()) -> Trace:
-    """Sort by submission, ties as in the file, and let `after` follow."""
+def _in_order(path: Path, name: str, tasks: list[TraceTask], remarks: tuple[str, ...] = ()) -> Trace:
+    """Sort by submission, ties as in the file, and let `after` follow. Raises TraceError."""
     if not tasks:
-        raise TraceError("the trace has no tasks")
+        raise TraceError(f"{path}: the trace has no tasks")
     order = sorted(range(len(tasks)), key=lambda i: tasks[i].submit_s)
     places = {row: place for place, row in enumerate(order)}
     rows = []
@@ -184,7 +184,11 @@ def _in_order(name: str, tasks: list[TraceTask], remarks: tuple[str, ...] = ()) 
         if task.after:
             after = tuple(places.get(other, len(tasks)) for other in task.after)
             if max(after) >= place:
-                raise TraceError(f"row {row} comes after a row that is not submitted before it: {task.after}")
+                wrong = task.after[after.index(max(after))]
+                raise TraceError(
+                    f"{path}: after of row {row} names row {wrong}, which is not submitted before it",
+                    "the row below the header is row 0, and of rows with one submit_s the upper one is first",
+                )
             task = TraceTask(
                 task.submit_s,
                 task.kind,
@@ -204,16 +208,35 @@ def _in_order(name: str, tasks: list[TraceTask], remarks: tuple[str, ...] = ()) 
 
 def _number(row: Row, column: str, default: float | None = None) -> float:
     """The value of a cell, 0 or more. Raises ValueError."""
-    text = (row.get(column) or "").strip()
+    text = _text(row, column)
     if not text and default is not None:
         return default
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError(f"{column} is {text!r}, not a number") from None
+    value = _parsed(column, text)
     if not 0 <= value < math.inf:
         raise ValueError(f"{column} is {text}, which is below 0 or not finite")
     return value
+
+
+def _parsed(column: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{column} is {text!r}, not a number") from None
+
+
+def _finite(column: str, text: str) -> float:
+    value = _parsed(column, text)
+    if not math.isfinite(value):
+        raise ValueError(f"{column} is {value}")
+    return value
+
+
+def _row_number(text: str) -> int:
+    """The number of a row; 0.0 is 0, as some write a column of which cells are empty. Raises ValueError."""
+    value = _finite("after", text)
+    if value < 0 or value != int(value):
+        raise ValueError(f"after is {text!r}, not the number of a row")
+    return int(value)
 
 
 def _optional(row: Row, column: str) -> float | None:
@@ -275,10 +298,8 @@ def _canonical(row: Row, columns: Sequence[str]) -> TraceTask:
         estimated_time=estimated,
     )
     runtime = _number(row, "runtime_s") if not models else 0.0
-    after = tuple(int(part) for part in (row.get("after") or "").split())
-    priority = float(row.get("priority") or 0)
-    if not math.isfinite(priority):
-        raise ValueError(f"priority is {priority}")
+    priority = _finite("priority", _text(row, "priority", "0"))
+    after = tuple(_row_number(part) for part in _text(row, "after").split())
     deadline = _optional(row, "deadline_s")
     submit = _number(row, "submit_s", 0.0)
     kind = _text(row, "kind", "task")

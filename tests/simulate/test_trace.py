@@ -85,6 +85,11 @@ def test_column_that_is_misspelt(tmp_path: Path, column: str, meant: str) -> Non
     assert raised.value.hint.startswith(f"did you mean '{meant}'?")
 
 
+def test_row_numbers_and_blanks_as_spreadsheets_write_them(tmp_path: Path) -> None:
+    trace = read(tmp_path, "runtime_s,priority,after\n1, ,\n1,-2,0.0\n1,1e1,0.0 1.0\n")
+    assert [(task.priority, task.after) for task in trace.tasks] == [(0, ()), (-2, (0,)), (10, (0, 1))]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "runtime", "gpus"),
     [
@@ -133,7 +138,7 @@ def test_swf(tmp_path: Path) -> None:
     [
         ("", "is no trace that is known: its columns are none"),
         ("a,b\n1,2\n", "is no trace that is known: its columns are a, b"),
-        ("kind,runtime_s\n", "the trace has no tasks"),
+        ("kind,runtime_s\n", "trace.csv: the trace has no tasks"),
         ("kind,runtime_s\na,soon\n", "line 2: runtime_s is 'soon', not a number"),
         ("kind,runtime_s\na,-1\n", "line 2: runtime_s is -1, which is below 0"),
         ("kind,runtime_s\na,nan\n", "line 2: runtime_s is nan, which is below 0 or not finite"),
@@ -141,8 +146,12 @@ def test_swf(tmp_path: Path) -> None:
         ("kind,runtime_s,num_gpus\na,1,1.5\n", "line 2: min_gpus must be whole"),
         ("runtime_s,gpu_fraction\n1,2\n", "line 2: gpu_fraction is 2, which is more than one device"),
         ("runtime_s,num_gpus,gpu_fraction\n1,2,0.5\n", "line 2: num_gpus is 2 and gpu_fraction 0.5: a share is of one"),
-        ("kind,runtime_s,after\na,1,1\nb,1,\n", "row 0 comes after a row that is not submitted before it"),
-        ("kind,runtime_s,after\na,1,7\n", "row 0 comes after a row that is not submitted before it"),
+        ("kind,runtime_s,after\na,1,1\nb,1,\n", "trace.csv: after of row 0 names row 1, which is not submitted before"),
+        ("kind,runtime_s,after\na,1,\na,1,0 7\n", "after of row 1 names row 7, which is not submitted before"),
+        ("runtime_s,after\n1,x\n", "line 2: after is 'x', not a number"),
+        ("runtime_s,after\n1,0.5\n", "line 2: after is '0.5', not the number of a row"),
+        ("runtime_s,after\n1,-1\n", "line 2: after is '-1', not the number of a row"),
+        ("runtime_s,priority\n1,high\n", "line 2: priority is 'high', not a number"),
         ("kind,runtime_s.A\na,\n", "line 2: it runs on no model"),
     ],
 )
