@@ -245,7 +245,7 @@ class Simulator:
         ledgers = [(row, Ledger(row.resources())) for row in dict.fromkeys(self._cluster)]
         same: set[int] = set()
         seen: set[bytes] = set()
-        for position, task in enumerate(tasks, len(self._tasks)):
+        for task in tasks:
             if id(task.requirements) in same and not task.runtimes:
                 continue
             same.add(id(task.requirements))
@@ -255,14 +255,13 @@ class Simulator:
             seen.add(key)
             needs = compile_needs(task.requirements)
             blockers = [ledger.blocker(need) for _, ledger in ledgers for need in needs]
+            which = f"a task of kind {task.kind!r}, submitted at {task.submit_s:.10g} s,"
             if all(blockers):
-                raise TraceError(
-                    f"task {position} fits no worker: it {blockers[0]}", "a cluster file has one row a worker"
-                )
+                raise TraceError(f"{which} fits no worker: it {blockers[0]}", "--add-worker adds one that has it")
             for row, ledger in ledgers:
                 if task.runtimes and row.gpu_model not in task.runtimes and not all(map(ledger.blocker, needs)):
                     raise TraceError(
-                        f"task {position} fits a worker of model {row.gpu_model!r}, where its runtime is not known",
+                        f"{which} fits a worker of model {row.gpu_model!r}, where its runtime is not known",
                         f"the trace knows {', '.join(task.runtimes)}",
                     )
 

@@ -132,13 +132,13 @@ def test_work_moves_to_who_has_nothing() -> None:
 
 def test_task_that_fits_nowhere_is_said_before_the_run() -> None:
     trace = trace_of(TraceTask(0, "k", 1, TaskRequirements(cpus=8)))
-    with pytest.raises(TraceError, match="task 0 fits no worker: it needs 8 CPUs, has 1"):
+    with pytest.raises(TraceError, match="task of kind 'k', submitted at 0 s, fits no worker: it needs 8 CPUs, has 1"):
         simulated(trace, [ClusterRow(), ClusterRow()])
 
 
 def test_device_without_a_runtime_is_said_before_the_run() -> None:
     trace = trace_of(TraceTask(0, "k", 0, TaskRequirements(min_gpus=1), {"A": 1}))
-    with pytest.raises(TraceError, match="task 0 fits a worker of model 'B', where its runtime is not known"):
+    with pytest.raises(TraceError, match="of kind 'k', submitted at 0 s, fits a worker of model 'B', where"):
         simulated(trace, [ClusterRow(num_gpus=1, gpu_model="A"), ClusterRow(num_gpus=1, gpu_model="B")])
 
 

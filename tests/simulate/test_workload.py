@@ -89,5 +89,5 @@ def test_priorities_change_while_tasks_wait() -> None:
 
 
 def test_task_of_a_workload_that_fits_nowhere_is_said() -> None:
-    with pytest.raises(TraceError, match="task 1 fits no worker: it needs 8 CPUs, has 1"):
+    with pytest.raises(TraceError, match=r"of kind .* fits no worker: it needs 8 CPUs, has 1"):
         simulated(Rounds([[task(1)], [task(1, cpus=8)]]))
