@@ -95,9 +95,11 @@ def read_trace(
     Raises TraceError, with file and line, for what it cannot make sense of.
     """
     path = Path(path)
-    text = text_of(path)
-    if format == "swf" or (format == "auto" and (".swf" in path.name or text.startswith(";"))):
-        return _in_order(path, "swf", _swf(path, text))
+    is_swf = format == "swf" or (format == "auto" and ".swf" in path.name)
+    text = text_of(path, is_swf=is_swf)
+    if is_swf or (format == "auto" and text.startswith(";")):
+        tasks, remarks = _swf(path, text)
+        return _in_order(path, "swf", tasks, remarks)
     reader = table(text)
     columns = columns_of(path, reader)
     name = _named(format, columns) if format != "auto" else _recognise(path, text, columns)
@@ -455,8 +457,10 @@ def _recognise(path: Path, text: str, columns: Sequence[str]) -> str:
     raise unknown(path, text, columns)
 
 
-def _swf(path: Path, text: str) -> list[TraceTask]:
+def _swf(path: Path, text: str) -> tuple[list[TraceTask], tuple[str, ...]]:
+    """The jobs of a log, and what is to be said of the others."""
     tasks = []
+    left_out = unknown_length = 0
     for number, line in enumerate(text.splitlines(), 1):
         fields = line.split()
         if not fields or fields[0].startswith(";"):
@@ -467,8 +471,11 @@ def _swf(path: Path, text: str) -> list[TraceTask]:
         except (IndexError, ValueError):
             raise TraceError(f"{path}, line {number}: not a job of the Standard Workload Format") from None
         if runtime == 0 or processors <= 0:
+            left_out += 1
             continue
-        runtime = SWF_UNKNOWN_S if runtime < 0 else runtime
+        if runtime < 0:
+            unknown_length += 1
+            runtime = SWF_UNKNOWN_S
         estimated = runtime if requested <= 0 else requested
         try:
             requirements = _asked(cpus=processors, estimated_time=estimated)
@@ -477,4 +484,9 @@ def _swf(path: Path, text: str) -> list[TraceTask]:
         except ValueError as error:
             raise TraceError(f"{path}, line {number}: {error}") from None
         tasks.append(task)
-    return tasks
+    remarks = []
+    if left_out:
+        remarks.append(f"{path}: left out: {left_out:,} jobs that took no time, or had no processors")
+    if unknown_length:
+        remarks.append(f"{path}: taken for {SWF_UNKNOWN_S:g} s: {unknown_length:,} jobs of unknown length")
+    return tasks, tuple(remarks)

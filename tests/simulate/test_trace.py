@@ -127,10 +127,23 @@ def test_swf(tmp_path: Path) -> None:
     ]
     path = tmp_path / "log.swf.gz"
     path.write_bytes(gzip.compress("\n".join(lines).encode()))
-    first, unknown = read_trace(path).tasks  # the second took no time, and is left out
+    trace = read_trace(path)
+    first, unknown = trace.tasks
+    assert trace.remarks == (
+        f"{path}: left out: 1 jobs that took no time, or had no processors",
+        f"{path}: taken for 10 s: 1 jobs of unknown length",
+    )
     assert (first.submit_s, first.runtime_s) == (100, 60)
     assert first.requirements == TaskRequirements(cpus=8, estimated_time=90)
     assert (unknown.runtime_s, unknown.requirements.estimated_time) == (10, 10)
+
+
+@pytest.mark.parametrize(("name", "format"), [("log.txt", "swf"), ("log.swf", "auto"), ("log.txt", "auto")])
+def test_comments_of_swf_in_latin_1(tmp_path: Path, name: str, format: str) -> None:  # noqa: A002
+    path = tmp_path / name
+    path.write_bytes("; Universität\n1 100 -1 60 4 -1 -1 8 90 -1 1 1 1 1 1 1 -1 -1\n".encode("latin-1"))
+    trace = read_trace(path, format)
+    assert (len(trace.tasks), trace.remarks) == (1, ())
 
 
 @pytest.mark.parametrize(
