@@ -18,6 +18,7 @@ from schedd.simulate.fill import Filler, Filling
 from schedd.simulate.informed import InformedScheduler
 from schedd.simulate.known import with_all_known
 from schedd.simulate.literature import LITERATURE
+from schedd.simulate.models import told_apart
 from schedd.simulate.placements import PLACEMENTS, ledgers_of
 from schedd.simulate.preemptive import PREEMPTIVE, RestartCosts, run_preemptive
 from schedd.simulate.run import BEGINNING_NS, Progress, Run, Simulator, no_progress
@@ -58,6 +59,8 @@ def run_under(
         raise TraceError(f"{name} needs to know all tasks", f"of the daemon: {', '.join(POLICIES)}")
     if name in PREEMPTIVE and isinstance(trace, Trace):
         return run_preemptive(name, trace, cluster, rules.restart_costs, on_progress)
+    if isinstance(trace, Trace):
+        trace, cluster = told_apart(trace, cluster)
     rng = random.Random(seed)
     policy: TaskScheduler | None = None
     if name in LITERATURE and isinstance(trace, Trace):
@@ -98,6 +101,7 @@ def fill_under(
     """Fill a cluster under a policy of the daemon or one of `PLACEMENTS`. Raises TraceError."""
     if name not in POLICIES and name not in PLACEMENTS:
         raise TraceError(f"{name} says when tasks start, not where", f"to fill: {', '.join((*POLICIES, *PLACEMENTS))}")
+    trace, cluster = told_apart(trace, cluster)
     rng = random.Random(seed)
     policy = PLACEMENTS[name](cluster, rng) if name in PLACEMENTS else None
     filler = Filler(trace, cluster, settings, seed, policy=policy, ledgers=ledgers_of(name, rng))
