@@ -177,7 +177,7 @@ def part_of(trace: Trace, rows: slice) -> Trace:
 def _in_order(path: Path, name: str, tasks: list[TraceTask], remarks: tuple[str, ...] = ()) -> Trace:
     """Sort by submission, ties as in the file, and let `after` follow. Raises TraceError."""
     if not tasks:
-        raise TraceError(f"{path}: the trace has no tasks")
+        raise TraceError(f"{path}: the trace has no tasks", "; ".join(remarks))
     order = sorted(range(len(tasks)), key=lambda i: tasks[i].submit_s)
     places = {row: place for place, row in enumerate(order)}
     rows = []
@@ -270,7 +270,7 @@ def _asked_on(models: tuple[str, ...], **amounts: float) -> TaskRequirements:
 
 _MODEL_RUNTIME = re.compile(r"runtime_s\.(.+)")
 _BAG_RUNTIME = re.compile(
-    r"(?!(?:submit|deadline|duration|runtime|estimated_time|traintime|train_time|cum_time|latency|start|end|wait)_s)(.+)_s"
+    r"(?!(?i:submit|deadline|duration|runtime|estimated_time|traintime|train_time|cum_time|latency|start|end|wait)_s)(.+)_s"
 )
 _TRAINING = re.compile(r"train_time_s(_\d+)?")
 

@@ -151,6 +151,7 @@ def test_comments_of_swf_in_latin_1(tmp_path: Path, name: str, format: str) -> N
     [
         ("", "is no trace that is known: its columns are none"),
         ("a,b\n1,2\n", "is no trace that is known: its columns are a, b"),
+        ("Runtime_s,Num_GPUs\n1,2\n", "is no trace that is known: its columns are Runtime_s, Num_GPUs"),
         ("kind,runtime_s\n", "trace.csv: the trace has no tasks"),
         ("kind,runtime_s\na,soon\n", "line 2: runtime_s is 'soon', not a number"),
         ("kind,runtime_s\na,-1\n", "line 2: runtime_s is -1, which is below 0"),
@@ -185,6 +186,12 @@ def test_format_that_does_not_suit_the_file(tmp_path: Path) -> None:
     assert "philly" in raised.value.hint
     with pytest.raises(TraceError, match="line 1: not a job of the Standard Workload Format"):
         read(tmp_path, "kind,runtime_s\na,1\n", "swf")
+
+
+def test_swf_of_which_nothing_is_left_says_why(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match="the trace has no tasks") as raised:
+        read(tmp_path, "1 100 -1 0 4 -1 -1 8 90 -1 1 1 1 1 1 1 -1 -1\n", name="log.swf")
+    assert "left out: 1 jobs that took no time" in raised.value.hint
 
 
 def test_file_that_cannot_be_read(tmp_path: Path) -> None:
