@@ -143,20 +143,48 @@ def error_of(done: TaskDone) -> BaseException:
     """Return the exception that says why a task did not succeed."""
     if done.state == "cancelled":
         return TaskCancelled(f"task {done.task_id} was cancelled", cause="cancelled")
-    if done.result is not None and _is_pickle(done.result):
-        pair, error = _load(done.task_id, done.result)
-        return error or with_remote_traceback(*pair)
-    message = f"task {done.task_id} failed ({done.cause})" + (f": {done.message}" if done.message else "")
+    failed = _failed(done)
+    if done.result is None or not _is_pickle(done.result):
+        return failed
+    pair, error = _load(done.task_id, done.result)
+    if error is None:
+        return _raised(pair, failed)
+    failed = _failed(done, f" ({error.message})")
+    failed.__cause__ = error.__cause__
+    return failed
+
+
+def _failed(done: TaskDone, remark: str = "") -> TaskFailed:
+    message = f"task {done.task_id} failed ({done.cause})" + (f": {done.message}" if done.message else "") + remark
     return TaskFailed(message, f"schedd show {done.task_id} tells more", cause=done.cause)
 
 
-def with_remote_traceback(exception: BaseException, text: str) -> BaseException:
-    """Give an exception the traceback of the worker as its cause, as concurrent.futures does."""
+def _raised(pair: Any, failed: TaskFailed) -> BaseException:
+    """Return the exception of a call with its traceback, or `failed` where what was raised comes as something else."""
+    try:
+        exception, text = pair
+        cause = _remote_traceback(text)
+    except Exception:  # whatever a foreign object makes of being a pair
+        return failed
+    try:
+        _set_cause(exception, cause)
+    except TypeError:  # what was pickled as an exception is none here
+        failed.__cause__ = cause
+        return failed
+    raised: BaseException = exception
+    return raised
+
+
+#: As `exception.__cause__ = cause`, which the class of the exception can forbid: a frozen dataclass does.
+_set_cause = BaseException.__dict__["__cause__"].__set__
+
+
+def _remote_traceback(text: str) -> BaseException:
+    """Wrap the traceback of the worker as concurrent.futures does."""
     from concurrent.futures.process import _RemoteTraceback
 
     # The stubs have it as a traceback object; it is the text.
-    exception.__cause__ = _RemoteTraceback(f'\n"""\n{text}"""')  # type: ignore[arg-type]
-    return exception
+    return _RemoteTraceback(f'\n"""\n{text}"""')  # type: ignore[arg-type]
 
 
 def _is_pickle(data: bytes) -> bool:

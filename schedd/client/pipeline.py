@@ -280,15 +280,24 @@ class Pipeline:
         for done in ends:
             ticket = tickets.pop(done.task_id, None)
             if ticket is not None:
-                ticket.ended(done)
+                self._tell_end(ticket, done)
                 if self._more:
                     for other in self._more.pop(done.task_id, ()):
-                        other.ended(done)
+                        self._tell_end(other, done)
             elif self._flights:
                 self._early[done.task_id] = done
         if self._orders:
             self._schedule()
         self._tell_idle()
+
+    def _tell_end(self, ticket: Ticket, done: TaskDone) -> None:
+        try:
+            ticket.ended(done)
+        except Exception as error:
+            # Neither this task, which is no longer watched, nor the others of the frame may be waited for in vain.
+            context = {"message": f"the end of task {done.task_id} could not be told", "exception": error}
+            self._loop.call_exception_handler(context)
+            ticket.refused(LocalProtocolError(f"the end of task {done.task_id} could not be told: {error}"))
 
     def _on_reports(self, reports: list[AttemptReport]) -> None:
         for report in reports:

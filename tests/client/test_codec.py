@@ -7,6 +7,7 @@ import gc
 import pickle
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -41,6 +42,21 @@ class ExitsOnLoad:
 
 def _exit() -> None:
     raise SystemExit(1)
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    """Lets nobody set its cause."""
+
+    code: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Frozen, (self.code,)
+
+
+class LoadsAsNumber(Exception):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("5",)
 
 
 def done(state: str, **fields: Any) -> TaskDone:
@@ -188,6 +204,34 @@ def test_exception_of_call_has_remote_traceback() -> None:
     with pytest.raises(ValueError, match="bad lr") as caught:
         codec.value_of(done("failed", cause="error", result=result))
     assert "far away" in str(caught.value.__cause__)
+
+
+def test_exception_that_cannot_be_changed_has_remote_traceback() -> None:
+    with pytest.raises(Frozen) as caught:
+        codec.value_of(done("failed", cause="error", result=pickle.dumps((Frozen(4), "Traceback: far away"))))
+    assert caught.value.code == 4
+    assert "far away" in str(caught.value.__cause__)
+
+
+def test_exception_that_is_none_here() -> None:
+    result = pickle.dumps((LoadsAsNumber(), "Traceback: far away"))
+    with pytest.raises(TaskFailed, match=r"task 7 failed \(error\): LoadsAsNumber") as caught:
+        codec.value_of(done("failed", cause="error", message="LoadsAsNumber", result=result))
+    assert "far away" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("result", [5, (1, 2, 3), ()])
+def test_failure_that_is_no_pair(result: object) -> None:
+    with pytest.raises(TaskFailed, match=r"task 7 failed \(error\): oops"):
+        codec.value_of(done("failed", cause="error", message="oops", result=pickle.dumps(result)))
+
+
+def test_exception_whose_class_is_not_here() -> None:
+    result = b"\x80\x04cnowhere_to_be_found\nOops\n."
+    with pytest.raises(TaskFailed, match=r"task 7 failed \(oom_gpu\): Oops: bad lr .*nowhere_to_be_found") as caught:
+        codec.value_of(done("failed", cause="oom_gpu", message="Oops: bad lr", result=result))
+    assert caught.value.cause == "oom_gpu"
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 
 @pytest.mark.parametrize("result", [None, b'{"loss": 1}'])

@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from schedd.client import futures as futures_module
 from schedd.client.executor import BrokenSchedExecutor, SchedExecutor
 from schedd.core.model import TaskId
-from schedd.errors import ConnectionLost, RequestRefused, TaskFailed
+from schedd.errors import ConnectionLost, LocalProtocolError, RequestRefused, TaskFailed
 from schedd.wire import messages as wire
 
 from .fake_daemon import DaemonThread, FakeDaemon
@@ -33,6 +34,15 @@ def add(x: int, y: int = 0) -> int:
 
 def fail(message: str) -> None:
     raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class Stop(Exception):
+    """Lets nobody set its cause."""
+
+
+def stop() -> None:
+    raise Stop
 
 
 def has_tasks(count: int) -> Callable[[FakeDaemon], bool]:
@@ -64,6 +74,26 @@ def test_failure_has_the_remote_traceback(daemon_thread: DaemonThread) -> None:
         error = executor.submit(fail, "oops").exception()
     assert isinstance(error, ValueError)
     assert "raise ValueError(message)" in str(error.__cause__)
+
+
+def test_exception_that_cannot_be_changed(daemon_thread: DaemonThread) -> None:
+    with SchedExecutor(daemon_thread.address) as executor:
+        stopped, other = executor.submit(stop), executor.submit(add, 1)
+        with pytest.raises(Stop):
+            stopped.result(10)
+        assert other.result(10) == 1
+
+
+def test_end_that_cannot_be_told_is_no_task_lost(idle_daemon: DaemonThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SchedExecutor(idle_daemon.address) as executor:
+        futures = [executor.submit(add, n) for n in range(3)]
+        monkeypatch.setattr(futures[0], "ended", lambda done: 1 / 0)
+        idle_daemon.until(has_tasks(3))
+        idle_daemon.call(idle_daemon.daemon.run_all)
+        with pytest.raises(LocalProtocolError, match="the end of task 1 could not be told"):
+            futures[0].result(10)
+        assert [future.result(10) for future in futures[1:]] == [1, 2]
+    assert len(idle_daemon.daemon.hellos) == 1, "the connection is the same"
 
 
 def test_task_without_an_exception(idle_daemon: DaemonThread) -> None:
