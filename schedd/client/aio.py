@@ -17,6 +17,7 @@ from typing import Any
 from msgspec import Struct
 
 from schedd.address import daemon_address
+from schedd.client.checking import checked
 from schedd.client.connection import Answer
 from schedd.client.line import RECONNECT_S, RECONNECT_S_MAX, Line, OnChange
 from schedd.client.mapping import Calls, MapRun
@@ -24,6 +25,7 @@ from schedd.client.options import NOT_OF_MAP, Options, read_options, read_reques
 from schedd.client.pipeline import SUBMIT_BYTES_MAX, SUBMIT_TASKS_MAX, Pipeline
 from schedd.client.retrying import plan_retry, without
 from schedd.client.selecting import UNFINISHED, Which, select
+from schedd.client.selecting import task_id as id_of
 from schedd.client.splitting import cut, part_of
 from schedd.client.task import AsyncTask
 from schedd.client.ticket import Order
@@ -193,8 +195,9 @@ class AsyncClient:
         warnings: dict[str, None] = {}
         for start, end in cut(entries, tasks_max=SUBMIT_TASKS_MAX, bytes_max=SUBMIT_BYTES_MAX):
             part = part_of(specs, entries, start, end, ids)
+            own, tasks = checked(part[0], list[TaskSpec], "specs"), checked(part[1], list[TaskEntry], "entries")
             try:
-                answer = await pipeline.submit_as_is(*part, watch=watch, strict=strict, on_done=on_done)
+                answer = await pipeline.submit_as_is(own, tasks, watch=watch, strict=strict, on_done=on_done)
             except RequestRefused as error:
                 raise _after_others(error, start) from None
             ids += answer.ids
@@ -215,7 +218,7 @@ class AsyncClient:
     def task(self, task_id: TaskId | int) -> AsyncTask:
         """Return a handle for a task that is known by its id."""
         task = AsyncTask(self.cancel)
-        task.id = TaskId(task_id)
+        task.id = id_of(task_id)
         if self.pipeline is None or self.line.connection is None or self.line.error is not None:
             raise ConnectionLost("this client is not connected", "use it in `async with`, or call connect() first")
         self.pipeline.attach(task, task.id)

@@ -20,6 +20,7 @@ import msgspec
 
 from schedd import __version__
 from schedd.address import Address
+from schedd.client.checking import checked_message
 from schedd.credentials import NONE, Credentials
 from schedd.errors import (
     AuthenticationError,
@@ -113,9 +114,12 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
 
     async def request(self, answer: type[Answer], kind: Callable[..., ClientRequest], *fields: Any) -> Answer:
-        """Send `kind(number, *fields)` and wait for its answer. Raises ScheddError."""
+        """Send `kind(number, *fields)` and wait for its answer.
+
+        Raises ScheddError, and TypeError naming a field that is of another type.
+        """
         future: asyncio.Future[Any] = self._loop.create_future()
-        message = kind(self.number(), *fields)
+        message = checked_message(kind(self.number(), *fields))
         self.send(message, lambda result: None if future.done() else future.set_result(result))
         result = await future
         if isinstance(result, ScheddError):

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from schedd.client import codec
+from schedd.client.checking import checked, plain
 from schedd.client.selecting import task_id
 from schedd.core.model import NO_REQUIREMENTS, Call, Command, Payload, TaskId, TaskRequirements, TaskRules, kind_of
 from schedd.wire.messages import TaskSpec
@@ -101,7 +102,10 @@ def read_options(given: Mapping[str, Any], *, without: Sequence[str] = ()) -> Op
             raise TypeError(f"the option {name!r} does not apply here")
         if name not in known:
             _unknown(name, [option for option in known if option not in without])
-    fields = {name: given[name] for name in ("priority", "job", "kind", "hold", "key", "strict") if name in given}
+    given = {name: plain(value) for name, value in given.items()}
+    fields: dict[str, Any] = {
+        name: given[name] for name in ("priority", "job", "kind", "hold", "key", "strict") if name in given
+    }
     fields["requirements"] = _requirements(given)
     fields["rules"] = _convert({_RULES[name]: given[name] for name in _RULES if name in given}, TaskRules)
     fields["after"] = _after(given.get("after", ()))
@@ -151,9 +155,11 @@ def _requirements(given: Mapping[str, Any]) -> TaskRequirements:
         raise TypeError(
             f"requirements and {next(iter(shortcuts))} cannot be given together: put all of it in requirements"
         )
-    if not shortcuts:
-        return base or NO_REQUIREMENTS
-    requirements: TaskRequirements = _convert(shortcuts, TaskRequirements)
+    requirements: TaskRequirements = NO_REQUIREMENTS
+    if base is not None:
+        requirements = checked(base, TaskRequirements, "requirements")
+    elif shortcuts:
+        requirements = _convert(shortcuts, TaskRequirements)
     return requirements
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from schedd.client import aio, mapping, pipeline
 from schedd.client.aio import AsyncClient
-from schedd.core.model import Call, Command, TaskId, WorkerId
+from schedd.core.model import Call, Command, TaskId, TaskRequirements, WorkerId
 from schedd.errors import ConnectionLost, LocalProtocolError, RequestRefused, TaskCancelled, TaskFailed
 from schedd.wire import messages as wire
 
@@ -537,3 +537,58 @@ async def test_closed_client(client: AsyncClient, idle: FakeDaemon) -> None:
         await task
     with pytest.raises(ConnectionLost, match="this client is closed"):
         await client.jobs()
+
+
+# ------------------------------------------------------------------------------------------------------- slips of types
+
+Ask = Callable[[Any], Awaitable[Any]]
+#: Made as a program does that nobody type-checks.
+Requirements: Any = TaskRequirements
+Selection: Any = wire.Selection
+Entry: Any = wire.TaskEntry
+
+
+class Number(float):
+    """A float of another library, as NumPy has them."""
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda client: client.explain("1"), "task_id: Expected `int`, got `str`"),
+        (lambda client: client.explain(object()), "task_id: a object cannot be sent"),
+        (lambda client: client.result("1"), "'1' is neither the id of a task nor its handle"),
+        (lambda client: client.set(1, priority="3"), "priority: Expected `float | null`, got `str`"),
+        (lambda client: client.set(1, requirements=Requirements(labels=["a"])), "requirements: .*labels"),
+        (lambda client: client.set_priorities([(1, "3")]), "priorities: Expected `float`, got `str`"),
+        (lambda client: client.history(job=None), "job: Expected `str`, got `None`"),
+        (lambda client: client.wait(Selection(job=5)), "selection: .*job"),
+        (lambda client: client.drain([5]), "workers: Expected `str`, got `int`"),
+        (lambda client: client.backup(b"/x"), "path: Expected `str`, got `bytes`"),
+        (lambda client: client.submit(add, 1, requirements=Requirements(gpu_model=5)), "requirements: .*gpu_model"),
+        (lambda client: client.submit_many(*calls(1, job=5)), "specs: .*job"),
+        (lambda client: client.submit_many(calls(1)[0], [Entry(0, "x")]), "entries: Expected `bytes`"),
+    ],
+)
+async def test_value_of_another_type_is_told_and_not_sent(
+    client: AsyncClient, idle: FakeDaemon, ask: Ask, message: str
+) -> None:
+    task = await client.submit(add, 1)
+    sent = len(idle.requests)
+    with pytest.raises(TypeError, match=message):
+        await ask(client)
+    assert len(idle.requests) == sent
+    idle.run_all()
+    assert await task == 1
+
+
+async def test_numbers_of_other_libraries_are_numbers(client: AsyncClient, daemon: FakeDaemon) -> None:
+    await client.set(1, priority=Number(3), requirements=TaskRequirements(cpus=Number(2)))
+    await client.set_priorities([(TaskId(1), Number(3))])
+    await client.preempt(1, grace=Number(4))
+    await client.submit(add, 1, requirements=TaskRequirements(ram=Number(5)), priority=Number(6))
+    (changed,), (each,) = daemon.all_of(wire.SetTasks), daemon.all_of(wire.SetPriorities)
+    assert (changed.priority, changed.requirements) == (3.0, TaskRequirements(cpus=2))
+    assert each.priorities == [(1, 3.0)]
+    assert daemon.all_of(wire.PreemptTasks)[0].grace_s == 4.0
+    assert (daemon.tasks[1].spec.requirements.ram, daemon.tasks[1].spec.priority) == (5.0, 6.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,18 @@ def add(x: int, y: int = 0) -> int:
 
 class Handle:
     id = 12
+
+
+@numbers.Integral.register
+class Count:
+    """An integer of another library, as NumPy has them."""
+
+    def __int__(self) -> int:
+        return 2
+
+
+class Number(float):
+    """A float of another library."""
 
 
 def test_all_options_of_a_call() -> None:
@@ -69,6 +82,20 @@ def test_limits_of_causes() -> None:
         timeout_limit=1, oom_limit=2, lost_limit=0, rejected_limit=4, retry_delay_s=5, memory_growth=2
     )
     assert read_options({"job": "j"}).rules == TaskRules(), "what is not said is the daemon's to say"
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    options = read_options({"priority": Number(1.5), "timeout": Number(2), "gpus": Count(), "retries": Count()})
+    assert type(options.priority) is float
+    assert (options.priority, options.rules.timeout_s, options.rules.retries) == (1.5, 2, 2)
+    assert options.requirements == TaskRequirements(2)
+    with pytest.raises(TypeError, match="gpus"):
+        read_options({"gpus": True})
+
+
+def test_requirements_of_other_types_are_told() -> None:
+    with pytest.raises(TypeError, match=r"requirements: Expected `object`, got `array` - at `\$\.labels`"):
+        read_options({"requirements": TaskRequirements(labels=["a"])})  # type: ignore[arg-type]
 
 
 def test_defaults() -> None:
