@@ -21,7 +21,7 @@ from schedd.client.checking import checked
 from schedd.client.connection import Answer
 from schedd.client.line import RECONNECT_S, RECONNECT_S_MAX, Line, OnChange
 from schedd.client.mapping import Calls, MapRun
-from schedd.client.options import NOT_OF_MAP, Options, read_options, read_request
+from schedd.client.options import NOT_OF_MAP, Options, Request, read_options, read_request
 from schedd.client.pipeline import SUBMIT_BYTES_MAX, SUBMIT_TASKS_MAX, Pipeline
 from schedd.client.retrying import plan_retry, without
 from schedd.client.selecting import UNFINISHED, Which, select
@@ -163,7 +163,10 @@ class AsyncClient:
         For a call: kwargs. For a command: env, cwd, stdin.
         Raises TypeError naming the nearest valid option, and PicklingError naming what cannot be sent.
         """
-        request = read_request(function, args, options)
+        return await self.submit_request(read_request(function, args, options))
+
+    async def submit_request(self, request: Request) -> AsyncTask:
+        """Submit what `read_request` made; for the blocking client, which pickles in the thread of its caller."""
         pipeline = await self._live()
         task = AsyncTask(self.cancel, request.options.on_report)
         pipeline.put(Order(request.spec, request.argument, task, request.options.key, request.options.strict))

@@ -17,7 +17,7 @@ from schedd.client import codec
 from schedd.client.aio import AsyncClient, EventQuery
 from schedd.client.line import RECONNECT_S
 from schedd.client.mapping import Calls
-from schedd.client.options import NOT_OF_MAP, read_options
+from schedd.client.options import NOT_OF_MAP, read_options, read_request
 from schedd.client.selecting import UNFINISHED, Which
 from schedd.client.task import AsyncTask
 from schedd.client.thread import LoopThread
@@ -149,7 +149,9 @@ class Client:
 
     def submit(self, function: Callable[..., Any] | Sequence[str] | str, *args: Any, **options: Any) -> Task:
         """Submit a call or a command, and return once the daemon has it safe. Options as in `AsyncClient.submit`."""
-        return Task(self._thread.run(self._client.submit(function, *args, **options)), self, self._thread)
+        # Here and not in the loop's thread: whoever imports the module of the function now holds its lock.
+        request = read_request(function, args, options)
+        return Task(self._thread.run(self._client.submit_request(request)), self, self._thread)
 
     def map(
         self, function: Callable[..., Any] | str, *iterables: Iterable[Any], chunksize: int = 1, **options: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -41,6 +42,37 @@ def test_submit_and_result(daemon_thread: DaemonThread) -> None:
             client.submit(fail, "oops").result()
         with pytest.raises(RequestRefused, match="no task 99"):
             client.result(99)
+
+
+def test_submit_while_its_module_is_imported(idle_daemon: DaemonThread, tmp_path: Path) -> None:
+    """Who imports it has its lock: no other thread may look anything up in it."""
+    (tmp_path / "being_imported.py").write_text(SUBMITS_ON_IMPORT.format(idle_daemon.address))
+    ran = subprocess.run(
+        [sys.executable, "-c", "import being_imported"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ran.stdout == "submitted\n"
+    assert len(idle_daemon.daemon.tasks) == 1
+
+
+SUBMITS_ON_IMPORT = """
+import schedd
+
+class Local:
+    pass
+
+def nothing(local):
+    pass
+
+with schedd.Client({!r}) as client:
+    client.submit(nothing, Local())
+print("submitted")
+"""
 
 
 def test_wrong_option_is_told_at_once(daemon_thread: DaemonThread) -> None:
