@@ -10,6 +10,7 @@ Results come from the team's own workers and are unpickled here: a client trusts
 
 from __future__ import annotations
 
+import functools
 import pickle
 import types
 import weakref
@@ -105,10 +106,11 @@ def name_of(function: object) -> str:
     """Name a callable for people and for the statistics: "module.qualified.name"."""
     if isinstance(function, str):
         return function.replace(":", ".")
-    while hasattr(function, "func"):  # a partial, perhaps of a partial
+    while isinstance(function, functools.partial | functools.partialmethod):
         function = function.func
-    name = getattr(function, "__qualname__", None) or type(function).__qualname__
-    module = getattr(function, "__module__", None)
+    name, module = getattr(function, "__qualname__", None), getattr(function, "__module__", None)
+    if not (isinstance(name, str) and name):  # an object that can be called; some answer to every name
+        name, module = type(function).__qualname__, type(function).__module__
     return name if module in (None, "__main__", "builtins") else f"{module}.{name}"
 
 

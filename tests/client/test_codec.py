@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -28,6 +29,16 @@ class Point:
 
     def double(self) -> int:
         return 2 * self.x
+
+
+class Remote:
+    """Has every attribute: one more of its kind."""
+
+    def __getattr__(self, name: str) -> Remote:
+        return Remote()
+
+    def __call__(self) -> None:
+        pass
 
 
 class Refusing:
@@ -124,6 +135,9 @@ def test_unpicklable_closure_is_named() -> None:
         (functools.partial(functools.partial(add, 1), y=2), f"{__name__}.add"),
         (Point(1).double, f"{__name__}.Point.double"),
         (Point(1), f"{__name__}.Point"),
+        (functools.partialmethod(add, 1), f"{__name__}.add"),
+        (Remote(), f"{__name__}.Remote"),
+        (Mock(), "unittest.mock.Mock"),
         (len, "len"),
         ("package.module:name", "package.module.name"),
     ],
