@@ -115,7 +115,7 @@ class Client:
     """A connection to the daemon for blocking calls, used as a context manager or closed with `close`.
 
     address, reconnect_s, credentials and errors as in `AsyncClient`; connects at once. Every call waits for the
-    daemon's answer.
+    daemon's answer. In a process forked from its own every call raises ConnectionLost.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import os
 import threading
 import weakref
 from collections.abc import Coroutine
@@ -26,6 +27,7 @@ class LoopThread:
         # Reentrant: the collector may run a client's finalizer, which stops its loop, at any point.
         self._lock = threading.RLock()
         self._is_stopped = False
+        self._pid = os.getpid()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
         _alive.add(self)
@@ -47,8 +49,15 @@ class LoopThread:
         """Whether the caller runs in this loop's thread, as callbacks of futures do."""
         return threading.get_ident() == self.thread.ident
 
+    def _is_forked(self) -> bool:
+        """Whether this is another process: the thread stayed with the parent, and so did whoever held the lock."""
+        return os.getpid() != self._pid
+
     def start(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Run a coroutine in the loop. Raises ConnectionLost once the loop is stopped."""
+        """Run a coroutine in the loop. Raises ConnectionLost once the loop is stopped, and in a forked process."""
+        if self._is_forked():
+            coroutine.close()
+            raise ConnectionLost("a client cannot be used in a process forked from its own", "make a new one there")
         with self._lock:
             if self._is_stopped:
                 coroutine.close()
@@ -58,8 +67,8 @@ class LoopThread:
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine in the loop and wait for its result; an interrupt cancels it.
 
-        timeout: seconds. Raises TimeoutError, ConnectionLost once the loop is stopped, and RuntimeError in the loop's
-        own thread, which would wait for itself.
+        timeout: seconds. Raises TimeoutError, ConnectionLost as `start` does, and RuntimeError in the loop's own
+        thread, which would wait for itself.
         """
         if self.is_current():
             coroutine.close()
@@ -75,6 +84,8 @@ class LoopThread:
 
     def stop(self) -> None:
         """End the loop, from any thread; what still runs in it is cancelled. The thread ends soon after."""
+        if self._is_forked():
+            return
         with self._lock:
             if not self._is_stopped:
                 self._is_stopped = True

@@ -198,6 +198,23 @@ def test_blocking_call_in_a_callback_is_told(daemon_thread: DaemonThread) -> Non
             client.wait([1], on_done=look)
 
 
+def test_use_after_fork(daemon_thread: DaemonThread) -> None:
+    with Client(daemon_thread.address) as client:
+        task = client.submit(add, 1)
+        child = os.fork()
+        if child == 0:
+            try:
+                for call in (task.result, client.jobs, lambda: client.submit(add, 1)):
+                    with pytest.raises(ConnectionLost, match="forked"):
+                        call()
+                client.close()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert task.result() == 1
+
+
 def test_unclosed_client_does_not_keep_the_interpreter(daemon_thread: DaemonThread) -> None:
     code = f"from schedd.client.sync import Client; Client({daemon_thread.address!r}).submit(len, 'abc')"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
