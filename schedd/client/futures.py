@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import os
@@ -47,8 +48,8 @@ class TaskFuture(concurrent.futures.Future[Any], Ticket):
     def cancel(self) -> bool:
         """Cancel the task if it has not started; waits for the daemon's word where the daemon has it.
 
-        In a callback of a future it can only be asked for: it returns False, and the future will end as cancelled if
-        the task had not started.
+        Where a loop runs in this thread (asyncio, or a callback of a future) it is only asked for: it returns False,
+        and the future will end as cancelled if the task had not started.
         """
         return super().cancel() if self.done() else self._core.cancel(self)
 
@@ -81,6 +82,14 @@ class TaskFuture(concurrent.futures.Future[Any], Ticket):
                 self.set_result(value)
             else:
                 self.set_exception(error)
+
+
+def _is_in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _broken(error: ScheddError) -> BrokenSchedExecutor:
@@ -155,7 +164,7 @@ class Core:
             return future.cancelled()
         request = self.pipeline.cancel_unstarted([future])
         try:
-            if self.thread.is_current():
+            if _is_in_loop():  # of the caller, who must not be held up, or our own, which would wait for itself
                 self.thread.start(request)
             elif self.thread.run(request, CANCEL_TIMEOUT_S):
                 future.mark_cancelled()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import gc
 import os
@@ -287,6 +288,20 @@ def test_cancel_in_a_callback_is_only_asked_for(idle_daemon: DaemonThread) -> No
         assert concurrent.futures.wait([second], 10).done == {second}
         assert second.cancelled()
         assert answers == [False]
+
+
+def test_cancel_in_an_event_loop_is_only_asked_for(idle_daemon: DaemonThread) -> None:
+    """Whoever waited for the daemon's answer would hold up all else in that loop."""
+
+    async def cancel() -> bool:
+        return future.cancel()
+
+    with SchedExecutor(idle_daemon.address) as executor:
+        future = executor.submit(add, 1)
+        idle_daemon.until(has_tasks(1))
+        assert not asyncio.run(cancel())
+        assert concurrent.futures.wait([future], 10).done == {future}
+        assert future.cancelled()
 
 
 def test_cancel_where_the_daemon_does_not_answer(idle_daemon: DaemonThread, monkeypatch: pytest.MonkeyPatch) -> None:
