@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from schedd.client import codec
@@ -74,7 +74,7 @@ class Task:
 
     def wait(self, timeout: float | None = None) -> TaskDone:
         """Wait for the end of the task, whatever it is. timeout: seconds. Raises TimeoutError, ScheddError."""
-        return self._thread.run(_within(self._task, timeout))
+        return self._thread.run(_within(self._task.wait, self.id, timeout))
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the task and return its value. Raises TimeoutError, and else as `AsyncClient.result` does."""
@@ -91,12 +91,16 @@ class Task:
             yield report
 
 
-async def _within(task: AsyncTask, timeout: float | None) -> TaskDone:  # noqa: ASYNC109 - made for a blocking caller
+async def _within(
+    wait: Callable[[], Awaitable[TaskDone]],
+    task_id: TaskId | int,
+    timeout: float | None,  # noqa: ASYNC109 - made for a blocking caller
+) -> TaskDone:
     try:
         async with asyncio.timeout(timeout):
-            return await task.wait()
+            return await wait()
     except TimeoutError:
-        raise TimeoutError(f"task {task.id} is not final after {timeout} s") from None
+        raise TimeoutError(f"task {task_id} is not final after {timeout} s") from None
 
 
 async def _next(iterator: AsyncIterator[T]) -> T | None:
@@ -172,16 +176,19 @@ class Client:
 
     def task(self, task_id: TaskId | int) -> Task:
         """Return a handle for a task that is known by its id."""
+        return Task(self._thread.run(self._attach(task_id)), self, self._thread)
 
-        async def attach() -> AsyncTask:
-            await self._client.connect()
-            return self._client.task(task_id)
-
-        return Task(self._thread.run(attach()), self, self._thread)
+    async def _attach(self, task_id: TaskId | int) -> AsyncTask:
+        await self._client.connect()
+        return self._client.task(task_id)
 
     def result(self, task_id: TaskId | int, timeout: float | None = None) -> Any:
         """Wait for a task and return its value. timeout: seconds. Raises as `Task.result` does."""
-        return self.task(task_id).result(timeout)
+
+        async def wait() -> TaskDone:
+            return await (await self._attach(task_id)).wait()
+
+        return codec.value_of(self._thread.run(_within(wait, task_id, timeout)))
 
     def wait(
         self,

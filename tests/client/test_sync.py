@@ -111,6 +111,14 @@ def test_timeout(idle_daemon: DaemonThread) -> None:
         assert task.result() == 1
 
 
+def test_timeout_while_the_daemon_is_away(idle_daemon: DaemonThread) -> None:
+    with Client(idle_daemon.address) as client:
+        client.submit(add, 1)
+        idle_daemon.call(idle_daemon.daemon.go_away)
+        with pytest.raises(TimeoutError, match=r"task 1 is not final after 0\.01 s"):
+            client.result(1, timeout=0.01)
+
+
 def test_reports(idle_daemon: DaemonThread) -> None:
     with Client(idle_daemon.address) as client:
         task = client.submit(add, 1)
