@@ -36,7 +36,8 @@ class Calls:
         self.chunksize = chunksize
         self._function = function
         self._kwargs = options.kwargs
-        self._items: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
+        # Ends for good: `zip` draws from the first iterable again each time that it is asked after its end.
+        self._items: Iterator[tuple[Any, ...]] = (items for items in zip(*iterables, strict=False))
         self.spec: TaskSpec = self._spec(options)
 
     def _spec(self, options: Options) -> TaskSpec:

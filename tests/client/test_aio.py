@@ -210,6 +210,14 @@ async def test_map_with_keyword_arguments_and_path(client: AsyncClient, daemon: 
     assert {task.spec.job for task in daemon.tasks.values()} == {"j"}
 
 
+@pytest.mark.parametrize("chunksize", [1, 2, 3])
+async def test_map_draws_as_zip_does(client: AsyncClient, chunksize: int) -> None:
+    shared = iter(range(10))
+    values = client.map(add, shared, [1, 2, 3], chunksize=chunksize)
+    assert [value async for value in values] == [1, 3, 5]
+    assert list(shared) == [4, 5, 6, 7, 8, 9]
+
+
 async def test_chunks_are_a_kind_of_their_own(client: AsyncClient, daemon: FakeDaemon) -> None:
     assert [value async for value in client.map(add, range(4), chunksize=2)] == [0, 1, 2, 3]
     assert daemon.tasks[1].spec.kind == f"{__name__}.add x2"

@@ -216,6 +216,13 @@ def test_map_item_that_cannot_be_pickled_fails_in_its_turn(daemon_thread: Daemon
             next(values)
 
 
+def test_map_draws_as_zip_does(daemon_thread: DaemonThread) -> None:
+    shared = iter(range(10))
+    with SchedExecutor(daemon_thread.address) as executor:
+        assert list(executor.map(add, shared, [1, 2, 3], chunksize=2, buffersize=1)) == [1, 3, 5]
+    assert list(shared) == [4, 5, 6, 7, 8, 9]
+
+
 def test_map_with_buffersize(daemon_thread: DaemonThread) -> None:
     drawn: list[int] = []
 
