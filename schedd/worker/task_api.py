@@ -23,7 +23,9 @@ def report(step: int, metric: float | None = None, **metrics: float) -> None:
     """Tell the scheduler how far this task is: `step`, and numbers by name.
 
     A lone number is called "metric". Works in a call and, through `$SCHEDD_REPORT`, in a command; does nothing outside
-    of a task. The newest report is what others see. Raises ValueError or TypeError for what is not a number.
+    of a task. The newest report is what others see. One of more than 100 numbers, with a name of more than 100
+    characters or with a step of 2**63 or more is dropped without a word. Raises ValueError, TypeError or OverflowError
+    for what is no number, or no text, that can be sent.
     """
     values = {name: float(value) for name, value in metrics.items()}
     if metric is not None:
