@@ -34,8 +34,8 @@ from schedd.core.tasks import DISPATCHED
 #: A message of a worker about its attempt is cut to this many characters.
 MESSAGE_MAX = 2000
 #: A report has at most so many metrics, with names of at most so many characters.
-METRICS_MAX = 64
-METRIC_NAME_MAX = 128
+METRICS_MAX = 100
+METRIC_NAME_MAX = 100
 #: An enumeration looks its members up by name at each use; these are used for each end.
 _OK, _PREEMPTED = Cause.OK, Cause.PREEMPTED
 
