@@ -143,6 +143,8 @@ class Journal:
         self._inbox: SimpleQueue[_Turn | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="schedd-journal", daemon=True)
         self._failed = ""
+        #: Turns were handed over that are not on disk, and will not be.
+        self._has_lost = False
         self._history_bytes = self._sum_of_history()
         #: While a restart is read: how many tasks of each batch are over.
         self._ended_of: dict[int, int] = {}
@@ -240,7 +242,9 @@ class Journal:
                 live.workers.append(worker)
                 self._index.load_worker(worker)
         live.verdicts += [decode_fact(blob) for (blob,) in self._db.execute("SELECT blob FROM verdicts ORDER BY name")]
-        self._forget_submits()
+        # A daemon starts on a disk that refuses, too: the engine remembers no more of them than are to be left here.
+        with suppress(sqlite3.OperationalError):
+            self._forget_submits()
         rows = self._db.execute("SELECT blob FROM submits ORDER BY first_id")
         live.submits = [decode_submit(blob) for (blob,) in rows]
 
@@ -316,7 +320,7 @@ class Journal:
         self._learned = learned
 
     def close(self, timeout_s: float = 10.0) -> bool:
-        """Write what is left and close; False where that did not work in time."""
+        """Write what is left and close; False where that did not work, or not in time."""
         self._inbox.put(None)
         self._stopping.set()
         if self._thread.ident is not None:
@@ -325,7 +329,7 @@ class Journal:
                 return False
         self._db.close()
         os.close(self._lock)
-        return True
+        return not self._has_lost
 
     def _run(self) -> None:
         last = more = False
@@ -340,10 +344,12 @@ class Journal:
                 if turns:
                     self._heard = (turns[-1].at_ns, time.monotonic_ns())
                     if not self._write(turns):
+                        self._has_lost = True
                         return
                 self._write_learned()
                 more = not last and self._retain()
         except Exception as error:  # nobody who waits for a commit may wait for ever
+            self._has_lost = True
             self._crashed(error)
 
     def _gather(self, wait_s: float) -> tuple[list[_Turn], bool]:

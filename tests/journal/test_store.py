@@ -185,9 +185,10 @@ def test_close_of_what_was_never_started(path: Path) -> None:
 
 
 def test_bug_in_the_writer_is_told(path: Path) -> None:
-    with Running(path) as running:
-        running.append(fx.TaskHeld(TaskId(1 << 64)))  # no number of MessagePack
-        assert isinstance(running.crashes.get(timeout=TIMEOUT_S), OverflowError)
+    running = Running(path)
+    running.append(fx.TaskHeld(TaskId(1 << 64)))  # no number of MessagePack
+    assert isinstance(running.crashes.get(timeout=TIMEOUT_S), OverflowError)
+    assert not running.journal.close(TIMEOUT_S), "it is not on disk"
 
 
 def test_second_daemon_is_refused(path: Path) -> None:
@@ -327,7 +328,7 @@ def test_close_does_not_wait_for_a_disk_that_refuses(path: Path) -> None:
         other.execute("BEGIN IMMEDIATE")
         running.append(admitted([2]))
         running.failures.get(timeout=TIMEOUT_S)
-        assert running.journal.close(TIMEOUT_S)
+        assert not running.journal.close(TIMEOUT_S), "a turn was given up"
     assert unfinished(reopened(path)) == [1]
     assert running.committed.empty()
 

@@ -86,6 +86,18 @@ def test_oldest_of_clients_that_are_gone_go(path: Path, monkeypatch: pytest.Monk
     assert [ids for _, _, ids in known(path)] == [[number] for number in range(31, 41)]
 
 
+def test_disk_that_refuses_keeps_nobody_from_starting_with_too_many(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Running(path) as running:
+        running.commit(*(submit(f"c{number}", 1, (number,)) for number in range(1, 13)))
+    monkeypatch.setattr(store, "SUBMITS_MAX", 10)
+    with closing(store.Journal(path)) as journal:
+        journal._db.execute("PRAGMA query_only = ON")
+        assert len(journal.load().submits) == 12
+    assert len(known(path)) == 10
+
+
 def test_salvage_and_check(path: Path, tmp_path: Path) -> None:
     with Running(path) as running:
         running.commit(submit("c", 1, (1, 2)))
