@@ -84,18 +84,52 @@ class _Reading:
 
     def rows(self, table: str, columns: str) -> Iterator[tuple[Any, ...]]:
         """Yield what can be read of a table with row ids, in their order."""
-        after, step = 0, 1
-        while after < ROWID_MAX:
+        # One at a time: Python's cursor looks at the next row before it gives one, and where that fails both are lost.
+        sql = f"SELECT rowid, {columns} FROM {table} WHERE rowid >= ? ORDER BY rowid LIMIT 1"
+        start = 1
+        while start < ROWID_MAX:
             try:
-                sql = f"SELECT rowid, {columns} FROM {table} WHERE rowid > ? ORDER BY rowid"
-                for row in self._db.execute(sql, (after,)):
-                    after, step = max(after, row[0]), 1  # a damaged tree may lead back
-                    yield row[1:]
-                return
+                row = self._first(sql, start)
             except sqlite3.Error:
-                self.damages += step == 1
-                after += step
-                step *= 2
+                self.damages += 1
+                start = self._behind(sql, start)
+                continue
+            if row is None:
+                return
+            start = row[0] + 1
+            yield row[1:]
+
+    def _first(self, sql: str, start: int) -> tuple[Any, ...] | None:
+        """The first row from this id on; None: there is none. Raises sqlite3.Error where it cannot be read."""
+        row: tuple[Any, ...] | None = self._db.execute(sql, (start,)).fetchone()
+        if row is not None and row[0] < start:
+            raise sqlite3.DatabaseError("a damaged tree leads back")
+        return row
+
+    def _behind(self, sql: str, start: int) -> int:
+        """From which row id on can be read again, where the first row from `start` on cannot be."""
+        step = 1
+        while not self._can_read(sql, start + step):
+            start += step
+            step *= 2
+            if start >= ROWID_MAX:
+                return ROWID_MAX
+        # That was a leap: the last of the rows that it went over may be whole.
+        readable = start + step
+        while readable - start > 1:
+            middle = (start + readable) // 2
+            if self._can_read(sql, middle):
+                readable = middle
+            else:
+                start = middle
+        return readable
+
+    def _can_read(self, sql: str, start: int) -> bool:
+        try:
+            self._first(sql, start)
+        except sqlite3.Error:
+            return False
+        return True
 
     def small(self, table: str, columns: str) -> list[tuple[Any, ...]]:
         """The rows of a table of a few pages without row ids; none where it is damaged."""
@@ -170,8 +204,7 @@ def _copy_history(old: _Reading, new: sqlite3.Connection, found: _Found) -> int:
             found.ended.update(record.id for record in finished)
             found.next_id = max([found.next_id, *(record.id + 1 for record in finished)])
         if finished is not None and facts is not None and all(isinstance(number, int) for number in row[:4]):
-            if not new.execute(f"INSERT OR IGNORE INTO history ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row).rowcount:
-                continue  # a damaged tree may give a row twice
+            new.execute(f"INSERT INTO history ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
             if finished:
                 new.execute("INSERT INTO ends VALUES (?, ?, ?, ?)", (row[0], *ends_row(finished)))
             count += len(finished)
