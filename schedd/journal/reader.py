@@ -32,7 +32,7 @@ ROWS_PER_RESULT_MAX = 50
 
 
 class Happened(Struct, frozen=True):
-    """What one transaction wrote. `finished` stands for the `TaskFinished` among the facts, behind the others."""
+    """What a row of the history has. `finished` stands for the `TaskFinished` among the facts, behind the others."""
 
     seq: int
     at_ns: Instant
@@ -122,7 +122,7 @@ class Reader:
         with closing(self._open()) as db:
             if not seq:
                 since_ns = min(max(0, since_ns), SEQ_MAX)
-                first = db.execute("SELECT seq FROM history WHERE at_ns >= ? ORDER BY at_ns LIMIT 1", (since_ns,))
+                first = db.execute("SELECT seq FROM history WHERE at_ns >= ? ORDER BY at_ns, seq LIMIT 1", (since_ns,))
                 seq = (first.fetchone() or (_newest(db) + 1,))[0]
             rows = db.execute("SELECT seq, at_ns, facts, finished FROM history WHERE seq >= ? ORDER BY seq", (seq,))
             for number, at_ns, facts, finished in rows:
@@ -180,7 +180,7 @@ def _newest(db: sqlite3.Connection) -> int:
 
 
 def _row_with(db: sqlite3.Connection, task_id: TaskId) -> dict[TaskId, FinishedTask]:
-    """All tasks that ended in the transaction in which this one did."""
+    """All tasks that are in the same row of the history as this one."""
     rows = db.execute(
         "SELECT seq, ids FROM ends WHERE first_id <= ? AND last_id >= ? ORDER BY first_id DESC", (task_id, task_id)
     )

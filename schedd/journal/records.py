@@ -1,8 +1,8 @@
 """Facts as rows. Pure.
 
 A transaction writes what several turns brought about. The history gets all facts of it as one blob, and the tasks that
-ended, with all that is remembered of them, as another. What a restart needs is kept beside it, append-only, in rows
-that are as few as the transactions:
+ended, with all that is remembered of them, as another, or as several where they are large. What a restart needs is kept
+beside it, append-only, in rows that are as few as the transactions:
 
 - `batches`: a row for each submit, its `TasksAdmitted`, named by its first id. It goes when its last task has ended.
 - `ended`: a row for each transaction and batch, the ids that ended. They go with their batch.
@@ -19,7 +19,7 @@ Dispatches and starts are not kept for a restart: workers bring what they run.
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar, cast
 from zlib import crc32
 
@@ -77,6 +77,8 @@ T = TypeVar("T")
 
 #: Before each blob, its CRC-32.
 CHECKSUM_BYTES = 4
+#: An array of MessagePack begins with how many items it has ("array 32"); they follow as they are.
+_ARRAY_BYTES = 5
 
 _encoder = msgspec.msgpack.Encoder()
 _facts_decoder = msgspec.msgpack.Decoder(list[AnyFact])
@@ -84,7 +86,7 @@ _fact_decoder: msgspec.msgpack.Decoder[AnyFact] = msgspec.msgpack.Decoder(AnyFac
 _ids_decoder = msgspec.msgpack.Decoder(list[int])
 
 
-def _seal(data: bytes) -> bytes:
+def _seal(data: bytes | bytearray) -> bytes:
     """Put a checksum before a blob: SQLite has none for its pages, and a flipped bit of a command is a command too."""
     return crc32(data).to_bytes(CHECKSUM_BYTES, "big") + data
 
@@ -106,6 +108,27 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], blob: bytes, what: str) -> T:
 def encode_facts(facts: Sequence[fx.Fact | msgspec.Raw]) -> bytes:
     """Write facts, in order, as one blob; a Raw is one that was encoded before."""
     return _seal(_encoder.encode(facts))
+
+
+def encode_in_parts(items: Iterable[fx.Fact | FinishedTask], bytes_max: int) -> Iterator[tuple[bytes, int]]:
+    """Write facts, or tasks that ended, as one blob, or as several where there is much; at least one.
+
+    Yields each with how many items it has. The last of them may take it beyond `bytes_max`.
+    """
+    data, count, is_first = bytearray(_ARRAY_BYTES), 0, True
+    for item in items:
+        _encoder.encode_into(item, data, -1)
+        count += 1
+        if len(data) > bytes_max:
+            yield _array_of(data, count), count
+            data, count, is_first = bytearray(_ARRAY_BYTES), 0, False
+    if count or is_first:
+        yield _array_of(data, count), count
+
+
+def _array_of(data: bytearray, count: int) -> bytes:
+    data[:_ARRAY_BYTES] = b"\xdd" + count.to_bytes(4, "big")
+    return _seal(data)
 
 
 def decode_facts(blob: bytes) -> list[AnyFact]:

@@ -18,7 +18,7 @@ from schedd.journal.schema import VERSION, version_of
 
 
 class Page(Struct, frozen=True):
-    """What one transaction wrote: facts in their order, and the tasks that ended in it. at_ns: of its last turn."""
+    """A row of the history: facts in their order, and tasks that ended. at_ns: of the last turn of its transaction."""
 
     at_ns: Instant
     facts: list[AnyFact]

@@ -14,13 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from msgspec import Struct, field, structs
 
 from schedd.core import effects as fx
-from schedd.core.model import Instant
+from schedd.core.model import Call, Instant, Payload
 from schedd.core.stats import Learned
 from schedd.core.submits import SUBMITS_MAX, Admitted
 from schedd.core.tasks import RESULT_DROPPED
@@ -38,6 +39,7 @@ from schedd.journal.records import (
     decode_submit,
     encode_facts,
     encode_finished,
+    encode_in_parts,
     encode_learned,
     ends_row,
 )
@@ -49,8 +51,11 @@ RETRY_S = 1.0
 #: Facts and new tasks that one transaction has, about: so that no turn waits for very long, and the loop, which stands
 #: still while they are encoded, does so for some milliseconds.
 TASKS_PER_COMMIT_MAX = 8000
-#: And bytes of results; a single turn with more is a transaction of its own.
-RESULT_BYTES_PER_COMMIT_MAX = 8 * 1024 * 1024
+#: And bytes of arguments, functions, input and results; a single turn with more is a transaction of its own.
+BYTES_PER_COMMIT_MAX = 8 * 1024 * 1024
+#: A transaction with more bytes of facts, or of ended tasks, has several rows in the history. As a frame is no larger,
+#: a row with one task more is still far below what SQLite takes, 10^9 bytes.
+BYTES_PER_ROW_MAX = 64 * 1024 * 1024
 #: Rows of ended tasks, and tasks, that one step of a restart reads: some 5 ms.
 ROWS_PER_STEP = 100
 TASKS_PER_STEP = 1000
@@ -96,6 +101,11 @@ class Retention(Struct, frozen=True):
 
     age_ns: int = 0
     size_bytes: int = 0
+
+
+#: at_ns, size_bytes, finished_count, finished, facts: a row of the history.
+_HistoryRow = tuple[Instant, int, int, bytes, bytes]
+_NO_FACTS, _NO_FINISHED = encode_facts([]), encode_finished([])
 
 
 class _Turn(Struct):
@@ -355,13 +365,18 @@ class Journal:
     def _gather(self, wait_s: float) -> tuple[list[_Turn], bool]:
         """Wait for a turn, not for ever, and take all that wait with it; True: nothing will follow."""
         turns: list[_Turn] = []
-        room, bytes_room = TASKS_PER_COMMIT_MAX, RESULT_BYTES_PER_COMMIT_MAX
+        room, bytes_room = TASKS_PER_COMMIT_MAX, BYTES_PER_COMMIT_MAX
         try:
             turn = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
             while turn is not None:
                 turns.append(turn)
-                room -= len(turn.facts) + sum(len(fact.ids) for fact in turn.facts if type(fact) is fx.TasksAdmitted)
-                bytes_room -= sum(len(record.result or b"") for record in turn.finished)
+                room -= len(turn.facts)
+                for fact in turn.facts:
+                    if type(fact) is fx.TasksAdmitted:
+                        room -= len(fact.ids)
+                        bytes_room -= _bytes_of_submit(fact)
+                for record in turn.finished:
+                    bytes_room -= len(record.result or b"") + len(record.argument) + _bytes_of(record.payload)
                 if room <= 0 or bytes_room <= 0:
                     return turns, False
                 turn = self._inbox.get_nowait()
@@ -373,15 +388,11 @@ class Journal:
         """Commit turns, trying again while the disk refuses; False: given up because the daemon stops."""
         facts = [fact for turn in turns for fact in turn.facts]
         finished = [record for turn in turns for record in turn.finished]
-        told = [fact for fact in facts if not isinstance(fact, fx.TaskFinished)]  # `finished` says it all
-        told_blob, finished_blob = encode_facts(told), encode_finished(finished)
-        size = len(told_blob) + len(finished_blob)
-        history = (turns[-1].at_ns, size, len(finished), finished_blob, told_blob)
         rows = self._index.plan(facts)
         while True:
             began = time.perf_counter()
             try:
-                self._commit(turns[-1].number, rows, history, ends_row(finished) if finished else None, facts)
+                size = self._commit(turns[-1], rows, facts, finished)
             except sqlite3.Error as error:
                 self._refused(error)
                 if self._stopping.wait(RETRY_S):
@@ -398,23 +409,23 @@ class Journal:
         self._committed(turns[-1].number)
         return True
 
-    def _commit(
-        self,
-        turn: int,
-        rows: Rows,
-        history: tuple[int, int, int, bytes, bytes],
-        ends: tuple[int, int, bytes] | None,
-        facts: list[fx.Fact],
-    ) -> None:
+    def _commit(self, last: _Turn, rows: Rows, facts: list[fx.Fact], finished: list[FinishedTask]) -> int:
+        """Write one transaction; returns by how many bytes the history has grown."""
+        history, size = _history(last.at_ns, facts, finished), 0
+        # What follows the first, which nearly always is all, is encoded as it is written: it may be more than fits in
+        # memory.
+        first = next(history)
         db, began = self._db, time.perf_counter()
         db.execute("BEGIN IMMEDIATE")
         try:
-            added = db.execute(
-                "INSERT INTO history (at_ns, size_bytes, finished_count, finished, facts) VALUES (?, ?, ?, ?, ?)",
-                history,
-            )
-            if ends is not None:
-                db.execute("INSERT INTO ends VALUES (?, ?, ?, ?)", (added.lastrowid, *ends))
+            for row, ended in chain((first,), history):
+                added = db.execute(
+                    "INSERT INTO history (at_ns, size_bytes, finished_count, finished, facts) VALUES (?, ?, ?, ?, ?)",
+                    row,
+                )
+                if ended:
+                    db.execute("INSERT INTO ends VALUES (?, ?, ?, ?)", (added.lastrowid, *ends_row(ended)))
+                size += row[1]
             for sql, values in (
                 ("INSERT INTO batches VALUES (?, ?)", rows.batches),
                 ("INSERT INTO ended VALUES (?, ?)", rows.ended),
@@ -438,7 +449,7 @@ class Journal:
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('next_id', ?)", (str(newest + 1).encode(),))
             if not self._epoch_written:
                 self._write_epoch(self.epoch)
-            self._way.written(turn, time.perf_counter() - began, len(facts))
+            self._way.written(last.number, time.perf_counter() - began, len(facts))
             db.execute("COMMIT")
             self._epoch_written = True
         except BaseException:
@@ -447,6 +458,7 @@ class Journal:
             raise
         finally:
             self._way.synced()
+        return size
 
     def _write_learned(self) -> None:
         learned, self._learned = self._learned, {}
@@ -510,6 +522,33 @@ class Journal:
             raise
         self._history_bytes -= freed
         return True
+
+
+def _bytes_of_submit(fact: fx.TasksAdmitted) -> int:
+    """How many bytes it has, about: those of what may be large."""
+    return sum(len(entry.argument) for entry in fact.tasks) + sum(_bytes_of(spec.payload) for spec in fact.specs)
+
+
+def _bytes_of(payload: Payload | None) -> int:
+    if payload is None:
+        return 0
+    return len(payload.function if isinstance(payload, Call) else payload.stdin)
+
+
+def _history(
+    at_ns: Instant, facts: list[fx.Fact], finished: list[FinishedTask]
+) -> Iterator[tuple[_HistoryRow, list[FinishedTask]]]:
+    """The rows of one transaction, with the tasks that ended in each: all facts come before all ends."""
+    told = [fact for fact in facts if not isinstance(fact, fx.TaskFinished)]  # `finished` says it all
+    blobs = encode_in_parts(told, BYTES_PER_ROW_MAX)
+    told_blob, _ = next(blobs)
+    for next_blob, _ in blobs:
+        yield (at_ns, len(told_blob) + len(_NO_FINISHED), 0, _NO_FINISHED, told_blob), []
+        told_blob = next_blob
+    done = 0
+    for blob, count in encode_in_parts(finished, BYTES_PER_ROW_MAX):
+        yield (at_ns, len(told_blob) + len(blob), count, blob, told_blob), finished[done : done + count]
+        told_blob, done = _NO_FACTS, done + count
 
 
 def _superfluous(oldest: list[tuple[int, Instant, int]], old_ns: Instant, excess: int) -> tuple[int, int]:

@@ -31,12 +31,14 @@ from schedd.journal.records import (
     CHECKSUM_BYTES,
     LiveIndex,
     Rows,
+    decode_ends,
     decode_fact,
     decode_facts,
     decode_finished,
     decode_ids,
     encode_facts,
     encode_finished,
+    encode_in_parts,
     finished_record,
     finished_records,
     finished_row,
@@ -336,9 +338,24 @@ def test_result_is_written_though_memory_gave_it_up_in_the_same_turn() -> None:
     assert [r.result for r in finished_records(facts, rows)] == [b"one", None]
 
 
+@pytest.mark.parametrize(("bytes_max", "counts"), [(1, [1] * 5), (250, [2, 1, 2]), (10**6, [5])])
+def test_what_is_large_is_written_in_parts(bytes_max: int, counts: list[int]) -> None:
+    records = [finished(i, result=bytes(100 * i)) for i in (1, 1, 3, 0, 0)]
+    parts = list(encode_in_parts(records, bytes_max))
+    assert [count for _, count in parts] == counts
+    assert [len(decode_finished(blob)) for blob, _ in parts] == counts
+    assert [record for blob, _ in parts for record in decode_finished(blob)] == records
+
+
+def test_nothing_is_one_part() -> None:
+    ((blob, count),) = encode_in_parts([], 100)
+    assert (decode_facts(blob), count) == ([], 0)
+
+
 # ------------------------------------------------------------------------------------------------------------- damage
 
 BLOBS = {
+    decode_ends: next(encode_in_parts([finished(1, result=b"result")], 100))[0],
     decode_facts: encode_facts([admitted([1, 2], TaskSpec(Command(["rm", "-r", "a"]))), ended(1)]),
     decode_finished: encode_finished([finished(1, result=b"result")]),
 }

@@ -17,12 +17,14 @@ from unittest.mock import Mock
 import pytest
 
 from schedd.core import effects as fx
-from schedd.core.model import SECOND, TaskId
+from schedd.core.model import SECOND, Call, Command, TaskId, TaskSpec
 from schedd.core.stats import Learned
 from schedd.errors import JournalError
+from schedd.journal import store
 from schedd.journal.reader import FROM_THE_NEWEST, Reader
 from schedd.journal.records import FinishedTask
 from schedd.journal.store import (
+    BYTES_PER_COMMIT_MAX,
     TASKS_PER_COMMIT_MAX,
     Journal,
     Live,
@@ -169,6 +171,63 @@ def test_transaction_takes_a_bounded_number_of_turns(path: Path) -> None:
     journal.start()
     assert journal.close(TIMEOUT_S)
     assert journal_told == [TASKS_PER_COMMIT_MAX, 2 * TASKS_PER_COMMIT_MAX, 2 * TASKS_PER_COMMIT_MAX + 1]
+
+
+FULL = bytes(BYTES_PER_COMMIT_MAX)
+
+
+@pytest.mark.parametrize(
+    ("facts", "ends"),
+    [
+        ([admitted([1], argument=FULL)], []),
+        ([admitted([1], TaskSpec(Call(FULL)))], []),
+        ([admitted([1], TaskSpec(Command(["cat"], stdin=FULL)))], []),
+        ([], [finished(1, result=FULL)]),
+        ([], [finished(1, state="failed", payload=Call(FULL))]),
+        ([], [finished(1, key="k", argument=FULL, payload=Command(["cat"]))]),
+    ],
+)
+def test_transaction_takes_a_bounded_number_of_bytes(
+    path: Path, facts: list[fx.Fact], ends: list[FinishedTask]
+) -> None:
+    told: list[int] = []
+    journal = Journal(path, "off", committed=told.append)
+    journal.load()
+    for turn, turn_facts, turn_ends in ((1, [held(1)], []), (2, facts, ends), (3, [held(1)], [])):
+        journal.append(turn, list(turn_facts), turn_ends, START)
+    journal.start()
+    assert journal.close(TIMEOUT_S)
+    assert told == [2, 3]
+
+
+def test_turn_of_any_size_is_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite takes no row above a bound: what is more becomes several, and reads as if it were one."""
+    monkeypatch.setattr(store, "BYTES_PER_ROW_MAX", 2_000_000)
+    tasks = [admitted([i], argument=bytes(1_000_000)) for i in range(1, 13)]
+    ends = [ended(i) for i in range(101, 113)]
+    records = [finished(i, result=b"%d" % i * 300_000) for i in range(101, 113)]
+    with Running(path) as running:
+        running.journal._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 7_000_000)
+        running.commit(admitted(range(101, 113)), now=START - 1)
+        running.commit(*tasks, *ends, held(2), finished=records)
+        assert running.failures.empty()
+        assert running.journal.commits == 2
+    live, reader = reopened(path), Reader(path)
+    assert unfinished(live) == list(range(1, 13))
+    assert [record.id for record in live.finished] == list(range(101, 113))
+    ids = [record.id for record in records]
+    assert reader.find(ids)[0] == {record.id: record for record in records}
+    assert reader.results([(i, START) for i in ids])[0] == {record.id: record.result for record in records}
+    happened = list(reader.happened(FROM_THE_NEWEST, START))
+    assert len(happened) > 6
+    assert [fact for row in happened for fact in row.facts] == [*tasks, held(2)]
+    assert [end.id for row in happened for end in row.finished] == ids
+    with_ends = [bool(row.finished) for row in happened]
+    assert with_ends == sorted(with_ends), "all facts come first"
+    assert [record.id for _, record in reader.finished()] == ids[::-1]
+    assert reader.check() == {"live": 12, "finished": 12, "facts": 14, "transactions": 1 + len(happened)}
+    with closing(Journal(path)) as journal:
+        assert journal.history_bytes == running.journal.history_bytes
 
 
 def test_close_writes_what_is_left(path: Path) -> None:
