@@ -25,7 +25,7 @@ from schedd.journal.records import (
     decode_ids,
     decode_submit,
 )
-from schedd.journal.schema import VERSION, version_of
+from schedd.journal.schema import SEQ_MAX, VERSION, version_of
 
 #: Rows of the history that are read for one result. One is enough, but where the wall clock was set back in between.
 ROWS_PER_RESULT_MAX = 50
@@ -43,7 +43,6 @@ class Happened(Struct, frozen=True):
 #: Where a page of finished tasks goes on: a row of the history, and how many of its newest are passed over.
 Cursor = tuple[int, int]
 FROM_THE_NEWEST: Cursor = (0, 0)
-SEQ_MAX = (1 << 63) - 1
 
 
 class Reader:

@@ -289,10 +289,15 @@ def decode_submit(blob: bytes) -> Admitted:
     return Admitted(row.client, row.number, row.at_ns, compact(row.ids) if row.ids else run)
 
 
-def ends_row(records: Sequence[FinishedTask]) -> tuple[int, int, bytes]:
-    """By what a row of the history is found for one of its tasks: the lowest id, the highest, all of them."""
+def ends_row(records: Sequence[FinishedTask]) -> tuple[int, int, bytes, int]:
+    """By what a row of the history is found: the lowest id of its tasks, the highest, all, and how many have a key."""
     ids = [record.id for record in records]
-    return min(ids), max(ids), encode_ids(ids)
+    return min(ids), max(ids), encode_ids(ids), count_keyed(records)
+
+
+def count_keyed(records: Sequence[EndOfTask]) -> int:
+    """How many of them have a key."""
+    return len(records) - [record.key for record in records].count(None)
 
 
 _learned_decoder = msgspec.msgpack.Decoder(list[Learned])

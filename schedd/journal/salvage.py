@@ -206,7 +206,7 @@ def _copy_history(old: _Reading, new: sqlite3.Connection, found: _Found) -> int:
         if finished is not None and facts is not None and all(isinstance(number, int) for number in row[:4]):
             new.execute(f"INSERT INTO history ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
             if finished:
-                new.execute("INSERT INTO ends VALUES (?, ?, ?, ?)", (row[0], *ends_row(finished)))
+                new.execute("INSERT INTO ends VALUES (?, ?, ?, ?, ?)", (row[0], *ends_row(finished)))
             count += len(finished)
     return count
 

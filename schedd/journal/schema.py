@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from schedd.errors import JournalError
-from schedd.journal.records import decode_finished, encode_ids
+from schedd.journal.records import EndOfTask, count_keyed, decode_ends, encode_ids
 
 #: `PRAGMA application_id` of a journal of schedd: "schd" in ASCII.
 APPLICATION_ID = 0x73636864
@@ -42,9 +42,19 @@ MIGRATIONS: tuple[str, ...] = (
         FROM history WHERE finished_count > 0;
     ALTER TABLE changes ADD COLUMN kind INTEGER NOT NULL DEFAULT 0;
     """,
+    # How many of the tasks that ended in a row of the history have a key: a restart reads those from far back.
+    """
+    ALTER TABLE ends ADD COLUMN keyed_count INTEGER NOT NULL DEFAULT 0;
+    UPDATE ends SET keyed_count =
+        coalesce((SELECT count_keyed(finished) FROM history WHERE history.seq = ends.seq), 0);
+    CREATE INDEX ends_with_keys ON ends (seq) WHERE keyed_count > 0;
+    """,
 )
 
 VERSION = len(MIGRATIONS)
+
+#: No row of the history has a higher number.
+SEQ_MAX = (1 << 63) - 1
 
 
 def version_of(db: sqlite3.Connection, path: str) -> int:
@@ -65,12 +75,16 @@ def version_of(db: sqlite3.Connection, path: str) -> int:
     return version if tables else 0
 
 
-def _ended(blob: bytes) -> list[int]:
-    """Ids of a row of finished tasks; none where it is damaged: old history keeps nobody from starting."""
+def _finished(blob: bytes) -> list[EndOfTask]:
+    """A row of finished tasks; none where it is damaged: old history keeps nobody from starting."""
     try:
-        return [record.id for record in decode_finished(blob)]
+        return decode_ends(blob)
     except JournalError:
         return []
+
+
+def _ended(blob: bytes) -> list[int]:
+    return [record.id for record in _finished(blob)]
 
 
 def _add_functions(db: sqlite3.Connection) -> None:
@@ -78,6 +92,7 @@ def _add_functions(db: sqlite3.Connection) -> None:
     db.create_function("first_ended", 1, lambda blob: min(_ended(blob), default=None))
     db.create_function("last_ended", 1, lambda blob: max(_ended(blob), default=None))
     db.create_function("all_ended", 1, lambda blob: encode_ids(_ended(blob)))
+    db.create_function("count_keyed", 1, lambda blob: count_keyed(_finished(blob)))
 
 
 def prepare(db: sqlite3.Connection, path: str) -> None:

@@ -44,6 +44,7 @@ from schedd.journal.records import (
     ends_row,
 )
 from schedd.journal.right_of_way import RightOfWay
+from schedd.journal.schema import SEQ_MAX
 from schedd.tally import Histogram
 
 #: Seconds between two tries while the disk refuses.
@@ -59,6 +60,11 @@ BYTES_PER_ROW_MAX = 64 * 1024 * 1024
 #: Rows of ended tasks, and tasks, that one step of a restart reads: some 5 ms.
 ROWS_PER_STEP = 100
 TASKS_PER_STEP = 1000
+#: The newest row of the history, before one that was read, with tasks that ended; and with such that have a key.
+NEWEST_FINISHED = "SELECT seq, finished FROM history WHERE finished_count > 0 AND seq < ? ORDER BY seq DESC LIMIT 1"
+NEWEST_KEYED = (
+    "SELECT seq, finished FROM history WHERE seq = (SELECT max(seq) FROM ends WHERE keyed_count > 0 AND seq < ?)"
+)
 #: What one step of forgetting takes: rows of the history, and bytes of them, about. A commit never waits for longer.
 FORGET_ROWS = 100
 FORGET_BYTES = 4 * 1024 * 1024
@@ -203,7 +209,7 @@ class Journal:
     def loading(self, live: Live, finished_max: int = 0, keyed_max: int = 0) -> Iterator[None]:
         """Do what `load` does in steps of some milliseconds. Raises JournalError.
 
-        keyed_max: among so many of the newest, those with a key are read too.
+        keyed_max: so many of the newest with a key are read, too, from however far back.
         """
         try:
             yield from self._load_ended(live)
@@ -266,15 +272,19 @@ class Journal:
 
     def _load_finished(self, live: Live, most: int, keyed_max: int) -> Iterator[None]:
         newest_first: list[FinishedTask] = []
-        looked, looked_max = 0, max(most, keyed_max)
-        rows = self._db.execute("SELECT finished FROM history WHERE finished_count > 0 ORDER BY seq DESC")
-        for (blob,) in rows if looked_max else ():
+        looked, keyed, before = 0, 0, SEQ_MAX
+        while looked < most or keyed < keyed_max:
+            sql = NEWEST_FINISHED if looked < most else NEWEST_KEYED
+            row = self._db.execute(sql, (before,)).fetchone()
+            if row is None:
+                break
+            before, blob = row
             for record in reversed(decode_finished(blob)):
                 looked += 1
-                if looked <= most or (looked <= keyed_max and record.key is not None):
+                has_key = record.key is not None
+                if looked <= most or (has_key and keyed < keyed_max):
                     newest_first.append(structs.replace(record, result=record.result and RESULT_DROPPED))
-            if looked >= looked_max:
-                break
+                    keyed += has_key
             yield
         live.finished = newest_first[::-1]
 
@@ -424,7 +434,7 @@ class Journal:
                     row,
                 )
                 if ended:
-                    db.execute("INSERT INTO ends VALUES (?, ?, ?, ?)", (added.lastrowid, *ends_row(ended)))
+                    db.execute("INSERT INTO ends VALUES (?, ?, ?, ?, ?)", (added.lastrowid, *ends_row(ended)))
                 size += row[1]
             for sql, values in (
                 ("INSERT INTO batches VALUES (?, ?)", rows.batches),

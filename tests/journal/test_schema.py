@@ -15,10 +15,11 @@ from schedd.errors import JournalError
 from schedd.journal import schema
 from schedd.journal.files import open_database
 from schedd.journal.reader import Reader
+from schedd.journal.records import encode_facts, encode_finished, ends_row
 from schedd.journal.salvage import salvage
-from schedd.journal.store import Journal
+from schedd.journal.store import Journal, Live
 
-from .builders import Running, admitted, ended, finished, held, kind_held, quarantined, reopened, unfinished
+from .builders import START, Running, admitted, ended, finished, held, kind_held, quarantined, reopened, unfinished
 
 #: Nothing in it may ever change: each version that was given out gets a file like this.
 VERSION_1 = Path(__file__).parent / "version-1.sql"
@@ -319,6 +320,23 @@ def test_damaged_history_of_version_1_keeps_nobody_from_starting(tmp_path: Path)
     with closing(open_database(str(path))):
         pass
     assert query(path, "PRAGMA user_version") == schema.VERSION
+
+
+def test_ends_with_a_key_of_version_4_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.db"
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "VERSION", 4)
+        with closing(open_database(str(path))) as db:
+            for number, key in ((1, "k"), (2, None), (3, "l"), (4, None)):
+                record = finished(number, key=key)
+                row = (START, 1, 1, encode_finished([record]), encode_facts([]))
+                db.execute("INSERT INTO history VALUES (?, ?, ?, ?, ?, ?)", (number, *row))
+                db.execute("INSERT INTO ends VALUES (?, ?, ?, ?)", (number, *ends_row([record])[:3]))
+            db.execute("UPDATE history SET finished = x'00' WHERE seq = 3")
+    with closing(Journal(path)) as journal:
+        live = Live()
+        list(journal.loading(live, 1, 5))
+    assert [task.id for task in live.finished] == [1, 4], "old history that is damaged keeps nobody from starting"
 
 
 def test_migrations_are_taken_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -449,8 +449,25 @@ def test_tasks_with_a_key_are_read_from_further_back(path: Path) -> None:
             running.commit(admitted(range(first, first + 3)), finished=ends)
     journal = Journal(path)
     live = Live()
-    assert len(list(journal.loading(live, 4, 22))) > 1, "in steps"
-    assert [task.id for task in live.finished] == [10, 15, 20, 25, 27, 28, 29, 30]
+    assert len(list(journal.loading(live, 4, 3))) > 1, "in steps"
+    assert [task.id for task in live.finished] == [20, 25, 27, 28, 29, 30]
+    journal.close()
+
+
+def test_tasks_with_a_key_are_found_behind_any_number_without(path: Path) -> None:
+    """What has ended since without a key is not read for them."""
+    with Running(path) as running:
+        running.commit(finished=[finished(1, key="k", result=b"r"), finished(2)])
+        for number in range(3, 20):
+            running.commit(finished=[finished(number)])
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE history SET finished = x'00' WHERE seq BETWEEN 2 AND 15")
+        db.commit()
+    journal = Journal(path)
+    for keyed_max, expected in ((5, [1, 18, 19]), (0, [18, 19])):
+        live = Live()
+        list(journal.loading(live, 2, keyed_max))
+        assert [task.id for task in live.finished] == expected
     journal.close()
 
 
