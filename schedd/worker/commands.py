@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import stat
@@ -185,9 +186,14 @@ class Commands:
             return None, f"SCHEDD_RESULT is above the bound of {self._result_bytes_max} bytes"
         try:
             msgspec.json.decode(content)
+            return content, ""
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            return None, f"SCHEDD_RESULT is not JSON: {error}"
-        return content, ""
+            content, count = nulls_for_nan(content)
+            if not count:
+                return None, f"SCHEDD_RESULT is not JSON: {error}"
+        if len(content) > self._result_bytes_max:  # null is longer than NaN
+            return None, f"SCHEDD_RESULT is above the bound of {self._result_bytes_max} bytes"
+        return content, f"null in place of NaN and Infinity in SCHEDD_RESULT: {count}"
 
     def _stderr_tail(self, name: str) -> bytes:
         try:
@@ -221,6 +227,26 @@ def last_line(tail: bytes) -> str:
 def printable(text: str) -> str:
     """Put a question mark for each character that a terminal could take for something else."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def nulls_for_nan(content: bytes) -> tuple[bytes, int]:
+    """Put null for NaN and Infinity, which Python's `json` writes and JSON has no words for.
+
+    Returns the JSON, and for how many; 0 also where it is not JSON but for them.
+    """
+    count = 0
+
+    def null(word: str) -> None:
+        nonlocal count
+        count += 1
+
+    try:
+        value = json.loads(content.decode(), parse_constant=null)
+        written = json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+        msgspec.json.decode(written)
+    except (ValueError, RecursionError):
+        return content, 0
+    return written, count
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -155,6 +155,33 @@ async def test_json_result_comes_back(tmp_path: Path) -> None:
         assert end.result is None
 
 
+@pytest.mark.parametrize(
+    ("written", "result", "message"),
+    [
+        ('{"loss": NaN, "n": 2}', b'{"loss":null,"n":2}', "null in place of NaN and Infinity in SCHEDD_RESULT: 1"),
+        (
+            "[Infinity, -Infinity, 'é']",
+            b'[null,null,"\\u00e9"]',
+            "null in place of NaN and Infinity in SCHEDD_RESULT: 2",
+        ),
+        ('["NaN", ]', None, "SCHEDD_RESULT is not JSON"),
+        ("[NaN, ", None, "SCHEDD_RESULT is not JSON"),
+        ("[NaN, 1e999]", None, "SCHEDD_RESULT is not JSON"),
+        ("[" * 5000 + "NaN" + "]" * 5000, None, "SCHEDD_RESULT is not JSON"),
+        ("[" + "NaN," * 5100 + "NaN]", None, "SCHEDD_RESULT is above the bound of 20971 bytes"),
+    ],
+)
+async def test_result_with_numbers_that_are_not_finite(
+    tmp_path: Path, written: str, result: bytes | None, message: str
+) -> None:
+    """Python's `json.dump` writes them by default: what is beside them is not to be lost."""
+    async with running_worker(tmp_path, result_mb_max=0.02) as run:
+        write = "open(__import__('os').environ['SCHEDD_RESULT'], 'w').write(__import__('sys').argv[1])"
+        end = await run.daemon.run(python(write, written.replace("'", '"')))
+        assert (end.cause, end.result) == (Cause.OK, result)
+        assert message in end.message
+
+
 async def test_report_from_a_command(tmp_path: Path) -> None:
     async with running_worker(tmp_path) as run:
         code = "from schedd.worker.task_api import report\nreport(3, 0.5, lr=1)\nreport(4, float('nan'))"
