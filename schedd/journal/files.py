@@ -39,6 +39,16 @@ def unreadable(path: Path | str, error: sqlite3.Error) -> JournalError:
     return JournalError(f"{path}: {error}", hint)
 
 
+def _why_not_opened(error: OSError) -> str:
+    """What to do about a file that cannot be opened. One that is there was mostly put there by root."""
+    if not isinstance(error, PermissionError) or not os.access(error.filename, os.F_OK, effective_ids=True):
+        return "the folder must exist and be writable"
+    owner, user = os.stat(error.filename).st_uid, os.geteuid()  # noqa: PTH116
+    if owner == user:
+        return "its owner must be allowed to read and write it"
+    return f"it belongs to user {owner}, and this is user {user}: chown {user}:{os.getegid()} {error.filename}"
+
+
 def make_private(path: Path) -> None:
     """Make an empty file that only its owner may read: environments of commands have secrets. An old one stays."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -50,7 +60,7 @@ def open_database(path: str, durability: Durability = "full") -> sqlite3.Connect
         make_private(Path(path))
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
     except OSError as error:
-        raise JournalError(f"{path}: {error.strerror}", "the folder must exist and be writable") from error
+        raise JournalError(f"{path}: {error.strerror}", _why_not_opened(error)) from error
     except sqlite3.Error as error:
         raise unreadable(path, error) from error
     try:
@@ -78,7 +88,7 @@ def lock(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise JournalError(f"{path}: {error.strerror}", "the folder must be writable") from error
+        raise JournalError(f"{error.filename}: {error.strerror}", _why_not_opened(error)) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from contextlib import closing
@@ -257,3 +258,13 @@ def test_damage_and_salvage(run: Run, path: Path, tmp_path: Path) -> None:
     assert (ran.code, ran.err) == (Exit.JOURNAL, f"error: {new} exists\nhint: name a new file\n")
     again = run("journal", "salvage", str(path), str(tmp_path / "again.db"), "--json").json()
     assert again == {"live": 1, "finished": 0, "damages": 1}
+
+
+@pytest.mark.needs("root")
+def test_what_root_salvages_stays_with_its_owner(run: Run, path: Path, tmp_path: Path) -> None:
+    """Else the service could not open it."""
+    os.chown(path, 12345, 12346)
+    new = tmp_path / "new.db"
+    assert run("journal", "salvage", str(path), str(new)).code == Exit.OK
+    status = new.stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (12345, 12346, 0o600)

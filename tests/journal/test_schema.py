@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import stat
-from contextlib import closing, suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,15 @@ def refusal(path: Path) -> JournalError:
     with pytest.raises(JournalError) as refused:
         reopened(path)
     return refused.value
+
+
+@contextmanager
+def as_user(uid: int) -> Iterator[None]:
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 # ---------------------------------------------------------------------------------------------------------------- new
@@ -286,6 +298,29 @@ def test_salvage_of_what_cannot_be(tmp_path: Path) -> None:
         salvage(path, new)
     assert ".recover" in refused.value.hint
     assert not new.exists()
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("name", ["journal.db", "journal.db.lock"])
+def test_file_that_root_has_left_there(name: str) -> None:
+    """As after a backup that was put back, where the daemon is a service with a user of its own."""
+    with tempfile.TemporaryDirectory() as folder:  # others may not look into the folders of pytest
+        os.chown(folder, 12345, -1)
+        path = filled(Path(folder) / "journal.db")
+        for file in Path(folder).iterdir():
+            os.chown(file, 0 if file.name == name else 12345, -1)
+        with as_user(12345):
+            refused = refusal(path)
+        assert refused.message == f"{folder}/{name}: Permission denied"
+        assert refused.hint.startswith("it belongs to user 0, and this is user 12345: chown 12345:")
+        (Path(folder) / name).chmod(0o000)
+        os.chown(Path(folder) / name, 12345, -1)
+        with as_user(12345):
+            assert refusal(path).hint == "its owner must be allowed to read and write it"
+        (Path(folder) / name).unlink()
+        Path(folder).chmod(0o555)
+        with as_user(12345):
+            assert refusal(path).hint == "the folder must exist and be writable"
 
 
 # --------------------------------------------------------------------------------------------------------- migrations

@@ -321,6 +321,25 @@ def test_worker_lets_its_tasks_finish_and_each_has_a_group_of_its_own(worker: He
         (home / name).unlink()
 
 
+def test_root_backs_up_puts_back_and_salvages_and_the_service_can_open_it(head: Head) -> None:
+    """As docs/journal.md and docs/service.md say it."""
+    state = "/var/lib/schedd"
+    head.start()
+    task = head.client().submit(["true"], hold=True)
+    head.box.run(SCHEDD, "--address", "unix:/run/schedd/schedd.sock", "backup", f"{state}/copy.db")
+    head.box.run("mv", f"{state}/copy.db", "/root/copy.db")
+    head.box.run("systemctl", "stop", "schedd")
+    head.box.run("sh", "-c", f"rm {state}/journal.db*; cp /root/copy.db {state}/journal.db")
+    head.box.run("chown", f"--reference={state}/", f"{state}/journal.db")
+    head.box.run("systemctl", "start", "schedd")
+    assert [row.id for row in head.client().tasks()] == [task.id]
+    head.box.run("systemctl", "stop", "schedd")
+    head.box.run(SCHEDD, "journal", "salvage", f"{state}/journal.db", f"{state}/new.db")
+    head.box.run("sh", "-c", f"mv {state}/journal.db /root/old.db; mv {state}/new.db {state}/journal.db")
+    head.box.run("systemctl", "start", "schedd")
+    assert [row.id for row in head.client().tasks()] == [task.id]
+
+
 # ------------------------------------------------------------------------------------------------------------ sockets
 
 

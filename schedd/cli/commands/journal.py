@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ schedd journal salvage journal.db new.db
 """
 
 
-@client_command("backup", examples="schedd backup /srv/backup/schedd-$(date +%F).db")
+@client_command("backup", examples="schedd backup /var/lib/schedd/schedd-$(date +%F).db")
 @click.argument("file", type=Parsed("file", lambda text: str(Path(text).absolute())), metavar="FILE")
 async def backup_command(session: Session, file: str) -> Exit:
     """Write a copy of the journal to a new FILE while the daemon runs.
 
-    The daemon writes it, on its own machine and as its own user. The copy is a journal like any other: a daemon with
-    `path = "FILE"` under [journal] goes on from it.
+    The daemon writes it, on its own machine and as its own user: a service of systemd in its state only. The copy is a
+    journal like any other: a daemon with `path = "FILE"` under [journal] goes on from it.
     """
     async with session.connect() as client:
         done = await client.backup(file)
@@ -93,13 +94,15 @@ def check_command(file: str | None, config: str | None, as_json: bool, quiet: bo
 def salvage_command(file: str, new: str, as_json: bool, quiet: bool) -> Exit:
     """Write what can be read of a damaged journal to a NEW one.
 
-    The old file is not touched. Start the daemon with the new one in its place.
+    The old file is not touched. Start the daemon with the new one in its place. Where root writes it, it belongs to
+    the owner of the old one.
     """
     import msgspec
 
     from schedd.journal.salvage import salvage
 
     found = salvage(Path(file), Path(new))
+    _hand_over(Path(file), Path(new))
     out = Output(as_json=as_json, quiet=quiet)
     if as_json:
         out.json(msgspec.structs.asdict(found))
@@ -107,3 +110,10 @@ def salvage_command(file: str, new: str, as_json: bool, quiet: bool) -> Exit:
         out.say(f"{new} has {found.live:,} unfinished and {found.finished:,} finished tasks")
         out.say(f"{found.damages:,} places of {file} could not be read")
     return Exit.OK
+
+
+def _hand_over(old: Path, new: Path) -> None:
+    """Give what root wrote to the owner of the old file: the daemon is to open it."""
+    if os.geteuid() == 0:
+        owner = old.stat()
+        os.chown(new, owner.st_uid, owner.st_gid, follow_symlinks=False)
