@@ -16,13 +16,15 @@ from helpers import wait_until
 from schedd import Client, authority
 
 from .box import Box
-from .install import UNITS, install
+from .install import ROOT, UNITS, install
 
 pytestmark = pytest.mark.needs("systemd")
 
 SCHEDD = "/opt/schedd/bin/schedd"
 CONFIG = "/etc/schedd/config.toml"
 JOURNAL = "/var/lib/private/schedd/journal.db"
+#: A block of an INI file in a page.
+INI = re.compile(r"```ini\n(.*?)```", re.DOTALL)
 #: So that tests wait less: nothing of what is under test is changed by it.
 QUICK = """
 [Service]
@@ -134,6 +136,19 @@ def worker(head: Head) -> Head:
 )
 def test_nothing_is_to_be_said_of_the_units(box: Box, unit: str) -> None:
     ran = box.run("systemd-analyze", "verify", f"/etc/systemd/system/{unit}", check=False)
+    assert (ran.returncode, ran.stdout + ran.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "drop_in", [text for page in sorted(ROOT.glob("docs/*.md")) for text in INI.findall(page.read_text())]
+)
+def test_drop_ins_of_the_pages_can_be_pasted(box: Box, drop_in: str) -> None:
+    first, text = drop_in.split("\n", 1)
+    unit = first.removeprefix("# systemctl edit ")
+    path = box.path(f"/etc/systemd/system/{unit}.service.d/pasted.conf")
+    path.write_text(text)
+    ran = box.run("systemd-analyze", "verify", f"/etc/systemd/system/{unit}.service", check=False)
+    path.unlink()
     assert (ran.returncode, ran.stdout + ran.stderr) == (0, "")
 
 
@@ -400,6 +415,28 @@ def test_credentials_are_there_where_they_exist_and_nobody_elses_to_read(head: H
     ran = head.box.run("runuser", "-u", "nobody", "--", "cat", f"{given}/schedd.tokens", check=False)
     assert ran.returncode != 0
     assert "secret" not in ran.stdout
+
+
+def test_token_of_a_worker_that_its_tasks_cannot_read(head: Head) -> None:
+    """As docs/security.md says it."""
+    head.start('[auth]\nrequired = true\n[worker]\ntoken_file = "-"\n')
+    tokens, token = "/var/lib/schedd/tokens.json", "/etc/schedd/worker.token"
+    head.box.run(SCHEDD, "token", "create", "--role", "worker", "--tokens", tokens, "--out", token)
+    head.box.run("systemctl", "reload", "schedd")
+    drop_in = head.box.path("/etc/systemd/system/schedd-worker.service.d/token.conf")
+    drop_in.write_text(f"[Service]\nStandardInput=file:{token}\n")
+    head.box.run("systemctl", "daemon-reload")
+    try:
+        head.box.run("systemctl", "start", "schedd-worker")
+        client = head.client()
+        wait_until(lambda: [w.status for w in client.workers()] == ["idle"], what="the worker was let in")
+        (end,) = client.wait([client.submit(["cat", token]).id])
+        assert "Permission denied" in end.message
+    finally:
+        drop_in.unlink()
+        head.box.run("systemctl", "stop", "schedd-worker")
+        head.box.run("systemctl", "daemon-reload")
+        head.box.run("rm", token)
 
 
 def test_tokens_and_tls_of_a_service_of_which_nobody_knows_the_user(head: Head, tmp_path: Path) -> None:
