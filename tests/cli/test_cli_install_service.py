@@ -54,6 +54,32 @@ def test_worker(run: Run, program: Path, tmp_path: Path) -> None:
     assert "systemctl enable --now schedd-worker" in ran.err
 
 
+@pytest.mark.parametrize(
+    ("folder", "written"),
+    [("my venvs", '"{}/my venvs/bin/schedd"'), ("100%s", "{}/100%%s/bin/schedd")],
+)
+def test_odd_paths_are_written_as_systemd_reads_them(
+    run: Run, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, written: str
+) -> None:
+    program.parents[1].rename(tmp_path / folder)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / folder))
+    run("install-service", "--root", str(tmp_path / "root"))
+    unit = (tmp_path / "root/etc/systemd/system/schedd.service").read_text()
+    assert f"\nExecStart={written.format(tmp_path)} serve " in unit
+    assert f"\nExecReload={written.format(tmp_path)} reload " in unit
+
+
+@pytest.mark.parametrize("folder", ["a'b", 'a"b', "a\\b", "a\nb"])
+def test_path_that_systemd_refuses(
+    run: Run, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    program.parents[1].rename(tmp_path / folder)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / folder))
+    ran = run("install-service", "--root", str(tmp_path / "root"))
+    assert (ran.code, (tmp_path / "root").exists()) == (Exit.REFUSED, False)
+    assert "systemd starts no program of such a name" in ran.err
+
+
 def test_dry_run_writes_nothing(run: Run, program: Path, tmp_path: Path) -> None:
     ran = run("install-service", "--root", str(tmp_path / "root"), "--dry-run")
     assert (ran.code, (tmp_path / "root").exists()) == (Exit.OK, False)

@@ -27,6 +27,8 @@ sudo /opt/schedd/bin/schedd install-service --worker --now
 PROGRAM = "/opt/schedd/bin/schedd"
 #: Folders that the units are not shown (ProtectHome=, PrivateTmp=).
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
+#: What systemd bears in the name of no program.
+REFUSED = frozenset("\"'\\")
 ELSEWHERE = "/usr/bin/python3 -m venv /opt/schedd && /opt/schedd/bin/pip install schedd"
 #: The first systemd that knows what is in the drop-in of this name.
 DROP_IN_SINCE = 254
@@ -76,13 +78,15 @@ def install_service_command(worker: bool, now: bool, dry_run: bool, root: str, a
 
 
 def _program() -> Path:
-    """The program that the units start: this one. Raises ScheddError where they could not see it."""
+    """The program that the units start: this one. Raises ScheddError where they could not."""
     program = Path(sys.prefix) / "bin" / "schedd"
     if not program.exists():
         raise ScheddError(f"there is no {program}", "install schedd into a virtual environment, and run it from there")
     for path in (program, Path(sys.executable).resolve()):
         if str(path).startswith(tuple(f"{folder}/" for folder in HIDDEN)):
             raise ScheddError(f"{path} is where a service cannot see it", f"install it elsewhere: {ELSEWHERE}")
+    if not str(program).isprintable() or not REFUSED.isdisjoint(str(program)):
+        raise ScheddError(f"systemd starts no program of such a name: {program}", f"install it elsewhere: {ELSEWHERE}")
     return program
 
 
@@ -99,7 +103,7 @@ def _files(root: Path, program: Path, worker: bool) -> Iterator[File]:
     units = root / "etc/systemd/system"
     names = ["schedd-worker.service", "schedd-worker@.service"] if worker else ["schedd.service", "schedd.socket"]
     for name in names:
-        yield _file(units / name, _shipped(name).replace(PROGRAM, str(program)))
+        yield _file(units / name, _shipped(name).replace(PROGRAM, _quoted(program)))
     if worker:
         yield _file(root / "etc/sysusers.d/schedd.conf", _shipped("sysusers.conf"))
     elif _systemd_version() >= DROP_IN_SINCE:
@@ -109,6 +113,12 @@ def _files(root: Path, program: Path, worker: bool) -> Iterator[File]:
         yield File(str(settings), "", "kept")
     else:
         yield _file(settings, _shipped("config.toml"))
+
+
+def _quoted(program: Path) -> str:
+    """Write a path as systemd reads it in a unit."""
+    text = str(program).replace("%", "%%")
+    return f'"{text}"' if " " in text else text
 
 
 def _file(path: Path, text: str) -> File:
