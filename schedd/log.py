@@ -13,6 +13,8 @@ import sys
 from typing import Any
 
 _NEEDS_QUOTES = frozenset(' "=\\')
+#: Within quotes. The backslash too: else one before a quote would let the value end there.
+_ESCAPES = {'"': '\\"', "\\": "\\\\"}
 #: Levels of logging as priorities of syslog.
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 
@@ -28,9 +30,13 @@ def format_fields(event: str, fields: dict[str, Any]) -> str:
         else:
             text = str(value)
             if not text or not text.isprintable() or not _NEEDS_QUOTES.isdisjoint(text):
-                text = '"' + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text).replace('"', '\\"') + '"'
+                text = '"' + "".join(map(_escaped, text)) + '"'
         parts.append(f"{key}={text}")
     return " ".join(parts)
+
+
+def _escaped(character: str) -> str:
+    return _ESCAPES.get(character) or (character if character.isprintable() else repr(character)[1:-1])
 
 
 class Line:

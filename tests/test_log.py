@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
@@ -31,6 +32,22 @@ def test_text_has_time_and_level() -> None:
     assert "T" in time
     assert level == "INFO"
     assert rest == ['worker_joined worker="w 1" cpus=8']
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ('a" role=admin', r'"a\" role=admin"'),
+        ('a\\" role=admin x="', r'"a\\\" role=admin x=\""'),
+        ("a\\", r'"a\\"'),
+        ("a\nb\x1b", r'"a\nb\x1b"'),
+        ("\\n", r'"\\n"'),
+    ],
+)
+def test_value_ends_where_it_ends_whatever_is_in_it(value: str, text: str) -> None:
+    """Else who chooses a name could forge fields."""
+    assert str(Line("worker_joined", {"worker": value, "cpus": 8.0})) == f"worker_joined worker={text} cpus=8"
+    assert ast.literal_eval(text) == value
 
 
 @pytest.mark.parametrize(
