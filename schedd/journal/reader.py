@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +14,7 @@ from msgspec import Struct
 from schedd.core import effects as fx
 from schedd.core.model import Instant, TaskId
 from schedd.errors import JournalError
-from schedd.journal.files import SALVAGE, make_private, read_only, unreadable
+from schedd.journal.files import SALVAGE, read_only, unreadable
 from schedd.journal.records import (
     AnyFact,
     EndOfTask,
@@ -131,9 +132,14 @@ class Reader:
         """Write a copy as of now to a new file; returns its bytes. Raises JournalError where it cannot be written."""
         if target.exists():
             raise JournalError(f"{target} exists", "name a new file")
-        partial = target.with_name(f".{target.name}.partial")
         try:
-            make_private(partial)
+            # One that nobody else has made before, or makes at the same time, and that nobody else may read.
+            fd, name = tempfile.mkstemp(".partial", f".{target.name}.", target.parent)
+        except OSError as error:
+            raise _not_written(target, error) from error
+        os.close(fd)
+        partial = Path(name)
+        try:
             with closing(self._open()) as db, closing(sqlite3.connect(partial)) as copy:
                 db.backup(copy)
             partial.replace(target)
@@ -145,7 +151,7 @@ class Reader:
             return target.stat().st_size
         except (sqlite3.Error, OSError) as error:
             partial.unlink(missing_ok=True)
-            raise JournalError(f"{target}: {error}", "is there room, and may the daemon write there?") from error
+            raise _not_written(target, error) from error
 
     def check(self) -> dict[str, int]:
         """Read everything; returns how much there is of what. Raises JournalError with what is wrong."""
@@ -171,6 +177,10 @@ class Reader:
 
     def _open(self) -> sqlite3.Connection:
         return read_only(self._path)
+
+
+def _not_written(target: Path, error: Exception) -> JournalError:
+    return JournalError(f"{target}: {error}", "is there room, and may the daemon write there?")
 
 
 def _newest(db: sqlite3.Connection) -> int:

@@ -604,6 +604,19 @@ def test_backup_while_the_journal_is_written(path: Path, tmp_path: Path) -> None
     assert Reader(target).check()["live"] in (499, 500)
 
 
+def test_backup_is_nobody_elses_whatever_lies_there(path: Path, tmp_path: Path) -> None:
+    """Who made a file of the name of one that is being written could read the copy, or spoil it."""
+    target = tmp_path / "copy.db"
+    left = tmp_path / ".copy.db.partial"
+    left.touch(0o644)
+    with left.open("rb") as other, Running(path) as running:
+        running.commit(admitted([1]))
+        Reader(path).backup(target)
+        assert other.read() == b""
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert left.exists()
+
+
 @pytest.mark.parametrize("name", ["journal.db", "no such folder/copy.db"])
 def test_backup_that_cannot_be(path: Path, tmp_path: Path, name: str) -> None:
     with Running(path) as running:
