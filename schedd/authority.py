@@ -27,6 +27,8 @@ AUTHORITY_DAYS = 3653
 EARLY = timedelta(minutes=10)
 CA_CERT, CA_KEY = "ca.pem", "ca.key"
 HOST_NAME_MAX = 253
+#: What X.509 has room for (RFC 5280, ub-common-name).
+COMMON_NAME_MAX = 64
 _HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}\.)*[A-Za-z0-9_-]{0,62}\.?")
 
 
@@ -46,8 +48,10 @@ def make_authority(folder: Path) -> Path:
 
 def make_server(folder: Path, names: Iterable[str], days: int, *, replace: bool = False) -> Path:
     """Make server.pem and server.key for a daemon that is reached by these host names and addresses."""
-    given = list(dict.fromkeys(names))
-    return _make(folder, "server", given[0], [_general_name(n) for n in given], days, replace=replace)
+    found = [_general_name(name) for name in dict.fromkeys(names)]
+    # Whole it is among the names; the subject is there for people.
+    subject = str(found[0].value)[:COMMON_NAME_MAX]
+    return _make(folder, "server", subject, found, days, replace=replace)
 
 
 def make_client(folder: Path, name: str, days: int, *, replace: bool = False) -> Path:
@@ -121,6 +125,14 @@ def _general_name(name: str) -> x509.GeneralName:
     return x509.DNSName(encoded)
 
 
+def check_free(folder: Path, *stems: str) -> None:
+    """Raises ConfigError for the first of these certificates and keys that a folder has already."""
+    for stem in stems:
+        for path in (folder / f"{stem}.key", folder / f"{stem}.pem"):
+            if path.exists():
+                raise ConfigError(f"{path} is there already", "name another folder, or renew what is in it")
+
+
 def check_names(names: Iterable[str]) -> None:
     """Raises ConfigError for the first that is no host name and no address."""
     for name in names:
@@ -155,10 +167,10 @@ def _write(
     public = certificate.public_bytes(serialization.Encoding.PEM)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o755)
-        for path, data, mode in ((folder / f"{stem}.key", secret, 0o600), (folder / f"{stem}.pem", public, 0o644)):
-            if path.exists() and not replace:
-                raise ConfigError(f"{path} is there already", "name another folder, or renew what is in it")
-            _put(path, data, mode)
+        if not replace:
+            check_free(folder, stem)
+        _put(folder / f"{stem}.key", secret, 0o600)
+        _put(folder / f"{stem}.pem", public, 0o644)
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from error
 
@@ -168,12 +180,16 @@ def _put(path: Path, data: bytes, mode: int) -> None:
     owner = path.stat() if path.exists() else None
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-    with os.fdopen(fd, "wb") as file:
-        os.fchmod(fd, mode)
-        if owner is not None and os.geteuid() == 0:
-            os.fchown(fd, owner.st_uid, owner.st_gid)
-        file.write(data)
-    partial.replace(path)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, mode)
+            if owner is not None and os.geteuid() == 0:
+                os.fchown(fd, owner.st_uid, owner.st_gid)
+            file.write(data)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 class Shown:

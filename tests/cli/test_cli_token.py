@@ -115,6 +115,24 @@ def test_authority_is_not_overwritten(run: Run, tmp_path: Path) -> None:
     assert (folder / "ca.key").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["ca.key", "ca.pem", "server.key", "server.pem"])
+def test_authority_is_made_whole_or_not_at_all(run: Run, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("old")
+    ran = run("tls", "init", str(tmp_path))
+    assert ran.code == 7
+    assert f"{name} is there already" in ran.err
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "old"
+
+
+def test_name_that_is_longer_than_a_subject_may_be(run: Run, tmp_path: Path) -> None:
+    name = f"{'a' * 60}.{'b' * 60}.example"
+    assert run("tls", "init", str(tmp_path), "--name", name).code == 0
+    shown = run("tls", "show", str(tmp_path / "server.pem"), "--json").json()
+    assert shown["names"][0] == name
+    assert shown["subject"] == f"CN={name[:64]}"
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -91,6 +91,7 @@ def init_command(folder: Path, names: tuple[str, ...], days: int, as_json: bool,
     authority = _authority()
     all_names = [*(names or _own_names()), *_LOCAL]
     authority.check_names(all_names)
+    authority.check_free(folder, "ca", "server")
     made = [authority.make_authority(folder), authority.make_server(folder, all_names, days)]
     _show(made, as_json, quiet)
     Output(as_json=as_json, quiet=quiet).say(
