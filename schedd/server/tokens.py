@@ -12,12 +12,14 @@ import msgspec
 from msgspec import Struct
 
 from schedd.address import state_dir
-from schedd.credentials import SECRET_BYTES_MAX, check_secret, path_of
+from schedd.credentials import check_secret, path_of
 from schedd.errors import ConfigError
 from schedd.wire.auth import DIGEST_BYTES, Verifier
 
 #: Names of tokens are those of owners, and stand in logs and tables.
 NAME_MAX = 64
+#: Some 60,000 tokens. What is larger is neither written nor read.
+TOKENS_BYTES_MAX = 16 * 1024 * 1024
 
 
 class TokenFile(Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,11 +39,13 @@ def load_tokens(path: Path) -> dict[str, Verifier]:
     try:
         with path.open("rb") as file:
             check_secret(path, os.fstat(file.fileno()))
-            data = file.read(SECRET_BYTES_MAX)
+            data = file.read(TOKENS_BYTES_MAX + 1)
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", "the daemon must be able to read it") from error
+    if len(data) > TOKENS_BYTES_MAX:
+        raise ConfigError(f"{path} is larger than {TOKENS_BYTES_MAX} bytes", "it is written by `schedd token`")
     try:
         found = msgspec.json.decode(data, type=TokenFile)
     except (msgspec.MsgspecError, ValueError) as error:
@@ -86,6 +90,8 @@ def _write(path: Path, tokens: Mapping[str, Verifier]) -> None:
     owner = (path if path.exists() else path.parent).stat()
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     data = msgspec.json.format(msgspec.json.encode(TokenFile(list(tokens.values()))), indent=2) + b"\n"
+    if len(data) > TOKENS_BYTES_MAX:
+        raise ConfigError(f"{path} has no room for more tokens", "revoke what is not used: schedd token list")
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:

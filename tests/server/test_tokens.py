@@ -426,6 +426,30 @@ def test_file_of_tokens(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["tokens.json"]
 
 
+def test_many_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    one = verifier_of(ALICE, "alice")
+    many = {f"{index:016x}": structs.replace(one, id=f"{index:016x}") for index in range(10_000)}
+    with changing(path) as tokens:
+        tokens.update(many)
+    assert path.stat().st_size > 2_000_000
+    assert load_tokens(path) == many
+
+
+def test_more_tokens_than_the_file_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be read again is not written, and what is there stays good."""
+    path = tmp_path / "tokens.json"
+    write(path, (ALICE, "alice"))
+    monkeypatch.setattr("schedd.server.tokens.TOKENS_BYTES_MAX", path.stat().st_size)
+    with pytest.raises(ConfigError, match="no room for more tokens"), changing(path) as tokens:
+        tokens[BOB.id] = verifier_of(BOB, "bob")
+    assert list(load_tokens(path)) == [ALICE.id]
+    assert list(tmp_path.iterdir()) == [path]
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ConfigError, match="is larger than"):
+        load_tokens(path)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{}", "[]", "nonsense", '{"tokens":[{"id":1}]}', '{"tokens":[],"version":2}', '{"tokens":[],"colour":"red"}',
