@@ -34,6 +34,7 @@ from schedd.core.model import SECOND, TaskId, TaskRequirements, WorkerId
 from schedd.credentials import Credentials
 from schedd.errors import ConnectionLost, RequestRefused, ScheddError
 from schedd.wire.messages import (
+    UNKNOWN_JOB,
     UNKNOWN_TASK,
     AttemptRecord,
     AttemptReport,
@@ -443,15 +444,23 @@ class AsyncClient:
         """Submit tasks that failed or were cancelled again, as new ones that do the same for the same job.
 
         Returns the old and the new id of each, what was left as it is and why, and the warnings of the submit.
-        Raises RequestRefused where one waits for a task that failed and is not done again with it.
+        Raises RequestRefused where one waits for a task that failed and is not done again with it, and for a job that
+        does not exist.
         """
         plan = plan_retry(await self.show(which))
         changed = Changed(0, len(plan.ids), [(task_id, reason) for task_id, reason in plan.unchanged])
         if not plan.ids:
+            if not plan.unchanged and isinstance(which, Selection) and which.job and not which.ids:
+                await self._find_job(which.job)
             return [], changed, []
         done = await self._succeeded(plan.others)
         submitted = await self.submit_many(plan.specs, without(plan.entries, done))
         return list(zip(plan.ids, submitted.ids, strict=True)), changed, submitted.warnings
+
+    async def _find_job(self, name: str) -> None:
+        """Raise RequestRefused where there is no such job."""
+        if all(job.name != name for job in await self.jobs()):
+            raise RequestRefused(f"there is no job {name!r}", code=UNKNOWN_JOB)
 
     async def _succeeded(self, ids: list[TaskId]) -> list[TaskId]:
         if not ids:

@@ -180,7 +180,13 @@ class TestRetry:
         ran = run("retry", "1")
         assert (ran.code, ran.out) == (Exit.REFUSED, "")
         assert not any(isinstance(request, wire.Submit) for request in daemon.requests)
-        assert run("retry", "--job", "none", "-q").code == Exit.OK
+
+    def test_job_that_does_not_exist_or_has_no_such_task(self, run: Run, daemon: FakeDaemon) -> None:
+        ran = run("retry", "--job", "none", "-q")
+        assert (ran.code, ran.out, ran.err) == (Exit.NOT_FOUND, "", "error: there is no job 'none'\n")
+        daemon.jobs = [wire.JobView("none", 1, {"succeeded": 1}, 0.0, 1000.0, 1001.0)]
+        ran = run("retry", "--job", "none")
+        assert (ran.code, ran.out, ran.err) == (Exit.OK, "", "")
 
     def test_json_and_quiet(self, run: Run) -> None:
         assert run("retry", "1-2", "--json").json() == {
