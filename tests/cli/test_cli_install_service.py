@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import schedd
 from schedd.cli.commands import install_service
 from schedd.cli.exits import Exit
 from schedd.errors import ScheddError
@@ -93,6 +94,15 @@ def test_program_that_a_service_cannot_see(run: Run, program: Path, monkeypatch:
     assert "is where a service cannot see it" in ran.err
     program.unlink()
     assert "there is no" in run("install-service", "--dry-run").err
+
+
+def test_package_that_a_service_cannot_see(run: Run, program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of `pip install -e` in a home folder."""
+    package = Path(schedd.__file__).resolve().parent
+    monkeypatch.setattr(install_service, "HIDDEN", (str(package.parent),))
+    ran = run("install-service", "--dry-run")
+    assert ran.code == Exit.REFUSED
+    assert f"{package} is where a service cannot see it" in ran.err
 
 
 def test_what_cannot_be(run: Run, program: Path, tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ def _program() -> Path:
     program = Path(sys.prefix) / "bin" / "schedd"
     if not program.exists():
         raise ScheddError(f"there is no {program}", "install schedd into a virtual environment, and run it from there")
-    for path in (program, Path(sys.executable).resolve()):
+    # The package is elsewhere where it was installed with `pip install -e`.
+    for path in (program, Path(sys.executable).resolve(), Path(schedd.__file__).resolve().parent):
         if str(path).startswith(tuple(f"{folder}/" for folder in HIDDEN)):
             raise ScheddError(f"{path} is where a service cannot see it", f"install it elsewhere: {ELSEWHERE}")
     if not str(program).isprintable() or not REFUSED.isdisjoint(str(program)):
