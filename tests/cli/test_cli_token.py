@@ -105,6 +105,16 @@ def test_authority_and_certificates(run: Run, tmp_path: Path) -> None:
     assert (folder / "server.pem").read_bytes() != before
 
 
+def test_renewal_tells_the_names_that_are_lost(run: Run, tmp_path: Path) -> None:
+    run("tls", "init", str(tmp_path), "--name", "head", "--name", "10.0.0.5", "--name", "head.example")
+    ran = run("tls", "server", str(tmp_path), "--name", "head", "--name", "new")
+    assert ran.code == 0
+    assert "was also for 10.0.0.5, head.example; to keep them, add --name 10.0.0.5 --name head.example\n" in ran.err
+    assert "warning" not in run("tls", "server", str(tmp_path), "--name", "head", "--name", "new").err
+    (tmp_path / "server.pem").write_text("nonsense")
+    assert run("tls", "server", str(tmp_path), "--name", "head").code == 0
+
+
 def test_authority_is_not_overwritten(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "tls"
     run("tls", "init", str(folder))

@@ -11,13 +11,14 @@ import click
 from schedd.cli.exits import Exit
 from schedd.cli.output import Output
 from schedd.cli.session import Command
+from schedd.errors import ConfigError
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 EXAMPLES = """
 schedd tls init /etc/schedd/tls --name head --name head.lab.example --name 10.0.0.5
-schedd tls server /etc/schedd/tls --name head
+schedd tls server /etc/schedd/tls --name head --name head.lab.example --name 10.0.0.5
 schedd tls client /etc/schedd/tls node7
 schedd tls show /etc/schedd/tls/server.pem
 """
@@ -43,8 +44,6 @@ def _authority() -> ModuleType:
     try:
         from schedd import authority
     except ImportError as error:
-        from schedd.errors import ConfigError
-
         raise ConfigError(f"`schedd tls` needs {error.name}", "pip install 'schedd[tls]'") from error
     return authority
 
@@ -107,10 +106,28 @@ def init_command(folder: Path, names: tuple[str, ...], days: int, as_json: bool,
 @_days
 @_options
 def server_command(folder: Path, names: tuple[str, ...], days: int, as_json: bool, quiet: bool) -> Exit:
-    """Renew the daemon's certificate with the authority in FOLDER. Who trusts that need not be told."""
-    made = _authority().make_server(folder, [*(names or _own_names()), *_LOCAL], days, replace=True)
+    """Renew the daemon's certificate with the authority in FOLDER. Who trusts that need not be told.
+
+    Give all names anew: the new one is for no others. Those that it does not have any more are named.
+    """
+    authority = _authority()
+    before = _names_of(folder / "server.pem")
+    made = authority.make_server(folder, [*(names or _own_names()), *_LOCAL], days, replace=True)
     _show([made], as_json, quiet)
+    gone = [name for name in before if name not in _names_of(made)]
+    if gone:
+        options = " ".join(f"--name {name}" for name in gone)
+        text = f"the one before was also for {', '.join(gone)}; to keep them, add {options}"
+        Output(as_json=as_json, quiet=quiet).warn(text)
     return Exit.OK
+
+
+def _names_of(path: Path) -> list[str]:
+    """The names in a certificate; none where there is none."""
+    try:
+        return list(_authority().Shown(path).names)
+    except ConfigError:
+        return []
 
 
 @tls_command.command("client", cls=Command)
