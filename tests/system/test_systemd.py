@@ -391,6 +391,19 @@ def test_nobody_is_refused_while_the_daemon_is_started_anew(head: Head, unit: st
     assert done > 10
 
 
+def test_systemd_listens_in_place_of_a_daemon_that_ran(head: Head) -> None:
+    """As docs/service.md says it."""
+    head.start()
+    assert head.box.run("systemctl", "enable", "--now", "schedd.socket", check=False).returncode != 0
+    head.box.run("systemctl", "disable", "--now", "schedd")
+    head.box.run("systemctl", "enable", "--now", "schedd.socket")
+    assert (head.box.show("schedd.socket", "ActiveState"), head.show("ActiveState")) == ("active", "inactive")
+    head.box.run(SCHEDD, "stats")
+    assert head.show("ActiveState") == "active"
+    head.box.run("systemctl", "disable", "--now", "schedd.socket")
+    head.box.run("systemctl", "enable", "schedd")
+
+
 def test_worker_waits_while_the_daemon_is_started_anew(worker: Head) -> None:
     worker.box.run("systemctl", "restart", "schedd")
     client = worker.client()
