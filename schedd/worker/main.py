@@ -69,6 +69,8 @@ FRAME_SPARE_BYTES = 1024 * 1024
 NEWS_PAUSE_S = 0.005
 #: Ends that nobody has acknowledged after one to two times this go to the disk.
 KEEP_AGE_S = 1.0
+#: For so long an idle worker that is to leave looks for a daemon to take its last ends.
+UNHEARD_S = 60.0
 #: How often the watchdog hears of a worker in the time that it waits.
 LIVES_PER_WATCHDOG = 4
 
@@ -114,6 +116,7 @@ class Worker:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
         self._age_timer: asyncio.TimerHandle | None = None
+        self._unheard_timer: asyncio.TimerHandle | None = None
         self._signal_count = 0
         self._is_forced = False
         folder = state_dir(settings.state_dir) / "workers" / quote(self.name, safe="")
@@ -163,7 +166,7 @@ class Worker:
             await self._link.close()
             connecting.cancel()
             await asyncio.wait([connecting])
-            for timer in (self._timer, self._age_timer):
+            for timer in (self._timer, self._age_timer, self._unheard_timer):
                 if timer is not None:
                     timer.cancel()
             self._keep_ends(everything=True)
@@ -372,6 +375,18 @@ class Worker:
         elif self._is_forced and self._state.is_idle and not self._link.is_connected:
             # Nobody is there to be told.
             self._finish(EXIT_FORCED)
+        elif self._state.is_idle and self._unheard_timer is None:
+            self._unheard_timer = self._loop.call_later(UNHEARD_S, self._leave_unheard)
+
+    def _leave_unheard(self) -> None:
+        """Leave on disk what nobody is there to hear: whoever stops us need not wait for that."""
+        self._unheard_timer = None
+        self._keep_ends(everything=True)
+        if self._state.is_idle and not self._link.is_up and self._state.has_kept_ends:
+            hint = "the next worker of this name tells them, from the same state_dir"
+            _log.warning("ends_not_delivered", worker=self.name, hint=hint)
+            self._finish(EXIT_OK)
+        self._ask_for_turn()
 
     def _finish(self, code: int) -> None:
         if not self._exit.done():

@@ -237,6 +237,11 @@ class Outbox:
             batch.is_kept = True
         return [self._kept(batch) for batch in batches]
 
+    @property
+    def is_kept(self) -> bool:
+        """All ends that nobody has acknowledged are on disk."""
+        return all(batch.is_kept for batch in self._unacked) and not self._finished
+
     def not_kept(self, numbers: Iterable[int]) -> None:
         """These were given out, and are not on disk."""
         wanted = set(numbers)

@@ -349,6 +349,11 @@ class WorkerState:
         """The end of an attempt is not yet acknowledged."""
         return self._outbox.has_ends
 
+    @property
+    def has_kept_ends(self) -> bool:
+        """All ends that are not yet acknowledged are on disk, for the next worker of this name to tell."""
+        return self._outbox.is_kept
+
     def take_to_keep(self, *, everything: bool = False) -> list[Kept]:
         """Give out the ends that must be on disk before anything more is told; `everything`: all, for a last time."""
         return self._outbox.take_to_keep(everything=everything)

@@ -30,7 +30,7 @@ from schedd.wire.messages import (
     WireSpec,
     WorkerDraining,
 )
-from schedd.worker import heartbeats, link
+from schedd.worker import heartbeats, link, main
 from schedd.worker.connection import Connection
 from schedd.worker.link import EXIT_REFUSED, EXIT_UNREACHABLE
 from schedd.worker.main import EXIT_FORCED, EXIT_OK, run_worker
@@ -322,6 +322,24 @@ async def test_drain_without_a_daemon_leaves(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert await exit_code(run) == EXIT_FORCED
         await run.daemon.listen()
+
+
+async def test_drained_worker_does_not_wait_for_a_daemon_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it could not tell is told by the next worker of its name."""
+    monkeypatch.setattr(main, "UNHEARD_S", 0.1)
+    async with running_worker(tmp_path) as run:
+        [running] = run.daemon.dispatch(waiting(tmp_path))
+        await run.daemon.start_of(running)
+        await run.daemon.close()
+        os.kill(os.getpid(), signal.SIGTERM)
+        (tmp_path / "go").touch()
+        assert await exit_code(run) == EXIT_OK
+        await run.daemon.listen()
+    async with running_worker(tmp_path) as run:
+        await run.daemon.wait(lambda: (running, 1) in run.daemon.finished)
+        assert run.daemon.finished[running, 1].cause is Cause.OK
 
 
 async def test_nothing_is_left_when_the_worker_is_cancelled(tmp_path: Path) -> None:
