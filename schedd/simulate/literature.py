@@ -19,12 +19,13 @@ from schedd.core.capacity import Ledger
 from schedd.core.model import SECOND, Instant, Queued, Running, Task, WorkerInfo
 from schedd.core.policies.base import Draft, TaskScheduler
 from schedd.core.resources import need_of
+from schedd.core.timers import NEVER
 from schedd.simulate.trace import Trace, TraceTask
 
 #: In the place of a time that is 0, and what the published runs add to what may be.
 TINY = 1e-15
 #: Later than any instant of a run.
-FAR_NS: Instant = 1 << 62
+FAR_NS: Instant = NEVER
 
 
 class LiteratureScheduler(TaskScheduler):

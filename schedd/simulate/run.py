@@ -16,7 +16,7 @@ from heapq import heappop, heappush
 from itertools import count, repeat, takewhile
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import Struct, field, structs
 
 from schedd.assembly import engine_settings
 from schedd.config import Settings
@@ -31,6 +31,7 @@ from schedd.core.model import (
     Call,
     Cause,
     Instant,
+    Selection,
     Succeeded,
     Task,
     TaskEntry,
@@ -43,6 +44,7 @@ from schedd.core.model import (
 )
 from schedd.core.policies.base import TaskScheduler
 from schedd.core.resources import need_of
+from schedd.core.timers import NEVER
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow, named
 from schedd.simulate.trace import Trace, TraceTask
@@ -51,8 +53,9 @@ from schedd.simulate.workload import TraceWorkload, Workload
 
 #: Virtual time begins at any instant that is well above zero.
 BEGINNING_NS: Instant = 1_700_000_000 * SECOND
-#: No virtual worker is ever silent.
-NEVER_NS: Instant = 1 << 61
+#: No virtual worker is ever silent, and no run goes on until then.
+NEVER_NS: Instant = NEVER
+LONGEST_S = (NEVER_NS - BEGINNING_NS) / SECOND
 #: Tasks of one submit.
 SUBMIT_TASKS_MAX = 1000
 #: A run without an end, or a task that nobody can run: the engine may go on for so many turns without anything ending.
@@ -86,7 +89,7 @@ class Run(Struct):
 
     start_s, finish_s: of its last attempt. where: the position of its worker in the cluster. wasted_s: time of attempts
     that did not count. engine_s: real time that the engine took. placements: attempts that were given to a worker,
-    attempts: those that started there. failed: tasks that ended without success.
+    attempts: those that started there. unsuccessful: tasks that ended without success.
     """
 
     trace: Trace
@@ -97,7 +100,7 @@ class Run(Struct):
     steals: int = 0
     placements: int = 0
     attempts: int = 0
-    failed: int = 0
+    unsuccessful: set[int] = field(default_factory=set)
     wasted_s: float = 0.0
     engine_s: float = 0.0
     #: Shares of GPUs that were reserved at the same time, at the most.
@@ -106,6 +109,11 @@ class Run(Struct):
     held_s: array[float] | None = None
     #: All attempts by their ends, where they were asked for.
     spans: list[Span] | None = None
+
+    @property
+    def failed(self) -> int:
+        """How many tasks ended without success."""
+        return len(self.unsuccessful)
 
 
 class _Sort(Struct):
@@ -157,7 +165,7 @@ class Simulator:
         taken = Trace(trace.format if isinstance(trace, Trace) else "workload", [])
         #: By index: what was submitted so far.
         self._tasks = taken.tasks
-        #: What is due and was not submitted yet, where it is submitted one by one; and when the next of the rest is.
+        #: What is due and has to wait for the next turn; and when the next of the rest is due.
         self._due: list[TraceTask] = []
         self._due_ns = NEVER_NS
         self._due_s = 0.0
@@ -210,15 +218,24 @@ class Simulator:
             self._turn(at)
             if not turn % WATCHED_TURNS or self._finished >= self._tell_at:
                 self._watch(turn, on_progress)
+        self._must_be_through()
+        on_progress(self._finished, self._finished)
+        self._run.steals = self._engine.counters.steals
+        self._run.placements = self._engine.counters.placements
+        return self._run
+
+    def _must_be_through(self) -> None:
+        """Raise TraceError where tasks are left, with nothing to come for them."""
+        if self._workload.next_submit_s() is not None or (self._running and self._finished < len(self._tasks)):
+            raise TraceError(
+                f"the run goes on for longer than {LONGEST_S:,.0f} s, where the clock of the engine ends",
+                "are times of the trace given in seconds?",
+            )
         if self._finished < len(self._tasks):
             raise TraceError(
                 f"{len(self._tasks) - self._finished:,} tasks wait for ever under {self._engine.policy.name}",
                 "do all workers leave? Else a task waits for what it comes after, or this is a bug of the policy",
             )
-        on_progress(self._finished, self._finished)
-        self._run.steals = self._engine.counters.steals
-        self._run.placements = self._engine.counters.placements
-        return self._run
 
     # -------------------------------------------------------------------------------------------------------- the start
 
@@ -343,13 +360,18 @@ class Simulator:
             # A time in seconds does not always survive the way to nanoseconds and back.
             tasks = self._workload.take(max(self._due_s, (self._now - self._shift_ns) / SECOND))
             self._look_ahead()
-        if self._one_by_one:
-            self._due.extend(tasks)
-            tasks, self._due = self._due[:1], self._due[1:]
+        if self._due:
+            tasks, self._due = [*self._due, *tasks], []
         if len(tasks) == 1 and not tasks[0].after:
             events.append(self._sort_of(tasks[0]).alone)
             self._note_submitted(tasks)
             return
+        if self._one_by_one:
+            tasks, self._due = tasks[:1], list(tasks[1:])
+        if events and _names_an_end(tasks, events):
+            self._due[:0] = tasks
+            return
+        hopeless: list[TaskId] = []
         for position in range(0, len(tasks), SUBMIT_TASKS_MAX):
             some = tasks[position : position + SUBMIT_TASKS_MAX]
             first = len(self._tasks)
@@ -357,12 +379,34 @@ class Simulator:
             entries: list[TaskEntry] = []
             for task in some:
                 spec = self._sort_of(task).spec
+                after: list[int] = []
+                if task.after:
+                    if self._run.unsuccessful.isdisjoint(task.after):
+                        after = self._awaited(task.after, first)
+                    else:
+                        spec = structs.replace(spec, hold=True)
+                        hopeless.append(TaskId(first + len(entries) + 1))
                 number, _ = specs.setdefault(id(spec), (len(specs), spec))
-                # The id of what was there before, or -1-n for the n-th of this very submit.
-                after = [first - other - 1 if other >= first else other + 1 for other in task.after]
                 entries.append(TaskEntry(number, after=after))
             events.append(ev.SubmitTasks(0, [spec for _, spec in specs.values()], entries))
             self._note_submitted(some)
+        if hopeless:
+            events.append(ev.CancelTasks(0, Selection(ids=hopeless)))
+
+    def _awaited(self, after: Iterable[int], first: int) -> list[int]:
+        """What the engine is told of `after`: ids of what was there before, -1-n for the n-th of this very submit.
+
+        What has ended well is left out: the engine may have forgotten it.
+        """
+        known = self._engine.tasks
+        refs = [first - other - 1 if other >= first else other + 1 for other in after]
+        return [
+            ref
+            for ref in refs
+            if ref < 0
+            or ref >= known.next_id
+            or ((row := known.get(TaskId(ref))) is not None and not row.state.is_final)
+        ]
 
     def _note_submitted(self, tasks: Sequence[TraceTask]) -> None:
         self._tasks.extend(tasks)
@@ -422,7 +466,7 @@ class Simulator:
         for task in effects.finished:
             if type(task.state) is not Succeeded:  # those were told before
                 self._finished += 1
-                self._run.failed += 1
+                self._run.unsuccessful.add(task.id - 1)
                 self._workload.on_finished(task.id - 1, (self._now - self._shift_ns) / SECOND, False)
 
     def _obey(self, worker: VirtualWorker, action: fx.RevokeAttempts | fx.StopAttempts | fx.DropAttempts) -> None:
@@ -621,3 +665,9 @@ class Simulator:
             start_s, end_s = ((each - BEGINNING_NS) / SECOND for each in (attempt.started_ns, at))
             place, devices = attempt.worker.place, attempt.devices
             self._run.spans.append(Span(task_id - 1, place, devices, start_s, end_s, attempt.is_ok))
+
+
+def _names_an_end(tasks: Iterable[TraceTask], events: Iterable[ev.Event]) -> bool:
+    """Whether a task comes after one that ends in this very turn: only the next one knows if that has gone well."""
+    ended = {end.task_id - 1 for event in events if isinstance(event, ev.AttemptsFinished) for end in event.attempts}
+    return bool(ended) and any(not ended.isdisjoint(task.after) for task in tasks)

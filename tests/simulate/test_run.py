@@ -71,6 +71,42 @@ def test_task_waits_for_those_that_it_comes_after() -> None:
     assert list(simulated(trace, [ClusterRow(count=3)]).start_s) == [0, 0, 10]
 
 
+@every_policy
+def test_task_may_come_after_what_has_ended_long_before(policy: str) -> None:
+    trace = trace_of(cpu_task(0, 10), cpu_task(0, 20), cpu_task(100, 10, after=(0,)), cpu_task(100, 1, after=(2, 1)))
+    assert list(simulated(trace, [ClusterRow(count=2)], policy).finish_s)[2:] == [110, 111]
+
+
+def test_task_that_is_submitted_when_what_it_comes_after_ends() -> None:
+    trace = trace_of(cpu_task(0, 10), cpu_task(0, 10), cpu_task(10, 10, after=(0, 1)), cpu_task(10, 3))
+    assert list(simulated(trace, [ClusterRow(count=2)]).start_s) == [0, 0, 10, 10]
+
+
+def test_what_comes_after_a_failure_never_runs() -> None:
+    fails = cpu_task(0, 10, fails=True)
+    later = [cpu_task(10, 5, after=(0,)), cpu_task(40, 5), cpu_task(40, 5, after=(0, 2)), cpu_task(40, 5, after=(3,))]
+    run = simulated(trace_of(fails, *later, cpu_task(50, 5, after=(4,))), [ClusterRow()])
+    assert list(run.start_s) == [0, -1, 40, -1, -1, -1]
+    assert (run.failed, run.unsuccessful) == (5, {0, 1, 3, 4, 5})
+
+
+def test_thousands_come_after_a_failure() -> None:
+    later = [cpu_task(40, 5, after=(0,)) for _ in range(2500)]
+    run = simulated(trace_of(cpu_task(0, 10, fails=True), *later, cpu_task(60, 5)), [ClusterRow()])
+    assert (run.failed, run.attempts, run.finish_s[-1]) == (2501, 2, 65)
+
+
+def test_run_may_take_two_hundred_years() -> None:
+    trace = trace_of(cpu_task(0, 10), cpu_task(1.7e9, 10), cpu_task(1.7e9 + 5, 4e9))
+    assert list(simulated(trace, [ClusterRow()]).finish_s) == pytest.approx([10, 1.7e9 + 10, 5.7e9 + 10])
+
+
+@pytest.mark.parametrize("task", [cpu_task(9e9, 10), cpu_task(5, 9e9)])
+def test_run_that_is_longer_than_the_clock_goes_is_no_run(task: TraceTask) -> None:
+    with pytest.raises(TraceError, match="the run goes on for longer than 7,523,372,037 s"):
+        simulated(trace_of(cpu_task(0, 10), task), [ClusterRow(count=2)])
+
+
 def test_runtime_depends_on_the_device() -> None:
     tasks = [TraceTask(0, "k", 0, TaskRequirements(min_gpus=1), {"fast": 2, "slow": 8}) for _ in range(2)]
     run = simulated(trace_of(*tasks), [ClusterRow(num_gpus=1, gpu_model=model) for model in ("fast", "slow")])
