@@ -20,7 +20,7 @@ from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.run import Run
 
 TAU_S = 10.0
-#: Two-sided 95 % quantiles of Student's t, by degrees of freedom; beyond the list, the normal distribution's.
+#: Two-sided 95 % quantiles of Student's t, by degrees of freedom; and the normal distribution's.
 STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 NORMAL_95 = 1.960
 
@@ -116,6 +116,12 @@ def half_width(values: Sequence[float]) -> float:
     """Half the width of the 95 % confidence interval of a mean, by Student's t; 0 for a single value."""
     if len(values) < 2:
         return 0.0
-    freedom = len(values) - 1
-    t = STUDENT_95[freedom - 1] if freedom <= len(STUDENT_95) else NORMAL_95
-    return t * stdev(values) / math.sqrt(len(values))
+    return _student(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+
+
+def _student(freedom: int) -> float:
+    """The quantile; beyond the list by its expansion in 1 / freedom, right to 0.001 (Abramowitz and Stegun, 26.7.5)."""
+    if freedom <= len(STUDENT_95):
+        return STUDENT_95[freedom - 1]
+    z = NORMAL_95
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

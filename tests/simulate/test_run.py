@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 
@@ -15,7 +16,7 @@ from schedd.core.policies import POLICIES
 from schedd.errors import TraceError
 from schedd.simulate.bound import lower_bound_s
 from schedd.simulate.cluster import ClusterRow
-from schedd.simulate.metrics import Figures, figures_of, summary
+from schedd.simulate.metrics import Figures, figures_of, half_width, summary
 from schedd.simulate.run import Run, Simulator
 from schedd.simulate.trace import Trace, TraceTask, read_trace
 
@@ -211,6 +212,14 @@ def test_interval_of_several_seeds() -> None:
     assert summary([one])["ci95"] is None
     found = summary([one, one, one])
     assert (found["makespan_s"], found["ci95"]["makespan_s"], len(found["per_seed"])) == (5, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "quantile"), [(2, 12.706), (16, 2.131), (17, 2.12), (20, 2.093), (31, 2.042), (61, 2.0), (9999, 1.960)]
+)
+def test_interval_is_as_wide_as_students_t_says(seeds: int, quantile: float) -> None:
+    values = [0.0, 1.0] * (seeds // 2) + [0.5] * (seeds % 2)
+    assert half_width(values) == pytest.approx(quantile * stdev(values) / math.sqrt(seeds), rel=5e-4)
 
 
 @pytest.mark.parametrize(("workers", "load"), [(4, 0.7), (8, 0.8)])
