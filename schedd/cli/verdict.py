@@ -62,7 +62,14 @@ class Verdict:
     @property
     def _is_sure(self) -> bool:
         lead = self._lead
-        return lead is not None and lead.low is not None and lead.low > 0
+        return lead is not None and lead.low is not None and lead.low > 0 and not self._fails_more
+
+    @property
+    def _fails_more(self) -> bool:
+        """Whether more tasks fail under the best than under what is in use, or else than under any other."""
+        other = self._standings.get(self._in_use or "")
+        least = min(each.failed for each in self._standings.values()) if other is None else other.failed
+        return self._standings[self.best].failed > least
 
     def as_json(self) -> dict[str, Any]:
         """What is added to the JSON of the runs."""
@@ -99,6 +106,9 @@ class Verdict:
             out.table(columns, [_row(name, each) for name, each in self._standings.items()])
         out.line("")
         out.line(self._sentence())
+        if any(each.failed for each in self._standings.values()):
+            told = ", ".join(f"{each.failed:,g} under {name}" for name, each in self._standings.items())
+            out.line(f"tasks that failed are left out of all runs: {told}")
         if self.without_added:
             value = self._standings[self.best].value
             less = f"{1 - value / self.without_added:.1%}"
@@ -127,9 +137,10 @@ class Verdict:
         if lead.low is None or lead.high is None:
             return f"{gain}; too few tasks, or seeds, to say how sure that is"
         gain = f"{gain} ({lead.low:.1%} to {lead.high:.1%} with 95 % confidence){sure}"
-        return (
-            gain if self._is_sure else f"{gain}\nthat may be chance: nothing here is surely better than {self._in_use}"
-        )
+        return gain if self._is_sure else f"{gain}\n{self._doubt()}: nothing here is surely better than {self._in_use}"
+
+    def _doubt(self) -> str:
+        return "but more tasks fail" if self._fails_more else "that may be chance"
 
     def _write_remarks(self, out: Output, history: History) -> None:
         left_out = history.left_out

@@ -2,15 +2,15 @@
 
 What a policy would make of the next weeks is told from the past ones: the tasks are cut into windows of equal numbers,
 in the order of their arrival, and the comparison is repeated over windows drawn with replacement (block bootstrap;
-Künsch, 1989), all runs by the same windows. A makespan has no windows: of it only several seeds say how sure it is.
+Künsch, 1989), all runs by the same windows. What did not succeed in one of the runs is left out of all.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from array import array
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from statistics import fmean
 
 from msgspec import Struct
@@ -35,6 +35,7 @@ class Standing(Struct, frozen=True):
 
     value: of the objective. behind: by which share of its own value it could be less, were it the best. low, high: of
     that, an interval of 95 %. wins: in which share of the resamples (or seeds) it is the best of all. None: not known.
+    failed: tasks that ended without success, of a seed in the mean.
     """
 
     value: float
@@ -42,6 +43,7 @@ class Standing(Struct, frozen=True):
     low: float | None
     high: float | None
     wins: float | None
+    failed: float = 0.0
 
 
 class Values:
@@ -53,28 +55,49 @@ class Values:
 
     @property
     def value(self) -> float:
-        """The mean over the seeds."""
-        return fmean(_aggregate(values, self.objective) for values in self.by_seed)
+        """The mean over the seeds, of what succeeded."""
+        return fmean(_aggregate(_known(values), self.objective) for values in self.by_seed)
+
+    @property
+    def failed(self) -> float:
+        """How many tasks did not succeed, in the mean over the seeds."""
+        return fmean(sum(map(math.isnan, values)) for values in self.by_seed)
 
 
 def values_of(run: Run, objective: str) -> array[float]:
-    """What a run was for each task, in the order of the trace; its makespan alone, where that is the objective."""
-    if objective == "makespan":
-        return array("d", [max(run.finish_s)])
+    """What a run was for each task, in the order of the trace; NaN for what did not succeed."""
     first_s = run.trace.tasks[0].submit_s
-    flows = array("d", (end - task.submit_s + first_s for end, task in zip(run.finish_s, run.trace.tasks, strict=True)))
-    if objective != "mean_bounded_slowdown":
-        return flows
-    runtimes = (end - start for end, start in zip(run.finish_s, run.start_s, strict=True))
-    return array("d", (max(1.0, flow / max(ran, TAU_S)) for flow, ran in zip(flows, runtimes, strict=True)))
+    if objective == "makespan":
+        values = array("d", run.finish_s)
+    else:
+        submits = (task.submit_s - first_s for task in run.trace.tasks)
+        values = array("d", (end - submit for end, submit in zip(run.finish_s, submits, strict=True)))
+    if objective == "mean_bounded_slowdown":
+        runtimes = (end - start for end, start in zip(run.finish_s, run.start_s, strict=True))
+        values = array("d", (max(1.0, flow / max(ran, TAU_S)) for flow, ran in zip(values, runtimes, strict=True)))
+    for row in run.unsuccessful:
+        values[row] = math.nan
+    return values
+
+
+def _known(values: Sequence[float]) -> Sequence[float]:
+    return [value for value in values if not math.isnan(value)]
 
 
 def _aggregate(values: Sequence[float], objective: str) -> float:
+    """Of all tasks in one; 0 where there are none."""
+    if not values:
+        return 0.0
+    if objective == "makespan":
+        return max(values)
     return quantile(sorted(values), P99) if objective == "p99_flow_time" else fmean(values)
 
 
 def standings(values: Mapping[str, Values], in_use: str | None = None) -> dict[str, Standing]:
     """Each run beside the best, which comes first; then by value, ties in the given order, but first what is in use."""
+    failed = {name: each.failed for name, each in values.items()}
+    if any(failed.values()):
+        values = _common(values)
     means = {name: each.value for name, each in values.items()}
     order = sorted(means, key=lambda name: (means[name] * (1 - TIE * (name == in_use)), name != in_use))
     best = order[0]
@@ -90,8 +113,18 @@ def standings(values: Mapping[str, Values], in_use: str | None = None) -> dict[s
         gaps = sorted(_behind(sample[best], sample[name]) for sample in samples)
         low, high = (quantile(gaps, 0.025), quantile(gaps, 0.975)) if gaps else (None, None)
         sure = wins[name] / len(samples) if samples else None
-        found[name] = Standing(means[name], _behind(means[best], means[name]), low, high, sure)
+        found[name] = Standing(means[name], _behind(means[best], means[name]), low, high, sure, failed[name])
     return found
+
+
+def _common(values: Mapping[str, Values]) -> dict[str, Values]:
+    """Of each seed only the tasks that succeeded in all of the runs."""
+    by_seed: dict[str, list[array[float]]] = {name: [] for name in values}
+    for runs in zip(*(each.by_seed for each in values.values()), strict=True):
+        rows = [row for row, of_task in enumerate(zip(*runs, strict=True)) if not any(map(math.isnan, of_task))]
+        for name, run in zip(values, runs, strict=True):
+            by_seed[name].append(array("d", (run[row] for row in rows)))
+    return {name: Values(by_seed[name], each.objective) for name, each in values.items()}
 
 
 def _behind(best: float, other: float) -> float:
@@ -103,43 +136,66 @@ def _samples(values: Mapping[str, Values]) -> list[dict[str, float]]:
     first = next(iter(values.values()))
     if first.objective == "makespan":
         seeds = len(first.by_seed)
-        return [{name: each.by_seed[i][0] for name, each in values.items()} for i in range(seeds)] if seeds > 1 else []
-    windows = _windows(len(first.by_seed[0]))
+        if seeds < 2:
+            return []
+        return [
+            {name: _aggregate(each.by_seed[i], each.objective) for name, each in values.items()} for i in range(seeds)
+        ]
+    windows = _windows([len(of_seed) for of_seed in first.by_seed])
     if not windows:
         return []
     draw = _draw_p99 if first.objective == "p99_flow_time" else _draw_mean
     rng = random.Random(0)
-    draws = [[0] * len(windows) for _ in range(RESAMPLES)]
+    draws = [[0] * len(windows[0]) for _ in range(RESAMPLES)]
     for weights in draws:
-        for window in rng.choices(range(len(windows)), k=len(windows)):
+        for window in rng.choices(range(len(windows[0])), k=len(windows[0])):
             weights[window] += 1
     columns = {name: draw(each.by_seed, windows, draws) for name, each in values.items()}
     return [{name: column[i] for name, column in columns.items()} for i in range(RESAMPLES)]
 
 
-def _windows(tasks: int) -> list[range]:
-    count = min(WINDOWS_MAX, tasks // WINDOW_TASKS_MIN)
+def _windows(tasks: Sequence[int]) -> list[list[range]]:
+    """Of each seed, with so many tasks, as many as for the others; none where one has too few."""
+    count = min(WINDOWS_MAX, min(tasks) // WINDOW_TASKS_MIN)
     if count < WINDOWS_MIN:
         return []
-    return [range(tasks * i // count, tasks * (i + 1) // count) for i in range(count)]
+    return [[range(each * i // count, each * (i + 1) // count) for i in range(count)] for each in tasks]
 
 
-def _draw_mean(seeds: Sequence[array[float]], windows: Sequence[range], draws: Sequence[Sequence[int]]) -> list[float]:
+#: Of each seed its windows.
+Windows = Sequence[Sequence[range]]
+
+
+def _draw_mean(seeds: Sequence[array[float]], windows: Windows, draws: Sequence[Sequence[int]]) -> list[float]:
     """The mean under each drawing; `draws` has how often each window was drawn."""
-    sums = [sum(sum(values[w.start : w.stop]) for values in seeds) for w in windows]
-    counts = [len(w) * len(seeds) for w in windows]
+    pairs = list(zip(seeds, windows, strict=True))
+    sums = [sum(sum(values[w[i].start : w[i].stop]) for values, w in pairs) for i in range(len(windows[0]))]
+    counts = _counts(windows)
     return [
         sum(map(float.__mul__, sums, map(float, weights))) / sum(map(int.__mul__, counts, weights)) for weights in draws
     ]
 
 
-def _draw_p99(seeds: Sequence[array[float]], windows: Sequence[range], draws: Sequence[Sequence[int]]) -> list[float]:
+def _counts(windows: Windows) -> list[int]:
+    """Tasks of each window, of all seeds."""
+    return [sum(map(len, of_seeds)) for of_seeds in zip(*windows, strict=True)]
+
+
+def _draw_p99(seeds: Sequence[array[float]], windows: Windows, draws: Sequence[Sequence[int]]) -> list[float]:
     """The 99th percentile under each drawing. From the largest value on: few need to be looked at."""
-    of_task = list(chain.from_iterable([i] * len(window) for i, window in enumerate(windows)))
-    ranked = sorted(((v, of_task[i]) for values in seeds for i, v in enumerate(values)), reverse=True)
+    ranked = sorted(
+        (
+            (value, i)
+            for values, of_seed in zip(seeds, windows, strict=True)
+            for i, window in enumerate(of_seed)
+            for value in values[window.start : window.stop]
+        ),
+        reverse=True,
+    )
+    counts = _counts(windows)
     found = []
     for weights in draws:
-        above = (1 - P99) * sum(len(w) * n for w, n in zip(windows, weights, strict=True)) * len(seeds)
+        above = (1 - P99) * sum(map(int.__mul__, counts, weights))
         for value, window in ranked:
             above -= weights[window]
             if above < 0:

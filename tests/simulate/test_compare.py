@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from schedd.cli.variants import Variant
+from schedd.cli.verdict import Verdict
 from schedd.core.model import TaskRequirements
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.compare import OBJECTIVES, Standing, Values, standings, values_of
@@ -91,6 +93,55 @@ def test_makespan_is_as_sure_as_the_seeds() -> None:
     seeds = {name: valued([run_of([flow]) for flow in each], "makespan") for name, each in flows.items()}
     found = standings(seeds)
     assert (found["a"].wins, found["b"].wins) == pytest.approx((2 / 3, 1 / 3))
+
+
+def failing(flows: Sequence[float], failed: Sequence[int]) -> Run:
+    run = run_of(flows)
+    run.unsuccessful.update(failed)
+    for row in failed:
+        run.start_s[row] = run.finish_s[row] = -1.0
+    return run
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_tasks_that_failed_in_one_run_are_left_out_of_all(objective: str) -> None:
+    """Half of what is long does not run in one of them, and is not taken to have ended before it came."""
+    flows = [100.0 if i % 2 else 1000.0 for i in range(400)]
+    runs = {"all": run_of(flows), "few": failing([flow + 20 for flow in flows], range(0, 400, 4))}
+    found = standings({name: valued([run], objective) for name, run in runs.items()})
+    assert list(found) == ["all", "few"]
+    assert (found["all"].failed, found["few"].failed) == (0, 100)
+    kept = valued([run_of([flow for i, flow in enumerate(flows) if i % 4])], "mean_flow_time")
+    if objective == "mean_flow_time":
+        assert (found["all"].value, found["few"].value) == pytest.approx((kept.value, kept.value + 20))
+        assert (found["few"].low or 0) > 0
+
+
+def test_what_fails_differs_by_seed() -> None:
+    values = {
+        "a": valued([failing([10.0] * 400, range(100)), run_of([10.0] * 400)], "mean_flow_time"),
+        "b": valued([run_of([20.0] * 400), failing([40.0] * 400, range(60))], "mean_flow_time"),
+    }
+    found = standings(values)
+    assert [(each.value, each.failed, each.wins) for each in found.values()] == [(10, 50, 1), (30, 30, 0)]
+    # 300 tasks of 20 s and 340 of 40 s, of which the others took 10 s.
+    assert found["b"].low == pytest.approx(1 - 10 / ((300 * 20 + 340 * 40) / 640), abs=0.03)
+
+
+def test_nothing_succeeds() -> None:
+    values = {name: valued([failing([1.0] * 100, range(100))], "mean_flow_time") for name in "ab"}
+    assert standings(values)["b"] == Standing(0, 0, None, None, None, 100)
+
+
+def test_best_that_fails_more_is_not_surely_better() -> None:
+    runs = {"fifo": run_of([20.0] * 100), "batch": failing([10.0] * 100, range(3))}
+    variants = {name: Variant(name) for name in runs}
+    values = {name: valued([run], "mean_flow_time") for name, run in runs.items()}
+    verdict = Verdict(variants, values, "fifo", None, configured=True)
+    told = verdict.as_json()
+    assert (told["best"]["policy"], told["best"]["gain_ci95"], told["best"]["sure"]) == ("batch", [0.5, 0.5], False)
+    assert told["standings"]["batch"]["failed"] == 3
+    assert "but more tasks fail: nothing here is surely better than fifo" in verdict._sentence()
 
 
 @pytest.mark.parametrize("objective", [each for each in OBJECTIVES if each != "makespan"])
