@@ -2,7 +2,9 @@
 
 What a policy would make of the next weeks is told from the past ones: the tasks are cut into windows of equal numbers,
 in the order of their arrival, and the comparison is repeated over windows drawn with replacement (block bootstrap;
-Künsch, 1989), all runs by the same windows. What did not succeed in one of the runs is left out of all.
+Künsch, 1989), all runs by the same windows. What did not succeed in one of the runs is left out of all. There are no
+windows of a makespan, and of runs in which what was submitted depended on what had ended: of these only several seeds
+say how sure it is, by Student's t, and nothing where the seeds are all alike.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from statistics import fmean
 
 from msgspec import Struct
 
-from schedd.simulate.metrics import TAU_S, quantile
+from schedd.simulate.metrics import TAU_S, half_width, quantile
 from schedd.simulate.run import Run
 
 #: What may be asked for; less is better with all of them.
@@ -65,7 +67,10 @@ class Values:
 
 
 def values_of(run: Run, objective: str) -> array[float]:
-    """What a run was for each task, in the order of the trace; NaN for what did not succeed."""
+    """What a run was for each task, in the order of the trace; NaN for what did not succeed.
+
+    Of a run that reacts, what it was in all, and a NaN for each task that did not succeed.
+    """
     first_s = run.trace.tasks[0].submit_s
     if objective == "makespan":
         values = array("d", run.finish_s)
@@ -77,6 +82,8 @@ def values_of(run: Run, objective: str) -> array[float]:
         values = array("d", (max(1.0, flow / max(ran, TAU_S)) for flow, ran in zip(values, runtimes, strict=True)))
     for row in run.unsuccessful:
         values[row] = math.nan
+    if run.reacts:
+        return array("d", [_aggregate(_known(values), objective), *[math.nan] * run.failed])
     return values
 
 
@@ -101,7 +108,8 @@ def standings(values: Mapping[str, Values], in_use: str | None = None) -> dict[s
     means = {name: each.value for name, each in values.items()}
     order = sorted(means, key=lambda name: (means[name] * (1 - TIE * (name == in_use)), name != in_use))
     best = order[0]
-    samples = _samples(values)
+    resamples = _resamples(values)
+    samples = resamples or _seeds(values)
     wins = dict.fromkeys(order, 0.0)
     for sample in samples:
         least = min(sample.values())
@@ -110,18 +118,33 @@ def standings(values: Mapping[str, Values], in_use: str | None = None) -> dict[s
             wins[name] += 1 / len(winners)
     found = {}
     for name in order:
-        gaps = sorted(_behind(sample[best], sample[name]) for sample in samples)
-        low, high = (quantile(gaps, 0.025), quantile(gaps, 0.975)) if gaps else (None, None)
+        behind = _behind(means[best], means[name])
+        pairs = [(sample[best], sample[name]) for sample in samples]
+        low, high = _drawn_between(pairs) if resamples else _between(behind, pairs)
         sure = wins[name] / len(samples) if samples else None
-        found[name] = Standing(means[name], _behind(means[best], means[name]), low, high, sure, failed[name])
+        found[name] = Standing(means[name], behind, low, high, sure, failed[name])
     return found
 
 
+def _drawn_between(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The interval of how far the second is behind, by resamples."""
+    gaps = sorted(_behind(*pair) for pair in pairs)
+    return quantile(gaps, 0.025), quantile(gaps, 0.975)
+
+
+def _between(behind: float, pairs: Sequence[tuple[float, float]]) -> tuple[float, float] | tuple[None, None]:
+    """The interval by seeds; None where all seeds are alike, of which none says what another day would be like."""
+    if len(set(pairs)) < 2:
+        return None, None
+    half = half_width([_behind(*pair) for pair in pairs])
+    return behind - half, behind + half
+
+
 def _common(values: Mapping[str, Values]) -> dict[str, Values]:
-    """Of each seed only the tasks that succeeded in all of the runs."""
+    """Of each seed only the tasks that succeeded in all of the runs. Runs that react have one value each."""
     by_seed: dict[str, list[array[float]]] = {name: [] for name in values}
     for runs in zip(*(each.by_seed for each in values.values()), strict=True):
-        rows = [row for row, of_task in enumerate(zip(*runs, strict=True)) if not any(map(math.isnan, of_task))]
+        rows = [row for row, of_task in enumerate(zip(*runs, strict=False)) if not any(map(math.isnan, of_task))]
         for name, run in zip(values, runs, strict=True):
             by_seed[name].append(array("d", (run[row] for row in rows)))
     return {name: Values(by_seed[name], each.objective) for name, each in values.items()}
@@ -131,18 +154,21 @@ def _behind(best: float, other: float) -> float:
     return 1 - best / other if other else 0.0
 
 
-def _samples(values: Mapping[str, Values]) -> list[dict[str, float]]:
-    """What each run would have been, again and again; none where nothing can be said."""
+def _seeds(values: Mapping[str, Values]) -> list[dict[str, float]]:
+    """What each run was with each seed, where it is one value; none where they are all alike."""
     first = next(iter(values.values()))
-    if first.objective == "makespan":
-        seeds = len(first.by_seed)
-        if seeds < 2:
-            return []
-        return [
-            {name: _aggregate(each.by_seed[i], each.objective) for name, each in values.items()} for i in range(seeds)
-        ]
+    if first.objective != "makespan" and max(map(len, first.by_seed)) > 1:
+        return []
+    columns = {name: [_aggregate(of_seed, each.objective) for of_seed in each.by_seed] for name, each in values.items()}
+    rows = list(zip(*columns.values(), strict=True))
+    return [dict(zip(columns, row, strict=True)) for row in rows] if len(set(rows)) > 1 else []
+
+
+def _resamples(values: Mapping[str, Values]) -> list[dict[str, float]]:
+    """What each run would have been, again and again; none where there are no windows."""
+    first = next(iter(values.values()))
     windows = _windows([len(of_seed) for of_seed in first.by_seed])
-    if not windows:
+    if first.objective == "makespan" or not windows:
         return []
     draw = _draw_p99 if first.objective == "p99_flow_time" else _draw_mean
     rng = random.Random(0)

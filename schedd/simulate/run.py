@@ -109,6 +109,8 @@ class Run(Struct):
     held_s: array[float] | None = None
     #: All attempts by their ends, where they were asked for.
     spans: list[Span] | None = None
+    #: Whether what was submitted may have depended on what had ended: then its tasks are not those of another run.
+    reacts: bool = False
 
     @property
     def failed(self) -> int:
@@ -174,6 +176,7 @@ class Simulator:
         self._cluster = cluster
         self._now: Instant = BEGINNING_NS
         self._run = Run(taken, cluster, array("d"), array("d"), array("q"), spans=[] if keep_spans else None)
+        self._run.reacts = self._reacts
         self._finished = 0
         self._number = 0
         #: (when, number, what).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import pytest
 
@@ -93,6 +94,33 @@ def test_makespan_is_as_sure_as_the_seeds() -> None:
     seeds = {name: valued([run_of([flow]) for flow in each], "makespan") for name, each in flows.items()}
     found = standings(seeds)
     assert (found["a"].wins, found["b"].wins) == pytest.approx((2 / 3, 1 / 3))
+    low, high = found["b"].low, found["b"].high
+    assert low is not None
+    assert high is not None
+    assert low < 0 < found["b"].behind < high
+    assert (low + high) / 2 == pytest.approx(found["b"].behind)
+
+
+def test_seeds_that_are_alike_say_nothing() -> None:
+    seeds = {name: valued([run_of([flow])] * 2, "makespan") for name, flow in (("a", 10.0), ("b", 20.0))}
+    assert standings(seeds)["b"] == Standing(20, 0.5, None, None, None)
+    seeds["dice"] = valued([run_of([30.0]), run_of([40.0])], "makespan")
+    found = standings(seeds)
+    assert (found["b"].low, found["a"].wins) == (None, 1)
+    assert found["dice"].low is not None
+
+
+def test_searches_are_compared_by_seeds_alone() -> None:
+    """Under each policy other tasks are submitted, in another order, and there are more or fewer of them."""
+    runs = {"a": [run_of([10.0] * 70), run_of([12.0] * 70)], "b": [run_of([20.0] * 60), run_of([23.0] * 90)]}
+    for run in chain(*runs.values()):
+        run.reacts = True
+    found = standings({name: valued(each, "mean_flow_time") for name, each in runs.items()})
+    assert [(each.value, each.wins) for each in found.values()] == [(11, 1), (21.5, 0)]
+    assert found["b"].low is not None
+    runs["b"][0].unsuccessful.add(3)
+    found = standings({name: valued(each[:1], "mean_flow_time") for name, each in runs.items()})
+    assert (found["b"].low, found["b"].failed) == (None, 1)
 
 
 def failing(flows: Sequence[float], failed: Sequence[int]) -> Run:

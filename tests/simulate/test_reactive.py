@@ -13,6 +13,7 @@ from schedd.core.model import TaskRequirements
 from schedd.core.policies import POLICIES
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
+from schedd.simulate.compare import OBJECTIVES, Values, standings, values_of
 from schedd.simulate.curves import Curve, Curves, Point, read_curves, rungs_of
 from schedd.simulate.metrics import figures_of, summary
 from schedd.simulate.reactive import Halving, Plan, Reactive, lower_bound_s, with_searches
@@ -63,6 +64,15 @@ def test_rung_begins_when_the_one_before_is_complete() -> None:
     assert [task.priority for task in trace.tasks] == [0] * 9 + [1] * 3 + [2]
     assert trace.tasks[9].submit_s == max(run.finish_s[:9])
     assert [task.runtime_s for task in trace.tasks[9:]] == [2 * STEP_S] * 3 + [6 * STEP_S]
+
+
+def test_policies_under_asha_are_compared_by_what_each_was() -> None:
+    runs = {policy: simulated([drawn(81, 1)], Plan("asha"), 5, policy)[1] for policy in ("fifo", "priority")}
+    assert len(runs["fifo"].trace.tasks) != len(runs["priority"].trace.tasks)
+    for objective in OBJECTIVES:
+        found = standings({name: Values([values_of(run, objective)], objective) for name, run in runs.items()})
+        assert found["fifo"].low is None
+    assert found["fifo"].value == pytest.approx(figures_of(runs["fifo"]).mean_bounded_slowdown)
 
 
 def test_promoted_while_the_rung_is_under_way() -> None:
