@@ -15,25 +15,41 @@ def lower_bound_s(trace: Trace, cluster: Sequence[ClusterRow]) -> float | None:
 
     Where all devices are alike, for each instant: that instant plus the work that is submitted from then on, spread
     over all slots. Where they differ and all is there from the start, the optimum of the linear program over tasks and
-    models that may cut tasks in pieces (Lawler and Labetoulle, 1978); it needs SciPy.
+    models that may cut tasks in pieces (Lawler and Labetoulle, 1978); it needs SciPy. Workers that are faster for a
+    while count as if they were always. None is known where tasks may fail for good: what is not run needs no time.
     """
+    if may_fail(cluster) or (any(task.fails for task in trace.tasks) and any(task.after for task in trace.tasks)):
+        return None
     models = {row.gpu_model for row in cluster}
     first_s = trace.tasks[0].submit_s
-    own = max(task.submit_s - first_s + min(task.runtimes.values(), default=task.runtime_s) for task in trace.tasks)
+    speed = top_speed(cluster)
+    own = max(
+        task.submit_s - first_s + min(task.runtimes.values(), default=task.runtime_s) / speed for task in trace.tasks
+    )
     if all(len(set(task.runtimes.values())) <= 1 for task in trace.tasks):
-        return max(own, _area(trace, cluster))
+        return max(own, _area(trace, cluster, speed))
     if any(task.submit_s > first_s or task.requirements.min_gpus != 1 for task in trace.tasks):
         return None
     program = _program(trace, cluster, sorted(models))
-    return None if program is None else max(own, program)
+    return None if program is None else max(own, program / speed)
 
 
-def _area(trace: Trace, cluster: Sequence[ClusterRow]) -> float:
+def may_fail(cluster: Sequence[ClusterRow]) -> bool:
+    """Whether workers fail attempts: only the settings say whether these are tried again until they succeed."""
+    return any(row.fail_share for row in cluster)
+
+
+def top_speed(cluster: Sequence[ClusterRow]) -> float:
+    """How fast the fastest worker ever is, and 1 at least: a bound may take all of them to be so."""
+    return max(1.0, *(row.slow_factor for row in cluster))
+
+
+def _area(trace: Trace, cluster: Sequence[ClusterRow], speed: float) -> float:
     """The bound by work, of GPUs and of CPUs."""
     best = 0.0
     first_s = trace.tasks[0].submit_s
     for gpus in (True, False):
-        slots = slots_of(cluster, gpus=gpus)
+        slots = slots_of(cluster, gpus=gpus) * speed
         work = 0.0
         for task in reversed(trace.tasks):
             runtime = min(task.runtimes.values(), default=task.runtime_s)

@@ -25,6 +25,7 @@ from msgspec import Struct
 from schedd.core.model import TaskRequirements
 from schedd.demo.asha import Asha
 from schedd.errors import TraceError
+from schedd.simulate.bound import may_fail, top_speed
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.curves import Curves, Rungs, rungs_of
 from schedd.simulate.metrics import half_width, slots_of
@@ -165,21 +166,22 @@ def lower_bound_s(workload: Reactive, cluster: Sequence[ClusterRow]) -> float | 
     """A makespan that no policy can beat, of a workload that has not run and is used up by this; None: not known.
 
     The larger of all work spread over all slots, and the time that the searches would take with a worker for each
-    evaluation. With ASHA, who runs when decides what is evaluated.
+    evaluation. With ASHA, who runs when decides what is evaluated, and so do failures.
     """
-    if workload.trace.format == "asha":
+    if workload.trace.format == "asha" or may_fail(cluster):
         return None
+    speed = top_speed(cluster)
     tasks = workload.trace.tasks
     ends: list[tuple[float, int]] = []
     known, last_s = 0, 0.0
     while ends or known < len(tasks):
         for number in range(known, len(tasks)):
-            heappush(ends, (tasks[number].submit_s + tasks[number].runtime_s, number))
+            heappush(ends, (tasks[number].submit_s + tasks[number].runtime_s / speed, number))
         known = len(tasks)
         last_s, number = heappop(ends)
         workload.on_finished(number, last_s, True)
     slots = slots_of(cluster, gpus=bool(tasks[0].requirements.min_gpus))
-    return max(last_s, fsum(task.runtime_s for task in tasks) / slots)
+    return max(last_s, fsum(task.runtime_s for task in tasks) / (slots * speed))
 
 
 def with_searches(summary: dict[str, Any], found: Sequence[dict[str, Any]]) -> dict[str, Any]:

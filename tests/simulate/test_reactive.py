@@ -113,6 +113,17 @@ def test_bound_is_reached_where_there_is_a_worker_for_each() -> None:
     assert lower_bound_s(Reactive(data, Plan("asha"), TaskRequirements()), [ClusterRow()]) is None
 
 
+def test_bound_where_workers_are_faster_or_fail() -> None:
+    def bound(**row: float) -> float | None:
+        cluster = [ClusterRow(count=5, **row)]  # type: ignore[arg-type]
+        return lower_bound_s(Reactive([drawn(27, 1)], Plan("halving"), TaskRequirements()), cluster)
+
+    plain, faster = bound(), bound(slow_factor=2)
+    assert plain is not None
+    assert faster == pytest.approx(plain / 2)
+    assert bound(fail_share=0.1) is None
+
+
 def test_searches_share_the_configurations_of_their_data() -> None:
     workload = Reactive([drawn(60, 1)], Plan("halving", configs=20, searches=3), TaskRequirements())
     assert [(search.first, search.left) for search in workload.searches] == [(0, 20), (20, 20), (40, 20)]

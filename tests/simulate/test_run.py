@@ -197,6 +197,32 @@ def test_bound_by_work_and_by_the_longest_task() -> None:
     assert lower_bound_s(trace_of(cpu_task(10, 1), cpu_task(30, 4), cpu_task(30, 4)), cluster) == 24
 
 
+@every_policy
+def test_nothing_ends_before_the_bound_where_workers_are_faster(policy: str) -> None:
+    trace = trace_of(*[cpu_task(i // 4, 10 + i % 3) for i in range(30)])
+    for rows in ([ClusterRow(slow_factor=4)], [ClusterRow(slow_factor=2, slow_from_s=50), ClusterRow(slow_factor=0.5)]):
+        bound = lower_bound_s(trace, rows)
+        assert bound is not None
+        assert 0 < bound <= figures(trace, rows, policy).makespan_s + 1e-6
+
+
+def test_bound_of_faster_devices() -> None:
+    pytest.importorskip("scipy")
+    tasks = [TraceTask(0, "k", 0, TaskRequirements(min_gpus=1), {"A": 1.0, "B": 10.0})] * 8
+    cluster = [ClusterRow(num_gpus=1, gpu_model="A"), ClusterRow(num_gpus=1, gpu_model="B")]
+    plain = lower_bound_s(trace_of(*tasks), cluster)
+    assert plain is not None
+    faster = [ClusterRow(num_gpus=1, gpu_model="A", slow_factor=4), cluster[1]]
+    assert lower_bound_s(trace_of(*tasks), faster) == pytest.approx(plain / 4)
+
+
+def test_no_bound_is_known_where_tasks_may_fail_for_good() -> None:
+    trace = trace_of(*[cpu_task(0, 10) for _ in range(20)])
+    assert lower_bound_s(trace, [ClusterRow(fail_share=0.1), ClusterRow()]) is None
+    assert lower_bound_s(trace_of(cpu_task(0, 10, fails=True), cpu_task(0, 10)), [ClusterRow()]) == 20
+    assert lower_bound_s(trace_of(cpu_task(0, 10, fails=True), cpu_task(0, 10, after=(0,))), [ClusterRow()]) is None
+
+
 def test_bound_where_devices_differ() -> None:
     pytest.importorskip("scipy")
     fast_slow = {"A": 1.0, "B": 10.0}
