@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from schedd.simulate.cluster import ClusterRow
@@ -66,7 +65,7 @@ def _program(trace: Trace, cluster: Sequence[ClusterRow], models: Sequence[str])
         from scipy.sparse import coo_matrix
     except ImportError:
         return None
-    slots = [math.fsum(row.count * row.num_gpus for row in cluster if row.gpu_model == model) for model in models]
+    slots = [slots_of([row for row in cluster if row.gpu_model == model], gpus=True) for model in models]
     count, width = len(trace.tasks), len(models)
     pairs = [(i, j) for i, task in enumerate(trace.tasks) for j, model in enumerate(models) if model in task.runtimes]
     columns = np.arange(len(pairs))

@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 from schedd.core.model import TaskRequirements
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
+from schedd.simulate.metrics import most_at_once
 from schedd.simulate.trace import Trace, TraceTask
 
 ARRIVALS = {
@@ -123,16 +124,16 @@ def generate(load: Load, cluster: Sequence[ClusterRow], seed: int = 0) -> Trace:
 
 
 def slots_for(requirements: TaskRequirements, cluster: Sequence[ClusterRow]) -> int:
-    """How many such tasks the cluster runs at the same time."""
-    slots = 0
-    for row in cluster:
-        resources = row.resources()
-        rooms = [resources.cpus / requirements.cpus] if requirements.cpus else []
+    """How many such tasks the cluster runs at the same time, at the most."""
+
+    def of_one(row: ClusterRow) -> int:
+        rooms = [row.resources().cpus / requirements.cpus] if requirements.cpus else []
         if requirements.min_gpus:
             share = requirements.min_gpus
             rooms.append(row.num_gpus // share if share >= 1 else row.num_gpus * (1 // share))
-        slots += row.count * int(min(rooms, default=0) + 1e-9)
-    return slots
+        return int(min(rooms, default=0) + 1e-9)
+
+    return int(most_at_once(cluster, of_one))
 
 
 def _means(load: Load) -> list[float]:

@@ -10,7 +10,8 @@ several times the last attempt counts, the others are wasted; what never ran cou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from statistics import fmean, stdev
 from typing import Any
 
@@ -92,8 +93,21 @@ def figures_of(run: Run) -> Figures:
 
 
 def slots_of(cluster: Iterable[ClusterRow], *, gpus: bool) -> float:
-    """GPUs, or CPUs, of a cluster."""
-    return math.fsum(row.count * (row.num_gpus if gpus else row.resources().cpus) for row in cluster)
+    """GPUs, or CPUs, of a cluster: the most that are there at the same time."""
+    return most_at_once(cluster, lambda row: row.num_gpus if gpus else row.resources().cpus)
+
+
+def most_at_once(cluster: Iterable[ClusterRow], of_one: Callable[[ClusterRow], float]) -> float:
+    """What the workers have together while most of it is there: one that comes back does not count twice."""
+    rows = [(row, row.count * of_one(row)) for row in cluster]
+    if all(row.leaves_s is None for row, _ in rows):
+        return math.fsum(amount for _, amount in rows)
+    steps = [(row.joins_s, amount) for row, amount in rows if row.leaves_s is None or row.leaves_s > row.joins_s]
+    steps += [
+        (row.leaves_s, -amount) for row, amount in rows if row.leaves_s is not None and row.leaves_s > row.joins_s
+    ]
+    # Sorted, what leaves goes before what comes at the same instant.
+    return max(accumulate(amount for _, amount in sorted(steps)), default=0.0)
 
 
 def quantile(in_order: Sequence[float], share: float) -> float:

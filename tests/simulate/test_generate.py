@@ -32,6 +32,11 @@ def test_load_is_what_was_asked_for(arrivals: str) -> None:
     assert submits[-1] == pytest.approx(20_000 * 10 / (0.8 * 10), rel=0.06)
 
 
+def test_worker_that_comes_back_is_one_worker() -> None:
+    cluster = [ClusterRow(name="a", cpus=4, leaves_s=20), ClusterRow(name="a", cpus=4, joins_s=20), ClusterRow(cpus=2)]
+    assert drawn("poisson:tasks=100", cluster).tasks == drawn("poisson:tasks=100", [ClusterRow(cpus=6)]).tasks
+
+
 def test_bursts_are_bursts() -> None:
     batches = [task.submit_s for task in drawn("batches:tasks=20000,batch=5").tasks]
     assert len(set(batches)) == pytest.approx(4000, rel=0.05)

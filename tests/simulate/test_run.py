@@ -16,7 +16,7 @@ from schedd.core.policies import POLICIES
 from schedd.errors import TraceError
 from schedd.simulate.bound import lower_bound_s
 from schedd.simulate.cluster import ClusterRow
-from schedd.simulate.metrics import Figures, figures_of, half_width, summary
+from schedd.simulate.metrics import Figures, figures_of, half_width, slots_of, summary
 from schedd.simulate.run import Run, Simulator
 from schedd.simulate.trace import Trace, TraceTask, read_trace
 
@@ -221,6 +221,20 @@ def test_no_bound_is_known_where_tasks_may_fail_for_good() -> None:
     assert lower_bound_s(trace, [ClusterRow(fail_share=0.1), ClusterRow()]) is None
     assert lower_bound_s(trace_of(cpu_task(0, 10, fails=True), cpu_task(0, 10)), [ClusterRow()]) == 20
     assert lower_bound_s(trace_of(cpu_task(0, 10, fails=True), cpu_task(0, 10, after=(0,))), [ClusterRow()]) is None
+
+
+def test_worker_that_comes_back_counts_once() -> None:
+    cluster = [ClusterRow(num_gpus=1, name="a", leaves_s=20), ClusterRow(num_gpus=1, name="a", joins_s=20)]
+    trace = trace_of(*[TraceTask(0, "k", 10, TaskRequirements(min_gpus=1)) for _ in range(4)])
+    found = figures(trace, cluster)
+    assert (found.makespan_s, found.utilisation, found.gpu_allocation_ratio) == (40, 1, 1)
+    assert lower_bound_s(trace, cluster) == 40
+
+
+def test_slots_are_the_most_at_the_same_time() -> None:
+    rows = [ClusterRow(cpus=3, leaves_s=9), ClusterRow(cpus=2, joins_s=5, leaves_s=20), ClusterRow(cpus=4, joins_s=9)]
+    assert slots_of(rows, gpus=False) == 6
+    assert slots_of([*rows, ClusterRow(cpus=9, joins_s=7, leaves_s=7)], gpus=False) == 6
 
 
 def test_bound_where_devices_differ() -> None:
