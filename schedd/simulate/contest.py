@@ -33,8 +33,8 @@ class Rules(Struct, frozen=True):
     """How the runs go, beside what the settings say.
 
     backfill: under orders of the literature, tasks may overtake the one that waits. one_by_one: as in `Simulator`.
-    restart_costs: of tasks under preemptive policies. known: policies that learn have learned beforehand how long each
-    task takes on each model.
+    restart_costs: of tasks under preemptive policies. known: `adaptive` has learned beforehand how long each task takes
+    on each model.
     """
 
     backfill: bool = False
@@ -73,7 +73,8 @@ def run_under(
     if rules.known:
         if not isinstance(trace, Trace):
             raise TraceError("what is submitted by result is not known beforehand", "leave out --known")
-        trace, learned = with_all_known(trace, cluster)
+        if name == AdaptiveScheduler.name:  # kinds of their own for what takes equally long are no matter of others
+            trace, learned = with_all_known(trace, cluster)
     simulator = Simulator(
         trace,
         cluster,
@@ -84,7 +85,7 @@ def run_under(
         keep_spans=keep_spans,
         ledgers=ledgers_of(name, rng),
     )
-    if learned and simulator.engine.policy.name == AdaptiveScheduler.name:
+    if learned:
         simulator.engine.recall({AdaptiveScheduler.name: learned})
     return simulator.run(on_progress)
 

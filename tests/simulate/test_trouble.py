@@ -11,7 +11,7 @@ from schedd.core.model import TaskRequirements
 from schedd.core.policies import POLICIES
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
-from schedd.simulate.contest import run_under
+from schedd.simulate.contest import Rules, run_under, settings_name
 from schedd.simulate.metrics import figures_of
 from schedd.simulate.run import Run, Simulator
 from schedd.simulate.trace import Trace, TraceTask
@@ -202,6 +202,18 @@ def test_informed_hears_of_each_change_at_once() -> None:
     run = run_under("informed", Trace("made", tasks), cluster, parse_settings('policy.name = "adaptive"'))
     assert set(run.where[5:]) == {0}, "the other is ten times as slow from then on"
     assert max(run.finish_s) == 190
+
+
+@pytest.mark.parametrize("policy", ["informed", "batch", "work_stealing"])
+def test_what_is_known_beforehand_is_known_to_adaptive_alone(policy: str) -> None:
+    tasks = [TraceTask(0, "ab"[i % 2], 1 + chance(0, i, 0) * (3 + i % 2 * 20), TaskRequirements()) for i in range(60)]
+    cluster = [ClusterRow(), ClusterRow(slow_factor=0.3)]
+    settings = parse_settings(f'policy.name = "{settings_name(policy)}"')
+    plain, known = (
+        run_under(policy, Trace("made", tasks), cluster, settings, 0, Rules(known=k)) for k in (False, True)
+    )
+    assert (plain.start_s, plain.where) == (known.start_s, known.where)
+    assert {task.kind for task in known.trace.tasks} == {"a", "b"}
 
 
 def test_informed_needs_to_know_all_tasks() -> None:
