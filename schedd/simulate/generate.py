@@ -130,7 +130,7 @@ def slots_for(requirements: TaskRequirements, cluster: Sequence[ClusterRow]) -> 
         rooms = [row.resources().cpus / requirements.cpus] if requirements.cpus else []
         if requirements.min_gpus:
             share = requirements.min_gpus
-            rooms.append(row.num_gpus // share if share >= 1 else row.num_gpus * (1 // share))
+            rooms.append(row.num_gpus // share if share >= 1 else row.num_gpus * int(1 / share + 1e-9))
         return int(min(rooms, default=0) + 1e-9)
 
     return int(most_at_once(cluster, of_one))

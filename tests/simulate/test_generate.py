@@ -8,9 +8,10 @@ from statistics import fmean
 import pytest
 
 from schedd.config import parse_settings
+from schedd.core.model import TaskRequirements
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
-from schedd.simulate.generate import ARRIVALS, generate, parse_load
+from schedd.simulate.generate import ARRIVALS, generate, parse_load, slots_for
 from schedd.simulate.metrics import figures_of
 from schedd.simulate.run import Simulator
 from schedd.simulate.trace import Trace
@@ -35,6 +36,11 @@ def test_load_is_what_was_asked_for(arrivals: str) -> None:
 def test_worker_that_comes_back_is_one_worker() -> None:
     cluster = [ClusterRow(name="a", cpus=4, leaves_s=20), ClusterRow(name="a", cpus=4, joins_s=20), ClusterRow(cpus=2)]
     assert drawn("poisson:tasks=100", cluster).tasks == drawn("poisson:tasks=100", [ClusterRow(cpus=6)]).tasks
+
+
+@pytest.mark.parametrize(("share", "slots"), [(0.1, 10), (0.2, 5), (0.3, 3), (0.05, 20), (0.6, 1)])
+def test_as_many_tasks_as_shares_of_a_device(share: float, slots: int) -> None:
+    assert slots_for(TaskRequirements(min_gpus=share, cpus=0), [ClusterRow(count=2, num_gpus=3)]) == 6 * slots
 
 
 def test_bursts_are_bursts() -> None:
