@@ -128,6 +128,7 @@ class _Machine:
     def __init__(
         self, name: str, trace: Trace, cluster: Sequence[ClusterRow], costs: Mapping[int, Mapping[str, float]]
     ) -> None:
+        _must_be_plain(name, trace, cluster)
         self._key_of = PREEMPTIVE[name]
         count = len(trace.tasks)
         start_s, finish_s, held_s = (array("d", repeat(-1.0, count)) for _ in range(3))
@@ -205,6 +206,23 @@ class _Machine:
                     run.start_s[job.row] = self._now
                 run.where[job.row] = place[0]
         run.gpus_peak = max(run.gpus_peak, sum(job.width for job in self._running))
+
+
+def _must_be_plain(name: str, trace: Trace, cluster: Sequence[ClusterRow]) -> None:
+    """Raise TraceError where something goes wrong that this machine would pass over."""
+    for row in cluster:
+        told = {
+            "joins_s": row.joins_s,
+            "leaves_s": row.leaves_s is not None,
+            "fail_share": row.fail_share,
+            "slow_factor": row.slow_factor != 1.0,
+            "latency_s": row.latency_s,
+        }
+        for key in filter(told.get, told):
+            raise TraceError(f"a worker of the cluster has {key}, which {name} does not know", ELSEWHERE)
+    for number, task in enumerate(trace.tasks):
+        if task.failures or task.fails:
+            raise TraceError(f"attempts of task {number} fail, which {name} does not know", ELSEWHERE)
 
 
 def _job(name: str, row: int, task: TraceTask, uses_gpus: bool, costs: Mapping[int, Mapping[str, float]]) -> _Job:

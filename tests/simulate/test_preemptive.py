@@ -94,6 +94,24 @@ def test_what_this_machine_does_not_know(task: TraceTask, message: str) -> None:
         run_of("srtf", task, nodes=2, gpus=8)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [{"joins_s": 5.0}, {"leaves_s": 0.0}, {"fail_share": 0.1}, {"slow_factor": 2.0}, {"latency_s": 0.1}],
+    ids=lambda row: next(iter(row)),
+)
+def test_cluster_in_which_something_goes_wrong(row: dict[str, float]) -> None:
+    cluster = [ClusterRow(num_gpus=1), ClusterRow(num_gpus=1, **row)]  # type: ignore[arg-type]
+    with pytest.raises(TraceError, match=f"a worker of the cluster has {next(iter(row))}, which srsf does not know"):
+        run_preemptive("srsf", Trace("made", [job(0, 1)]), cluster)
+
+
+@pytest.mark.parametrize("failing", [{"failures": (0.5,)}, {"fails": True}])
+def test_tasks_that_fail(failing: dict[str, object]) -> None:
+    task = TraceTask(0, "k", 1, TaskRequirements(min_gpus=1), **failing)  # type: ignore[arg-type]
+    with pytest.raises(TraceError, match="attempts of task 1 fail, which srtf does not know"):
+        run_of("srtf", job(0, 1), task)
+
+
 def test_restart_costs_of_widths_that_the_table_does_not_have(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     path.write_text('{"4": {"k": 7}, "1": {"k": 3}}')
