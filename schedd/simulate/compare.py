@@ -17,7 +17,7 @@ from statistics import fmean
 
 from msgspec import Struct
 
-from schedd.simulate.metrics import TAU_S, half_width, quantile
+from schedd.simulate.metrics import TAU_S, half_width, quantile, runtimes_of
 from schedd.simulate.run import Run
 
 #: What may be asked for; less is better with all of them.
@@ -78,7 +78,7 @@ def values_of(run: Run, objective: str) -> array[float]:
         submits = (task.submit_s - first_s for task in run.trace.tasks)
         values = array("d", (end - submit for end, submit in zip(run.finish_s, submits, strict=True)))
     if objective == "mean_bounded_slowdown":
-        runtimes = (end - start for end, start in zip(run.finish_s, run.start_s, strict=True))
+        runtimes = runtimes_of(run, range(len(values)))
         values = array("d", (max(1.0, flow / max(ran, TAU_S)) for flow, ran in zip(values, runtimes, strict=True)))
     for row in run.unsuccessful:
         values[row] = math.nan

@@ -55,10 +55,8 @@ def figures_of(run: Run) -> Figures:
     starts, finishes = [run.start_s[i] for i in ran], [run.finish_s[i] for i in ran]
     submits = [task.submit_s - first_s for task in tasks]
     flows = [finish - submit for finish, submit in zip(finishes, submits, strict=True)]
-    if run.held_s is None:
-        held = runtimes = [finish - start for finish, start in zip(finishes, starts, strict=True)]
-    else:
-        held, runtimes = [run.held_s[i] for i in ran], [task.runtime_s for task in tasks]
+    runtimes = runtimes_of(run, ran)
+    held = runtimes if run.held_s is None else [run.held_s[i] for i in ran]
     slowdowns = [max(1.0, flow / max(runtime, TAU_S)) for flow, runtime in zip(flows, runtimes, strict=True)]
     makespan = max(run.finish_s)
     uses_gpus = any(task.requirements.min_gpus for task in tasks)
@@ -90,6 +88,14 @@ def figures_of(run: Run) -> Figures:
         tasks=len(run.trace.tasks),
         decision_us=run.engine_s * 1e6 / max(1, run.placements),
     )
+
+
+def runtimes_of(run: Run, rows: Iterable[int]) -> list[float]:
+    """How long tasks that ran took: their last attempts; of preempted ones, which go on with what they have, all."""
+    if run.held_s is None:
+        return [run.finish_s[row] - run.start_s[row] for row in rows]
+    tasks = (run.trace.tasks[row] for row in rows)
+    return [min(task.runtimes.values(), default=task.runtime_s) for task in tasks]
 
 
 def slots_of(cluster: Iterable[ClusterRow], *, gpus: bool) -> float:

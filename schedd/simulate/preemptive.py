@@ -202,6 +202,7 @@ class _Machine:
             self._running.append(job)
             if job.row not in were:
                 run.placements += 1
+                run.attempts += 1
                 if run.start_s[job.row] < 0:
                     run.start_s[job.row] = self._now
                 run.where[job.row] = place[0]

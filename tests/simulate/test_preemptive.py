@@ -7,10 +7,14 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+from msgspec import structs
 
+from schedd.config import Settings
 from schedd.core.model import TaskRequirements
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
+from schedd.simulate.compare import Values, values_of
+from schedd.simulate.contest import run_under
 from schedd.simulate.metrics import figures_of
 from schedd.simulate.preemptive import PREEMPTIVE, Nodes, read_restart_costs, run_preemptive
 from schedd.simulate.run import Run
@@ -33,9 +37,32 @@ def test_shorter_one_takes_over_and_the_other_goes_on() -> None:
     assert list(run.finish_s) == [13, 7, 22]
     assert list(run.start_s) == [0, 4, 13]
     found = figures_of(run)
-    assert (found.utilisation, found.wasted_s, run.placements) == (1, 0, 4)
+    assert (found.utilisation, found.wasted_s, run.placements, found.attempts) == (1, 0, 4, 4)
     assert found.mean_queueing_delay_s == pytest.approx(8 / 3)
     assert found.mean_bounded_slowdown == pytest.approx((13 / 10 + 1 + 17 / 10) / 3)
+
+
+def test_slowdown_is_over_the_runtime_alone() -> None:
+    jobs = [job(0, 10), job(4, 30), job(5, 20)]
+    by_model = [structs.replace(each, runtime_s=0.0, runtimes={"A": each.runtime_s}) for each in jobs]
+    runs = [
+        run_preemptive("srtf", Trace("made", each), [ClusterRow(num_gpus=1, gpu_model="A")])
+        for each in (jobs, by_model)
+    ]
+    for run in runs:
+        assert figures_of(run).mean_bounded_slowdown == pytest.approx((1 + 56 / 30 + 25 / 20) / 3)
+        found = Values([values_of(run, "mean_bounded_slowdown")], "mean_bounded_slowdown")
+        assert found.value == pytest.approx(figures_of(run).mean_bounded_slowdown)
+
+
+def test_slowdown_of_preempted_tasks_in_a_comparison() -> None:
+    run = run_of("srtf", job(0, 100), job(50, 20))
+    assert list(values_of(run, "mean_bounded_slowdown")) == [1.2, 1]
+
+
+def test_it_is_not_drawn() -> None:
+    with pytest.raises(TraceError, match="srtf cannot be drawn"):
+        run_under("srtf", Trace("made", [job(0, 1)]), [ClusterRow(num_gpus=1)], Settings(), keep_spans=True)
 
 
 def test_service_counts_devices() -> None:
