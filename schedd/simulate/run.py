@@ -46,7 +46,7 @@ from schedd.core.policies.base import TaskScheduler
 from schedd.core.resources import need_of
 from schedd.core.timers import NEVER
 from schedd.errors import TraceError
-from schedd.simulate.cluster import ClusterRow, named
+from schedd.simulate.cluster import RETRIES_ENOUGH, ClusterRow, named
 from schedd.simulate.trace import Trace, TraceTask
 from schedd.simulate.workers import Attempt, VirtualWorker, chance
 from schedd.simulate.workload import TraceWorkload, Workload
@@ -160,6 +160,8 @@ class Simulator:
         )
         self._engine = Engine(policy or settings.policy.build(), engine, random.Random(seed))
         self._seed = seed
+        #: How often tasks are tried again that a worker fails.
+        self._retries = settings.retries.error
         self._one_by_one = one_by_one
         self._ledgers = ledgers
         self._workload: Workload = TraceWorkload(trace) if isinstance(trace, Trace) else trace
@@ -425,7 +427,7 @@ class Simulator:
 
     def _sort_of(self, task: TraceTask) -> _Sort:
         # By identity of the requirements, which the sort keeps alive: to compare them would cost more than the rest.
-        retries = len(task.failures) if task.failures or task.fails else -1
+        retries = self._retries_of(task) if task.failures or task.fails else -1
         key = (id(task.requirements), task.kind, task.priority, retries)
         sort = self._sorts.get(key)
         if sort is None:
@@ -437,6 +439,11 @@ class Simulator:
             spec = TaskSpec(_PAYLOAD, task.kind, "", task.priority, task.requirements, rules)
             sort = self._sorts[key] = _Sort(spec, ev.SubmitTasks(0, [spec], [TaskEntry(0)]))
         return sort
+
+    def _retries_of(self, task: TraceTask) -> int:
+        """How often a task that fails by itself is tried again: for that, and beyond it as often as any other."""
+        more = 0 if task.fails else self._retries
+        return min(len(task.failures) + more, RETRIES_ENOUGH)
 
     # ------------------------------------------------------------------------------------------- effects of the engine
 

@@ -189,6 +189,15 @@ def test_tasks_of_a_trace_may_fail_by_themselves() -> None:
     assert run.wasted_s == pytest.approx(5 + 1 + 10)
 
 
+def test_what_a_worker_fails_is_tried_again_whatever_has_failed_by_itself() -> None:
+    trace = bag(300, 10, failures=(0.5,))
+    run = simulated(trace, [ClusterRow(count=10, fail_share=0.3)])
+    assert (run.failed, run.attempts > 650) == (0, True)
+    assert simulated(trace, [ClusterRow()], text="retries.error = 1000000").failed == 0
+    strict = simulated(trace, [ClusterRow(count=10, fail_share=0.3)], text="failures.hopeless_kind = false")
+    assert strict.failed > 30, "nobody tries again what the settings do not"
+
+
 def test_two_workers_of_one_name() -> None:
     with pytest.raises(TraceError, match="two workers are called 'a' at a time"):
         simulated(bag(1, 1), [ClusterRow(name="a"), ClusterRow(name="a")])
