@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from schedd.core.model import TaskRequirements
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.metrics import slots_of
 from schedd.simulate.trace import Trace
@@ -27,7 +28,7 @@ def lower_bound_s(trace: Trace, cluster: Sequence[ClusterRow]) -> float | None:
     )
     if all(len(set(task.runtimes.values())) <= 1 for task in trace.tasks):
         return max(own, _area(trace, cluster, speed))
-    if any(task.submit_s > first_s or task.requirements.min_gpus != 1 for task in trace.tasks):
+    if any(task.submit_s > first_s or _least(task.requirements, True) != 1 for task in trace.tasks):
         return None
     program = _program(trace, cluster, sorted(models))
     return None if program is None else max(own, program / speed)
@@ -52,10 +53,16 @@ def _area(trace: Trace, cluster: Sequence[ClusterRow], speed: float) -> float:
         work = 0.0
         for task in reversed(trace.tasks):
             runtime = min(task.runtimes.values(), default=task.runtime_s)
-            work += runtime * (task.requirements.min_gpus if gpus else task.requirements.cpus)
+            work += runtime * _least(task.requirements, gpus)
             if work and slots:
                 best = max(best, task.submit_s - first_s + work / slots)
     return best
+
+
+def _least(asked: TaskRequirements, gpus: bool) -> float:
+    """Of its alternatives the one that needs the least."""
+    least = asked.min_gpus if gpus else asked.cpus
+    return min([least, *(each.min_gpus if gpus else each.cpus for each in asked.variants)]) if asked.variants else least
 
 
 def _program(trace: Trace, cluster: Sequence[ClusterRow], models: Sequence[str]) -> float | None:

@@ -67,8 +67,8 @@ def figures_of(run: Run) -> Figures:
         for ends_s in (makespan if row.leaves_s is None else row.leaves_s,)
     )
     busy = math.fsum(
-        runtime * (task.requirements.min_gpus if uses_gpus else task.requirements.cpus)
-        for runtime, task in zip(held, tasks, strict=True)
+        runtime * (needs.min_gpus if uses_gpus else needs.cpus)
+        for runtime, needs in zip(held, map(run.needs, ran), strict=True)
     )
     in_order = sorted(flows)
     return Figures(

@@ -328,8 +328,8 @@ def _uses_gpus(run: Run) -> bool:
 
 
 def _slots(run: Run, span: Span, gpus: bool) -> float:
-    requirements = run.trace.tasks[span.index].requirements
-    return requirements.min_gpus if gpus else requirements.cpus
+    needs = run.needs(span.index)
+    return needs.min_gpus if gpus else needs.cpus
 
 
 def _binned(spans: Iterable[tuple[Span, float]], end_s: float) -> tuple[list[float], list[float]]:

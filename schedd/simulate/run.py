@@ -36,6 +36,7 @@ from schedd.core.model import (
     Task,
     TaskEntry,
     TaskId,
+    TaskRequirements,
     TaskRules,
     TaskSpec,
     WorkerId,
@@ -111,6 +112,12 @@ class Run(Struct):
     spans: list[Span] | None = None
     #: Whether what was submitted may have depended on what had ended: then its tasks are not those of another run.
     reacts: bool = False
+    #: Which alternative a task was placed by at last, where it needs other amounts than the first.
+    placed: dict[int, TaskRequirements] = field(default_factory=dict)
+
+    def needs(self, index: int) -> TaskRequirements:
+        """What a task had on its last worker, or would have by its first alternative."""
+        return self.placed.get(index) or self.trace.tasks[index].requirements
 
     @property
     def failed(self) -> int:
@@ -588,10 +595,23 @@ class Simulator:
         run.attempts += 1
         run.start_s[index] = (now - BEGINNING_NS) / SECOND
         run.where[index] = worker.place
-        if gpus := row.requirements.min_gpus:
+        needs = row.requirements
+        if needs.variants:
+            needs = self._placed_by(attempt, needs)
+        if gpus := needs.min_gpus:
+            attempt.gpus = gpus
             self._gpus += gpus
             run.gpus_peak = max(run.gpus_peak, self._gpus)
         return AttemptStarted(task_id, attempt.number, now, attempt.devices)
+
+    def _placed_by(self, attempt: Attempt, asked: TaskRequirements) -> TaskRequirements:
+        """Which of its alternatives an attempt was placed by; noted where it needs other amounts than the first."""
+        index, task = attempt.task_id - 1, self._engine.tasks.get(attempt.task_id)
+        needs = (asked, *asked.variants)[task.variant] if task is not None else asked
+        self._run.placed.pop(index, None)
+        if (needs.min_gpus, needs.cpus) != (asked.min_gpus, asked.cpus):
+            self._run.placed[index] = needs
+        return needs
 
     def _work_s(self, row: TraceTask, attempt: Attempt, work_s: float) -> float:
         """How long an attempt will take where things go wrong; and whether it will end well."""
@@ -670,7 +690,7 @@ class Simulator:
     def _forget_running(self, attempt: Attempt, at: Instant) -> None:
         task_id = attempt.task_id
         del self._running[task_id]
-        self._gpus -= self._tasks[task_id - 1].requirements.min_gpus
+        self._gpus -= attempt.gpus
         if self._run.spans is not None:
             start_s, end_s = ((each - BEGINNING_NS) / SECOND for each in (attempt.started_ns, at))
             place, devices = attempt.worker.place, attempt.devices

@@ -19,7 +19,10 @@ _MASK = (1 << 64) - 1
 
 
 class Attempt(Struct, eq=False):
-    """An attempt on its worker. started_ns: 0 while it waits there. is_over: it was stopped, or its worker is gone."""
+    """An attempt on its worker. started_ns: 0 while it waits there. is_over: it was stopped, or its worker is gone.
+
+    gpus: how many it has, where it runs.
+    """
 
     worker: VirtualWorker
     task_id: TaskId
@@ -29,6 +32,7 @@ class Attempt(Struct, eq=False):
     devices: tuple[int, ...] = ()
     is_ok: bool = True
     is_over: bool = False
+    gpus: float = 0.0
 
 
 class VirtualWorker:

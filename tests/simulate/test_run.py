@@ -122,6 +122,20 @@ def test_shares_of_a_device_run_beside_each_other() -> None:
     assert (found.makespan_s, found.utilisation, found.gpu_allocation_ratio) == (20, 1.0, 1.0)
 
 
+@pytest.mark.parametrize("latency_s", [0.0, 0.001])
+def test_alternative_that_was_placed_is_what_is_busy(latency_s: float) -> None:
+    """Two GPUs of model A, or else one of model B, of which there are two."""
+    needs = TaskRequirements(min_gpus=2, gpu_model="A", variants=(TaskRequirements(min_gpus=1, gpu_model="B"),))
+    trace = trace_of(*[TraceTask(0, "k", 1000, needs) for _ in range(2)])
+    cluster = [ClusterRow(num_gpus=2, gpu_model="B", latency_s=latency_s)]
+    run = simulated(trace, cluster)
+    found = figures_of(run)
+    assert (found.utilisation, found.gpu_allocation_ratio) == pytest.approx((1, 1), rel=1e-4)
+    assert lower_bound_s(trace, cluster) == 1000
+    first = figures(trace, [ClusterRow(num_gpus=2, gpu_model="A", latency_s=latency_s)])
+    assert (first.utilisation, first.gpu_allocation_ratio) == pytest.approx((1, 1), rel=1e-4)
+
+
 @every_policy
 def test_every_policy_finishes_every_task_once(policy: str) -> None:
     dice = random.Random(3)
