@@ -19,6 +19,8 @@ COLUMNS = (
     Column("95 %", right=True),
     Column("best in", right=True),
 )
+#: What no journal says of a run.
+UNRECORDED = {"gpu_allocation_ratio": None, "decision_us": None}
 WORDS = {
     "mean_flow_time": "mean JCT, s",
     "makespan": "makespan, s",
@@ -94,7 +96,7 @@ class Verdict:
             from schedd.simulate.metrics import figures_of
 
             was = self._history.recorded
-            told["recorded"] = None if was is None else structs.asdict(figures_of(was))
+            told["recorded"] = None if was is None else structs.asdict(figures_of(was)) | UNRECORDED
             told["left_out"] = structs.asdict(self._history.left_out)
         return told
 

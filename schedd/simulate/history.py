@@ -142,7 +142,8 @@ class Recorder:
         self._other_ends: dict[TaskId, Instant] = {}
         self._left_out = LeftOut()
         self._steals = 0
-        #: Time of attempts that did not count.
+        #: Attempts that started, and the time of those that did not count.
+        self._attempts = 0
         self._wasted_s = 0.0
 
     def take(self, page: Page) -> None:
@@ -213,7 +214,9 @@ class Recorder:
             failed = [attempt for attempt in ran[:-1] if attempt.cause in OWN_FAILURES]
             succeeded = last.cause not in OWN_FAILURES
             counts = last if succeeded else None
-            self._wasted_s += sum(_seconds(a) for a in record.attempts if a.started_at_ns and a is not counts)
+            started = [attempt for attempt in record.attempts if attempt.started_at_ns]
+            self._attempts += len(started)
+            self._wasted_s += sum(_seconds(attempt) for attempt in started if attempt is not counts)
             self._ended.append(_Ended(record.id, row, record.kind, record.priority, succeeded, last, failed))
 
     def _model_of(self, worker_id: WorkerId, at_ns: Instant) -> str:
@@ -252,7 +255,7 @@ class Recorder:
         tasks = [_task(rows[i], ready[i] - first_ns, ran_on[i], models, speeds, places) for i in order]
         trace = Trace("journal", tasks)
         self._left_out.unfinished = len(self._open)
-        was = self._as_it_was(trace, recorded, [rows[i].last for i in order], first_ns) if recorded else None
+        was = self._as_it_was(trace, recorded, [rows[i] for i in order], first_ns) if recorded else None
         new = [model for model in models if model not in speeds.models]
         return History(trace, workers, was, self._left_out, new)
 
@@ -287,10 +290,9 @@ class Recorder:
             )
         return found
 
-    def _as_it_was(
-        self, trace: Trace, workers: list[ClusterRow], attempts: Sequence[AttemptRecord], first_ns: Instant
-    ) -> Run:
+    def _as_it_was(self, trace: Trace, workers: list[ClusterRow], rows: Sequence[_Ended], first_ns: Instant) -> Run:
         """The run that the daemon itself made of it; of several spans of a worker the last is meant."""
+        attempts = [row.last for row in rows]
         places = {worker.name: place for place, worker in enumerate(workers)}
         return Run(
             trace,
@@ -299,6 +301,8 @@ class Recorder:
             array("d", [(attempt.finished_at_ns - first_ns) / SECOND for attempt in attempts]),
             array("q", [places.get(attempt.worker_id, -1) for attempt in attempts]),
             steals=self._steals,
+            attempts=self._attempts,
+            unsuccessful={place for place, row in enumerate(rows) if not row.succeeded},
             wasted_s=self._wasted_s,
         )
 

@@ -13,6 +13,7 @@ from schedd.core.policies import POLICIES
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.history import RecordedWorker
+from schedd.simulate.metrics import figures_of
 from schedd.simulate.run import Simulator
 from schedd.simulate.trace import Trace, TraceTask
 
@@ -79,6 +80,8 @@ def test_failures_are_repeated_after_the_same_share() -> None:
     assert (two.runtime_s, two.failures, two.fails) == (3, (), True)
     assert history.recorded is not None
     assert history.recorded.wasted_s == 5
+    found = figures_of(history.recorded)
+    assert (found.attempts, found.failed, history.recorded.unsuccessful) == (3, 1, {1})
     run = Simulator(history.trace, history.workers, FIFO).run()
     assert run.wasted_s == pytest.approx(5)
     assert run.placements == 3
