@@ -4,7 +4,8 @@ flow time (JCT): submit to finish. Queueing delay: submit to start. Bounded slow
 tau)) with tau = 10 s (Feitelson and Rudolph, 1998). Makespan: first submit to last finish. Utilisation: busy slot-time
 over available slot-time in the makespan; slots are GPUs where any task needs one, else CPUs. Fairness: Jain's index of
 the bounded slowdowns, (sum x)^2 / (n sum x^2), 1 where all are equal (Jain, Chiu, Hawe, 1984). Of a task that was tried
-several times the last attempt counts, the others are wasted; what never ran counts only as failed.
+several times the last attempt counts, the others are wasted; where it failed for good that is wasted, too, and counts
+only for the times. What never ran counts only as failed.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def figures_of(run: Run) -> Figures:
     )
     busy = math.fsum(
         runtime * (needs.min_gpus if uses_gpus else needs.cpus)
-        for runtime, needs in zip(held, map(run.needs, ran), strict=True)
+        for runtime, needs, row in zip(held, map(run.needs, ran), ran, strict=True)
+        if row not in run.unsuccessful
     )
     in_order = sorted(flows)
     return Figures(

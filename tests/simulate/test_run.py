@@ -325,6 +325,11 @@ def test_worker_comes_back_under_its_name() -> None:
         simulated(trace_of(cpu_task(0, 10)), [ClusterRow(name="a"), ClusterRow(name="a")])
 
 
+def test_what_failed_for_good_was_wasted_and_not_in_use() -> None:
+    found = figures(trace_of(cpu_task(0, 10), cpu_task(0, 30, fails=True)), [ClusterRow()])
+    assert (found.makespan_s, found.wasted_s, found.utilisation) == (40, 30, 0.25)
+
+
 def test_task_fails_as_often_as_it_says() -> None:
     tasks = [cpu_task(0, 10, failures=(0.5, 0.2)), cpu_task(1, 3, fails=True)]
     run = simulated(trace_of(*tasks), [ClusterRow(cpus=2)], text="retries.delay_s = 0.0")
