@@ -55,7 +55,8 @@ def figures_of(run: Run) -> Figures:
     tasks = [run.trace.tasks[i] for i in ran]
     starts, finishes = [run.start_s[i] for i in ran], [run.finish_s[i] for i in ran]
     submits = [task.submit_s - first_s for task in tasks]
-    flows = [finish - submit for finish, submit in zip(finishes, submits, strict=True)]
+    # A run goes by whole nanoseconds: what starts at once may start a part of one before its submit.
+    flows = [max(0.0, finish - submit) for finish, submit in zip(finishes, submits, strict=True)]
     runtimes = runtimes_of(run, ran)
     held = runtimes if run.held_s is None else [run.held_s[i] for i in ran]
     slowdowns = [max(1.0, flow / max(runtime, TAU_S)) for flow, runtime in zip(flows, runtimes, strict=True)]
@@ -78,7 +79,7 @@ def figures_of(run: Run) -> Figures:
         mean_flow_time_s=fmean(flows),
         p50_flow_time_s=quantile(in_order, 0.5),
         p99_flow_time_s=quantile(in_order, 0.99),
-        mean_queueing_delay_s=fmean(start - submit for start, submit in zip(starts, submits, strict=True)),
+        mean_queueing_delay_s=fmean(max(0.0, start - submit) for start, submit in zip(starts, submits, strict=True)),
         mean_bounded_slowdown=fmean(slowdowns),
         utilisation=busy / available if available else 0.0,
         gpu_allocation_ratio=run.gpus_peak / slots if uses_gpus else None,

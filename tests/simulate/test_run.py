@@ -61,6 +61,12 @@ def test_one_slot_takes_one_task_after_the_other() -> None:
     assert found.gpu_allocation_ratio is None
 
 
+def test_what_starts_at_once_has_no_delay() -> None:
+    found = figures(trace_of(*[cpu_task(1.7e9 + 0.3 + i / 7, 0) for i in range(50)]), [ClusterRow()])
+    assert (found.mean_queueing_delay_s >= 0, found.p50_flow_time_s >= 0) == (True, True)
+    assert math.copysign(1, found.mean_queueing_delay_s) == 1
+
+
 def test_more_important_tasks_go_first_under_priority() -> None:
     trace = trace_of(cpu_task(0, 10), cpu_task(0, 10, priority=1), cpu_task(0, 10, priority=2))
     assert list(simulated(trace, [ClusterRow()], "priority").start_s) == [20, 10, 0]
