@@ -14,6 +14,7 @@ A search has ended when nothing of it is left to run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from math import fsum
@@ -37,11 +38,14 @@ class Rule(Protocol):
     """Who goes on, for one search."""
 
     def record(self, trial: int, rung: int, score: float) -> Sequence[int]:
-        """Take in a result; returns the trials that go on to the next rung, in the order of their submission."""
+        """Take in a result, NaN of what failed: that is out of the race.
+
+        Returns the trials that go on to the next rung, in the order of their submission.
+        """
 
 
 class Halving:
-    """The best 1/eta of a rung, and one at least, once all of it is known."""
+    """The best 1/eta of what succeeded of a rung, and one at least, once all of it is known."""
 
     def __init__(self, rungs: int, eta: int, trials: int) -> None:
         self._eta = eta
@@ -50,8 +54,11 @@ class Halving:
         self._results: list[tuple[float, int]] = []
 
     def record(self, trial: int, rung: int, score: float) -> Sequence[int]:
-        self._results.append((-score, trial))
-        if len(self._results) < self._awaited or rung == self._rungs - 1:
+        if math.isnan(score):
+            self._awaited -= 1
+        else:
+            self._results.append((-score, trial))
+        if len(self._results) < self._awaited or not self._results or rung == self._rungs - 1:
             return ()
         self._awaited = max(1, len(self._results) // self._eta)
         best = sorted(self._results)[: self._awaited]
@@ -89,7 +96,7 @@ class _Search(Struct):
     rule: Rule
     left: int
     end_s: float = 0.0
-    #: When the first configuration had its full training.
+    #: When the first configuration had its full training; 0: none had.
     full_s: float = 0.0
 
 
@@ -136,9 +143,10 @@ class Reactive(TraceWorkload):
         done = self._evaluations[index]
         search, rungs = done.search, done.search.rungs
         search.left -= 1
-        if done.rung == len(rungs.levels) - 1 and not search.full_s:
+        if ok and done.rung == len(rungs.levels) - 1 and not search.full_s:
             search.full_s = now_s
-        for trial in search.rule.record(done.trial, done.rung, rungs.score(search.first + done.trial, done.rung)):
+        score = rungs.score(search.first + done.trial, done.rung) if ok else math.nan
+        for trial in search.rule.record(done.trial, done.rung, score):
             self._submit(_Evaluation(search, trial, done.rung + 1), now_s)
         if not search.left:
             search.end_s = now_s
@@ -152,12 +160,15 @@ class Reactive(TraceWorkload):
         self.trace.tasks.append(task)
 
     def figures(self) -> dict[str, Any]:
-        """When each search ended, in the order of their submission, and had its first fully trained configuration."""
+        """When each search ended, in the order of their submission, and had its first fully trained configuration.
+
+        The latter is 0 of a search that had none, which does not count for the mean.
+        """
         ends, fulls = [each.end_s for each in self.searches], [each.full_s for each in self.searches]
         return {
             "mean_search_end_s": fmean(ends),
             "search_end_s": ends,
-            "mean_search_full_s": fmean(fulls),
+            "mean_search_full_s": fmean([each for each in fulls if each] or [0.0]),
             "search_full_s": fulls,
         }
 

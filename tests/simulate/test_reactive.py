@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,6 +89,50 @@ def test_best_of_a_rung_go_on_best_first_and_one_at_least() -> None:
     assert [list(rule.record(trial, 0, score)) for trial, score in enumerate(scores)] == [[]] * 6 + [[1, 3]]
     assert [list(rule.record(trial, 1, score)) for trial, score in ((3, 1.0), (1, 2.0))] == [[], [1]]
     assert list(rule.record(1, 2, 3.0)) == []
+
+
+def test_rung_is_complete_without_what_failed_of_it() -> None:
+    rule = Halving(rungs=2, eta=2, trials=4)
+    assert [list(rule.record(trial, 0, score)) for trial, score in enumerate([9.0, math.nan, 1.0, math.nan])] == [
+        [],
+        [],
+        [],
+        [0],
+    ]
+    assert list(rule.record(0, 1, math.nan)) == []
+    none_left = Halving(rungs=2, eta=2, trials=2)
+    assert [list(none_left.record(trial, 0, math.nan)) for trial in range(2)] == [[], []]
+
+
+@pytest.mark.parametrize("rule", ["halving", "asha"])
+def test_evaluation_that_failed_is_out_of_the_race(rule: str) -> None:
+    """The worst succeeds and is trained on; the others fail, however good they would have been."""
+    workload = Reactive([nine()], Plan(rule, levels=(1.0, 9.0)), TaskRequirements())
+    workload.take(0.0)
+    for index in (*range(1, 9), 0):
+        workload.on_finished(index, 100.0, index == 0)
+    promoted = workload.take(100.0)
+    assert len(promoted) == 1
+    assert workload._evaluations[9].trial == 0
+    workload.on_finished(9, 900.0, False)
+    assert workload.figures() == {
+        "mean_search_end_s": 900,
+        "search_end_s": [900],
+        "mean_search_full_s": 0,
+        "search_full_s": [0],
+    }
+
+
+def test_searches_in_which_evaluations_fail_come_to_an_end() -> None:
+    settings = parse_settings('policy.name = "priority"\nfailures = { hopeless_kind = false, quarantine = false }')
+    for rule in ("halving", "asha"):
+        workload = Reactive([drawn(81, 1)], Plan(rule), TaskRequirements())
+        run = Simulator(workload, [ClusterRow(count=5, fail_share=0.3)], settings).run()
+        of = [(id(each.search), each.trial, each.rung) for each in workload._evaluations]
+        failed = {of[index] for index in run.unsuccessful}
+        assert failed
+        assert not any((search, trial, rung - 1) in failed for search, trial, rung in of)
+        assert max(workload.figures()["search_end_s"]) == pytest.approx(max(run.finish_s))
 
 
 def test_policies_do_equal_work_and_priority_ends_searches_sooner() -> None:
