@@ -190,9 +190,13 @@ def _queue(runs: Mapping[str, Run]) -> Figure:
 
 
 def _waiting(run: Run) -> tuple[list[float], list[int]]:
-    """Instants, and how many tasks wait from each on: submitted or given back, and not started."""
+    """Instants, and how many tasks wait from each on: submitted or given back, and not started.
+
+    What never ran is left out: it waited for what failed, and nobody knows until when.
+    """
     first_s = run.trace.tasks[0].submit_s
-    steps = [(task.submit_s - first_s, 1) for task in run.trace.tasks]
+    rows = zip(run.start_s, run.trace.tasks, strict=True)
+    steps = [(task.submit_s - first_s, 1) for start_s, task in rows if start_s >= 0]
     ends: dict[int, float] = {}
     for span in _spans(run):
         steps.append((span.start_s, -1))
@@ -200,13 +204,9 @@ def _waiting(run: Run) -> tuple[list[float], list[int]]:
             ends[span.index] = span.end_s
             steps.append((span.end_s, 1))
     # What failed for good waits no more.
-    steps += [(end_s, -1) for index, end_s in ends.items() if not _succeeded(run, index, end_s)]
+    steps += [(end_s, -1) for index, end_s in ends.items() if index in run.unsuccessful]
     steps.sort()
     return [at for at, _ in steps], list(accumulate(step for _, step in steps))
-
-
-def _succeeded(run: Run, index: int, failed_s: float) -> bool:
-    return run.finish_s[index] > failed_s or run.start_s[index] >= failed_s
 
 
 # ---------------------------------------------------------------------------------------------------- where and when

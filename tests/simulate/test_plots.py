@@ -102,6 +102,15 @@ def test_task_that_failed_for_good_waits_no_more() -> None:
     assert plots._waiting(run)[1][-1] == 0
 
 
+def test_task_that_never_ran_does_not_wait_for_ever() -> None:
+    tasks = [
+        TraceTask(0, "a", 10, TaskRequirements(), fails=True),
+        TraceTask(5, "a", 10, TaskRequirements(), after=(0,)),
+    ]
+    run = ran(Trace("made", [*tasks, TraceTask(9, "a", 10, TaskRequirements())]), [ClusterRow()])
+    assert dict(zip(*plots._waiting(run), strict=True)) == {0: 0, 9: 1, 10: 0}
+
+
 def test_slots_in_use_by_time() -> None:
     run = three()
     times, means = plots._binned(((span, 1.0) for span in run.spans or () if span.ok), 35.0)
