@@ -380,7 +380,7 @@ class Simulator:
             return
         if self._one_by_one:
             tasks, self._due = tasks[:1], list(tasks[1:])
-        if events and _names_an_end(tasks, events):
+        if events and _may_have_failed(tasks, events):
             self._due[:0] = tasks
             return
         hopeless: list[TaskId] = []
@@ -398,6 +398,7 @@ class Simulator:
                     else:
                         spec = structs.replace(spec, hold=True)
                         hopeless.append(TaskId(first + len(entries) + 1))
+                        self._run.unsuccessful.add(first + len(entries))
                 number, _ = specs.setdefault(id(spec), (len(specs), spec))
                 entries.append(TaskEntry(number, after=after))
             events.append(ev.SubmitTasks(0, [spec for _, spec in specs.values()], entries))
@@ -697,7 +698,13 @@ class Simulator:
             self._run.spans.append(Span(task_id - 1, place, devices, start_s, end_s, attempt.is_ok))
 
 
-def _names_an_end(tasks: Iterable[TraceTask], events: Iterable[ev.Event]) -> bool:
-    """Whether a task comes after one that ends in this very turn: only the next one knows if that has gone well."""
-    ended = {end.task_id - 1 for event in events if isinstance(event, ev.AttemptsFinished) for end in event.attempts}
+def _may_have_failed(tasks: Iterable[TraceTask], events: Iterable[ev.Event]) -> bool:
+    """Whether only the next turn knows what has become of all that tasks come after.
+
+    That is so where one of them ends in this very turn, or may be given up because another one has failed.
+    """
+    ends = [end for event in events if isinstance(event, ev.AttemptsFinished) for end in event.attempts]
+    if any(end.cause is not _OK for end in ends):
+        return any(task.after for task in tasks)
+    ended = {end.task_id - 1 for end in ends}
     return bool(ended) and any(not ended.isdisjoint(task.after) for task in tasks)

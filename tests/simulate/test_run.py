@@ -97,6 +97,12 @@ def test_what_comes_after_a_failure_never_runs() -> None:
     assert (run.failed, run.unsuccessful) == (5, {0, 1, 3, 4, 5})
 
 
+def test_submit_that_names_what_is_given_up_in_its_turn() -> None:
+    fails, waits = cpu_task(0, 10, fails=True), cpu_task(0, 5, after=(0,))
+    run = simulated(trace_of(fails, waits, cpu_task(10, 5, after=(1,)), cpu_task(10, 5)), [ClusterRow()])
+    assert (list(run.start_s), run.unsuccessful) == ([0, -1, -1, 10], {0, 1, 2})
+
+
 def test_thousands_come_after_a_failure() -> None:
     later = [cpu_task(40, 5, after=(0,)) for _ in range(2500)]
     run = simulated(trace_of(cpu_task(0, 10, fails=True), *later, cpu_task(60, 5)), [ClusterRow()])
