@@ -32,6 +32,8 @@ COLUMNS = (
     Column("failed", right=True),
     Column("us/placement", right=True),
 )
+#: What no journal says of a run.
+UNRECORDED = {"gpu_allocation_ratio": None, "decision_us": None}
 SEARCH_COLUMNS = (Column("search end s", right=True), Column("fully trained s", right=True))
 
 
@@ -59,7 +61,7 @@ def cells(name: str, values: dict[str, Any], bound: float | None) -> list[str]:
         cell("wasted_s", 1),
         cell("attempts", 0),
         cell("failed", 0),
-        f"{values['decision_us']:,.0f}",
+        "-" if values["decision_us"] is None else f"{values['decision_us']:,.0f}",
         *(cell(key, 1) for key in ("mean_search_end_s", "mean_search_full_s") if key in values),
     ]
 

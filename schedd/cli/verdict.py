@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from schedd.cli.output import Column, Output
+from schedd.cli.simulated import UNRECORDED
 from schedd.cli.variants import Variant
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ COLUMNS = (
     Column("95 %", right=True),
     Column("best in", right=True),
 )
-#: What no journal says of a run.
-UNRECORDED = {"gpu_allocation_ratio": None, "decision_us": None}
 WORDS = {
     "mean_flow_time": "mean JCT, s",
     "makespan": "makespan, s",

@@ -59,7 +59,9 @@ def run_under(
         raise TraceError(f"{name} needs to know all tasks", f"of the daemon: {', '.join(POLICIES)}")
     if name in PREEMPTIVE and isinstance(trace, Trace):
         if keep_spans:
-            raise TraceError(f"{name} cannot be drawn: it keeps no account of what ran when", "leave out it or --plot")
+            raise TraceError(
+                f"{name} cannot be drawn: it keeps no account of what ran when", "leave it out, or the drawing"
+            )
         return run_preemptive(name, trace, cluster, rules.restart_costs, on_progress)
     if isinstance(trace, Trace):
         trace, cluster = told_apart(trace, cluster)

@@ -101,6 +101,7 @@ def test_settings(run: Run, files: list[str], tmp_path: Path) -> None:
         (["--levels", "1,3"], "there are no searches in a trace", "--workload halving"),
         (["--eta", "3"], "there are no searches in a trace", "--workload halving"),
         (["--restart-costs", "costs.json"], "--restart-costs are those of preemptive policies", "--policy srtf,srsf"),
+        (["--policy", "fifo,srtf", "--plot", "charts"], "srtf cannot be drawn", "leave out --plot"),
         (["--fill", "100", "--plot", "charts"], "--plot does nothing with --fill", "leave it out"),
         (["--fill", "100", "--objective", "makespan"], "--objective does nothing with --fill", "leave it out"),
         (["--fill", "100", "--known"], "--known does nothing with --fill", "leave it out"),

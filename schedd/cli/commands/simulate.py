@@ -18,7 +18,7 @@ from schedd.cli.exits import Exit
 from schedd.cli.options import BadInput, Parsed
 from schedd.cli.output import Output
 from schedd.cli.session import command
-from schedd.cli.simulated import COLUMNS, SEARCH_COLUMNS, cells, fill, progress_of, write_csv
+from schedd.cli.simulated import COLUMNS, SEARCH_COLUMNS, UNRECORDED, cells, fill, progress_of, write_csv
 from schedd.cli.sources import Source, Wanted, source_of, told
 from schedd.cli.values import is_toml, nearest, parse_instant
 from schedd.cli.variants import Variant, parse_change, variants_of
@@ -233,6 +233,8 @@ def _must_count(asked: Asked, names: Sequence[str]) -> None:
 
     if asked.restart_costs is not None and not any(name in PREEMPTIVE for name in names):
         raise BadInput("--restart-costs are those of preemptive policies", f"add one: --policy {','.join(PREEMPTIVE)}")
+    if asked.plot is not None and (undrawn := [name for name in names if name in PREEMPTIVE]):
+        raise BadInput(f"{undrawn[0]} cannot be drawn: it keeps no account of what ran when", "leave out --plot")
     if asked.fill is None:
         return
     if asked.as_csv:
@@ -283,7 +285,7 @@ def _run(
     else:
         rows = [cells(label, values, found.bound) for label, values in found.summaries.items()]
         if source.history is not None and source.history.recorded is not None:
-            rows.append(cells("(recorded)", summary([figures_of(source.history.recorded)]), None))
+            rows.append(cells("(recorded)", summary([figures_of(source.history.recorded)]) | UNRECORDED, None))
         are_searches = any("mean_search_end_s" in values for values in found.summaries.values())
         out.comparison((*COLUMNS, *SEARCH_COLUMNS) if are_searches else COLUMNS, rows)
         workers = sum(row.count for row in source.cluster)
