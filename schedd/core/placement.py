@@ -253,7 +253,7 @@ class Placer:
         request = task.request
         if request is None:
             return None
-        index = self._index(request, task)
+        index, claims = self._index(request, task), self._claims
         heap, by_seq = index.heap, self._resources.by_seq
         passed: list[Entry] = []
         chosen: WorkerInfo | None = None
@@ -264,9 +264,9 @@ class Placer:
                 heappop(heap)
             elif later and _queued(worker) >= self._depth(task, worker, request.needs[variant]):
                 heappop(heap)  # comes back with the next change of the worker
-            elif self._claims.are_due:
-                self._claims.make(self._now)
-            elif self._claims.by_seq and not self._claims.leave(task, worker, request.needs[variant], later, self._now):
+            elif claims.are_due:
+                claims.make(self._now)
+            elif claims.by_seq and not claims.leave(task, worker, request.needs[variant], later, self._now):
                 passed.append(heappop(heap))
             else:
                 chosen = worker
@@ -487,7 +487,12 @@ class Placer:
     def _entry(self, index: Candidates, task: Task, request: RequestClass, worker: WorkerInfo) -> Entry | None:
         if not worker.accepts_work:
             return None
-        found = self._fit(task, request, worker, self._possible(index, request, worker), None)
+        known = index.possible.get(worker.seq)
+        if known is not None and known[0] is worker.ledger:
+            possible = known[1]
+        else:
+            possible = self._possible(index, request, worker)
+        found = self._fit(task, request, worker, possible, None)
         if found is None:
             return None
         return (found[0], found[1], self._policy.score(task, worker), worker.seq, worker.version)

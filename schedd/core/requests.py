@@ -127,7 +127,9 @@ class Requests:
             )
         by_kind, by_size = t.policy.by_kind, t.policy.by_size
         classes = [t.classes.intern(spec.requirements, spec.kind, by_kind, by_size) for spec in event.specs]
-        warnings = self._warnings(classes) if fresh_count else []
+        version = t.resources.members_version
+        is_seen = len(classes) == 1 and classes[0].fits_version == version
+        warnings = self._warnings(classes) if fresh_count and not is_seen else []
         if warnings and event.strict:
             raise Declined("no_worker_fits", warnings[0], "leave out --strict to let the task wait for a worker")
         ids: list[TaskId] = []
@@ -291,7 +293,10 @@ class Requests:
             t.tasks.depend(task)
             if t.policy.promotes:
                 self._promote(task)
-        task.state = Held(now) if spec.hold else t.waiting_state(task)
+        if spec.hold:
+            task.state = Held(now)
+        else:
+            task.state = t.waiting_state(task) if after or spec.delay_s else Queued(now)
         t.tasks.admit(task, now)
         t.enter(task)
         return task_id

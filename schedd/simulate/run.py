@@ -166,6 +166,8 @@ class Simulator:
             finished_keep_count=1,
         )
         self._engine = Engine(policy or settings.policy.build(), engine, random.Random(seed))
+        #: The engine's own table of workers, to read.
+        self._rows = self._engine.resources.workers
         self._seed = seed
         #: How often tasks are tried again that a worker fails.
         self._retries = settings.retries.error
@@ -331,7 +333,9 @@ class Simulator:
         before: list[tuple[WorkerInfo, list[Task]]] = []
         if self._moving:
             for worker_id in dict.fromkeys(self._moving):
-                self._note_backlog(worker_id, before)
+                row = self._rows.get(worker_id)
+                if row is not None and row.task_queue:
+                    before.append((row, list(row.task_queue)))
             self._moving.clear()
         submits = self._due_ns <= at or self._due
         if self._ends and self._ends[0][0] <= at and not (submits and self._one_by_one):
@@ -455,14 +459,10 @@ class Simulator:
 
     # ------------------------------------------------------------------------------------------- effects of the engine
 
-    def _tell(self, events: Sequence[ev.Event]) -> fx.Effects:
+    def _handle(self, events: list[ev.Event]) -> None:
         began = time.perf_counter()
         effects = self._engine.handle(events, self._now)
         self._run.engine_s += time.perf_counter() - began
-        return effects
-
-    def _handle(self, events: list[ev.Event]) -> None:
-        effects = self._tell(events)
         for action in effects.actions:
             if type(action) is fx.ReplySubmitted:
                 continue
@@ -572,11 +572,6 @@ class Simulator:
         if started:
             self._said.append(ev.AttemptsStarted(worker_id, started))
 
-    def _note_backlog(self, worker_id: WorkerId, before: list[tuple[WorkerInfo, list[Task]]]) -> None:
-        worker = self._engine.resources.workers.get(worker_id)
-        if worker is not None and worker.task_queue and not self._workers[worker_id].delay_ns:
-            before.append((worker, list(worker.task_queue)))
-
     def _start_promoted(self, worker: WorkerInfo, backlog: list[Task]) -> None:
         """Start what has moved up from a backlog, which was like this before the turn."""
         head = worker.task_queue[0] if worker.task_queue else None
@@ -654,7 +649,9 @@ class Simulator:
             if self._one_by_one:
                 break
         for worker, attempts in ended.items():
-            self._note_backlog(worker.worker_id, before)
+            row = self._rows.get(worker.worker_id)
+            if row is not None and row.task_queue:
+                before.append((row, list(row.task_queue)))
             self._said.append(ev.AttemptsFinished(worker.worker_id, attempts))
 
     def _hear_end(self, worker: VirtualWorker, finished: AttemptFinished) -> None:
