@@ -210,7 +210,7 @@ class Attempts:
                 self._t.requeue(task)
 
     def _fits(self, task: Task, thief: WorkerInfo) -> bool:
-        return self._t.placer.could_run(task, thief)
+        return self._t.placer.may_wait_at(task, thief)
 
     def _variant(self, task: Task, thief: WorkerInfo) -> int:
         # The thief may have filled up meanwhile; then the task joins its backlog under the first variant it can hold.

@@ -155,6 +155,16 @@ class Ledger:
             self._apply_rest(need, picked, -1)
         return picked
 
+    def holds(self, need: Need) -> int:
+        """How many attempts with this need could run at a time, by what it asks for; 0 where it asks for too much."""
+        counts = [self.cpus // need.cpus] if need.cpus else []
+        if need.ram_mb:
+            counts.append(self.ram_mb // need.ram_mb)
+        if need.gpus:
+            counts.append(len(self.devices) * WHOLE // (need.gpus * need.share))
+        counts += [self.custom.get(name, 0) // amount for name, amount in need.custom if amount]
+        return min(counts, default=self.slots)
+
     def has_free(self) -> bool:
         """Whether anything of its unit of concurrency is left: a share of a device, or the CPUs of a slot."""
         if self.devices:

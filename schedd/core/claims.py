@@ -7,8 +7,7 @@ scheduling system", 1995). A class that no other could starve claims nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Iterable
 
 from msgspec import Struct
 
@@ -23,8 +22,6 @@ CLAIMS_MAX = 64
 #: Workers looked at when a claim is made, and of these, the freest ones, whose earliest start is worked out.
 CLAIM_SAMPLE_MAX = 64
 CLAIM_CANDIDATES_MAX = 4
-#: Other classes that are compared with one to see whether it could starve.
-STARVE_COMPARED_MAX = 64
 #: Later than any instant that an estimate gives.
 _FAR: Instant = 1 << 62
 
@@ -63,8 +60,8 @@ class Claims:
         self._unclaimed: list[ClassQueue] = []
         #: The seq of the worker that a class claims, or claimed last, by number of the class.
         self.chosen: dict[int, int] = {}
-        #: By number of the class, as long as the same classes wait.
-        self._could_starve: dict[int, bool] = {}
+        #: The least that any class asks for which waits, as long as the same ones wait.
+        self._least = Least([])
         #: The classes and workers that were there when the claims were last looked over.
         self._version = (-1, -1)
         self._cursor = 0
@@ -112,10 +109,10 @@ class Claims:
         version = (self._queue.classes_version, self._resources.members_version)
         if version != self._version:
             self._version = version
-            self._could_starve.clear()
             self._unclaimed = self._look_over()
+            self._least = Least(queue.request.needs for queue in self._queue.classes())
         for queue in self._unclaimed:
-            if queue.blocked and len(self.by_seq) < CLAIMS_MAX and self._may_starve(queue.request):
+            if queue.blocked and not queue.is_declined and len(self.by_seq) < CLAIMS_MAX and self._may_starve(queue):
                 self._claim(queue, now)
         self._unclaimed = []
 
@@ -132,15 +129,9 @@ class Claims:
         without = [queue for queue in self._queue.aside() if queue.request.number not in having]
         return sorted(without, key=self._queue.rank_of_head)
 
-    def _may_starve(self, request: RequestClass) -> bool:
-        """Whether smaller tasks could keep taking what this class needs at one time."""
-        could = self._could_starve.get(request.number)
-        if could is None:
-            need = request.needs[0]
-            others = islice(self._queue.classes_beside(request), STARVE_COMPARED_MAX)
-            could = any(not _covers(other.request.needs[0], need) for other in others)
-            self._could_starve[request.number] = could
-        return could
+    def _may_starve(self, queue: ClassQueue) -> bool:
+        """Whether tasks that are smaller in anything could keep taking what this class needs at one time."""
+        return any(map(self._least.is_below, queue.request.needs))
 
     def _claim(self, queue: ClassQueue, now: Instant) -> None:
         request = queue.request
@@ -226,11 +217,26 @@ def _empty(worker: WorkerInfo) -> Ledger:
     return Ledger(worker.resources)
 
 
-def _covers(big: Need, small: Need) -> bool:
-    """Whether whatever holds `big` also holds `small`."""
-    if small.cpus > big.cpus or small.ram_mb > big.ram_mb or small.gpus * small.share > big.gpus * big.share:
-        return False
-    if small.gpu_mb > big.gpu_mb and small.gpus:
-        return False
-    amounts = dict(big.custom)
-    return all(amounts.get(name, 0) >= amount for name, amount in small.custom)
+class Least:
+    """The least of everything that any alternative of some classes asks for. O(classes)."""
+
+    def __init__(self, classes: Iterable[tuple[Need, ...]]) -> None:
+        needs = [need for alternatives in {id(each): each for each in classes}.values() for need in alternatives]
+        self._cpus = min((need.cpus for need in needs), default=0)
+        self._ram_mb = min((need.ram_mb for need in needs), default=0)
+        self._gpus = min((need.gpus * need.share for need in needs), default=0)
+        self._gpu_mb = min((need.gpu_mb for need in needs), default=0)
+        custom: dict[str, list[int]] = {}
+        for need in needs:
+            for name, amount in need.custom:
+                custom.setdefault(name, []).append(amount)
+        #: Who does not name one asks for nothing of it.
+        self._custom = {name: min(amounts) for name, amounts in custom.items() if len(amounts) == len(needs)}
+
+    def is_below(self, need: Need) -> bool:
+        """Whether any of them asks for less of something than this one: where that fits, this need not."""
+        if self._cpus < need.cpus or self._ram_mb < need.ram_mb or self._gpus < need.gpus * need.share:
+            return True
+        if need.gpus and self._gpu_mb < need.gpu_mb:
+            return True
+        return any(self._custom.get(name, 0) < amount for name, amount in need.custom)

@@ -86,6 +86,7 @@ class Engine:
     ) -> None:
         """`shadow`: a policy that is asked what it would have done, and decides nothing."""
         self._t = t = Tables(settings or EngineSettings(), policy, rng or random.Random(0), shadow)
+        t.view = self
         self._guard = guard = Guard(t)
         self._attempts = attempts = Attempts(t, guard)
         self._fleet = fleet = Fleet(t, attempts, guard)

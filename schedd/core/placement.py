@@ -417,7 +417,7 @@ class Placer:
             depth = 0  # nobody knows when that one starts: others may have to make room for it
         if depth:
             ledger = worker.ledger
-            slots = ledger.cpus // need.cpus if need.cpus and ledger is not None else worker.slots
+            slots = ledger.holds(need) if ledger is not None else worker.slots
             depth = min(depth * max(1, slots), self.rule.depth_max)
         if not self._has_backlogs:
             return depth

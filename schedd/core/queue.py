@@ -400,10 +400,6 @@ class TaskQueue:
         """Yield the classes that wait."""
         yield from self._queues.values()
 
-    def classes_beside(self, request: RequestClass) -> Iterator[ClassQueue]:
-        """Yield the other classes that wait."""
-        return (q for q in self._queues.values() if q.request is not request)
-
     def _post(self, queue: ClassQueue, rank: Rank) -> None:
         queue.posted = rank
         if not queue.blocked:

@@ -13,13 +13,13 @@ decisions a second: on the whole 2 % of the time of the daemon at most.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from msgspec import Struct
 
 from schedd.core.model import SECOND, Instant, Task, WorkerInfo
 from schedd.core.placement import Placer
-from schedd.core.policies.base import Outcome, TaskScheduler
+from schedd.core.policies.base import Outcome, SurveyView, TaskScheduler
 from schedd.core.resources import ResourceManager
 from schedd.core.stats import Learned, PerformanceStats
 
@@ -54,8 +54,9 @@ class Comparison(Struct):
 class Shadow:
     """Asks one policy about the decisions of another."""
 
-    def __init__(self, policy: TaskScheduler) -> None:
+    def __init__(self, policy: TaskScheduler, view: Callable[[], SurveyView]) -> None:
         self.policy = policy
+        self._view = view
         self.comparison = Comparison(policy.name)
         self._believes = type(policy).expected_s is not TaskScheduler.expected_s
         self._pairs: OrderedDict[tuple[str, str], PerformanceStats] = OrderedDict()
@@ -118,6 +119,7 @@ class Shadow:
 
     def _refresh(self, now: Instant) -> None:
         if self._refresh_ns and now >= self._refresh_at_ns:
+            self.policy.survey(self._view(), now)
             self.policy.refresh(now)
             self._refresh_at_ns = now + self._refresh_ns
 

@@ -113,6 +113,7 @@ class Stealing:
         A proposal that no longer holds is passed over.
         """
         t, begun = self._t, 0
+        awaited = {asked.for_id for asked in t.asked.values()}
         first: dict[tuple[int, int], Task] = {}
         for steal in steals:
             task, victim, thief = steal.task, steal.victim, steal.thief
@@ -120,6 +121,8 @@ class Stealing:
                 continue
             if t.is_stopping(task) or not thief.accepts_work or victim.worker_id == thief.worker_id:
                 continue
+            if task.id in awaited:
+                continue  # others were told to make room for it where it is
             same = first.setdefault((victim.seq, thief.seq), task)
             if same is task:
                 t.steals.asked(task, victim.task_queue.index(task), victim, thief)
@@ -157,7 +160,7 @@ class Stealing:
         return self._t.rng.choices(self._members, k=count) if self._members else []
 
     def could_run(self, task: Task, worker: WorkerInfo) -> bool:
-        return self._t.placer.could_run(task, worker)
+        return self._t.placer.may_wait_at(task, worker)
 
     def has_room(self, task: Task, worker: WorkerInfo) -> bool:
         return self._t.placer.has_room(task, worker)

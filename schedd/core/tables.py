@@ -35,7 +35,7 @@ from schedd.core.model import (
     WorkerInfo,
 )
 from schedd.core.placement import Placer, PrefetchRule
-from schedd.core.policies.base import Outcome, TaskScheduler
+from schedd.core.policies.base import Outcome, SurveyView, TaskScheduler
 from schedd.core.queue import RequestClasses, TaskQueue
 from schedd.core.resources import ResourceManager
 from schedd.core.retries import OUT_OF_MEMORY, RetryRules, blame, count_of, used_up
@@ -169,6 +169,8 @@ class Tables:
         self._reports: list[AttemptReport] = []
         #: What policies had learned that are not in use, by their names.
         self.learned_before: dict[str, list[Learned]] = {}
+        #: What policies survey; the engine puts itself here.
+        self.view: SurveyView
         self.steals = StealLedger(self.runtimes, policy.learn_steal)
         self.use(policy, shadow, TaskQueue(policy.ageing_rate, policy.level))
 
@@ -176,7 +178,7 @@ class Tables:
         """Place by this policy from now on, from this queue, and ask `shadow` what it would have done."""
         self.policy, self.queue = policy, queue
         self._policy_learns = type(policy).observe is not TaskScheduler.observe
-        self.shadow = Shadow(shadow) if shadow is not None else None
+        self.shadow = Shadow(shadow, lambda: self.view) if shadow is not None else None
         self.placer.use(policy, queue, self.dispatch if shadow is None else self._place_watched)
         self.steals.learn = policy.learn_steal
 

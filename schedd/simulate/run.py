@@ -167,7 +167,7 @@ class Simulator:
         )
         self._engine = Engine(policy or settings.policy.build(), engine, random.Random(seed))
         #: The engine's own table of workers, to read.
-        self._rows = self._engine.resources.workers
+        self._rows: dict[WorkerId, WorkerInfo] = {}
         self._seed = seed
         #: How often tasks are tried again that a worker fails.
         self._retries = settings.retries.error
@@ -255,6 +255,7 @@ class Simulator:
 
     def _begin(self) -> None:
         """Let the workers come that are there from the beginning."""
+        self._rows = self._engine.resources.workers
         self._plan_workers()
         self._keep_appointments()
         said, self._said = self._said, []

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from schedd.core import events as ev
@@ -215,6 +217,66 @@ def test_gap_on_one_worker_leaves_the_others() -> None:
     claimed = [name for name in ("w1", "w2") if world.worker(name).task_count == 1]
     assert len(claimed) == 1
     assert sorted(world.states(4, 5)) == ["assigned", "queued"]
+
+
+BIG_ELSEWHERE = {"min_gpus": 1, "gpu_model": "A100", "variants": (TaskRequirements(min_gpus=2, gpu_model="T4"),)}
+SMALL_ELSEWHERE = {"min_gpus": 4, "gpu_model": "A100", "variants": (TaskRequirements(min_gpus=1),)}
+
+
+@pytest.mark.parametrize("policy", ["fifo", "priority", "adaptive"])
+@pytest.mark.parametrize(
+    ("big", "small"), [({"min_gpus": 2}, SMALL_ELSEWHERE), (BIG_ELSEWHERE, {"min_gpus": 1})], ids=["small", "big"]
+)
+def test_gap_is_kept_whatever_alternatives_there_are(policy: str, big: dict[str, Any], small: dict[str, Any]) -> None:
+    """What matters is by which of them a task could go where another one waits."""
+    world = World(policy)
+    world.join(cpus=8, num_gpus=2, gpu_model="T4")
+    world.start(*world.submit(2, **small))
+    (waiting,) = world.submit(**big)
+    world.submit(4, **small)
+    for task_id in (1, 2):
+        world.wait(5)
+        world.finish(task_id)
+    assert world.states(waiting) == ["assigned"]
+
+
+def test_gap_is_kept_also_behind_many_classes_that_need_as_much() -> None:
+    world = World("adaptive")
+    world.join(cpus=200, num_gpus=2)
+    world.start(*world.submit(2, min_gpus=1))
+    big = [world.submit(min_gpus=2, kind=f"big {n}")[0] for n in range(100)]
+    world.submit(4, min_gpus=1)
+    for task_id in (1, 2):
+        world.wait(5)
+        world.finish(task_id)
+    assert "assigned" in world.states(*big)
+
+
+def test_class_that_may_start_and_rather_waits_claims_nothing() -> None:
+    class Choosy(PriorityScheduler):
+        def plan(self, draft: Draft, now: int) -> None:
+            while (task := draft.head()) is not None:
+                worker = draft.candidate(task)
+                if worker is None:
+                    draft.block(task)
+                elif task.kind == "choosy":
+                    draft.decline(task)
+                else:
+                    draft.assign(task, worker)
+
+    world = World(Choosy())
+    world.join(cpus=2)
+    (choosy,) = world.submit(cpus=2, kind="choosy")
+    small = world.submit(cpus=1), world.submit(cpus=0.5)
+    assert world.states(choosy, *small[0], *small[1]) == ["queued", "assigned", "assigned"]
+
+
+@pytest.mark.parametrize(("has", "depth"), [({"cpus": 64, "num_gpus": 1}, 1), ({"cpus": 64, "num_gpus": 8}, 8)])
+def test_backlog_is_by_what_runs_at_a_time_whatever_bounds_that(has: dict[str, float], depth: int) -> None:
+    world = World(prefetch=PrefetchRule())
+    world.join(**has)
+    world.submit(100, min_gpus=1, estimated_time=0.5)
+    assert len(world.worker().task_queue) == depth
 
 
 def test_small_task_beside_the_claim() -> None:

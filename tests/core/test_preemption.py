@@ -44,6 +44,38 @@ def stops(effects: fx.Effects) -> dict[str, list[tuple[int, int]]]:
     return {action.worker_id: action.attempts for action in found}
 
 
+def test_room_is_found_behind_many_workers_where_none_can_be_made() -> None:
+    world = ruled()
+    world.handle(*[joined(f"w{n}", cpus=2) for n in range(100)], joined("last", cpus=2))
+    important = world.submit(100, priority=100)
+    (whole,) = world.submit(cpus=2, priority=1)
+    world.start(*important, whole, *world.submit(100))
+    world.wait(100)
+    world.submit(cpus=2, priority=50)
+    assert stops(world.wake_in(6)) == {"last": [(whole, 1)]}
+
+
+def test_equal_priorities_never_stop_each_other_however_large() -> None:
+    world = ruled(preempt_margin=1)
+    world.join()
+    world.start(*world.submit(priority=1e16))
+    world.wait(100)
+    world.submit(priority=1e16)
+    assert not stops(world.wake_in(6))
+
+
+def test_what_room_is_made_for_is_not_stolen() -> None:
+    world = World(PriorityScheduler(**RULE), stealing=True, lease_ns=1_000_000 * SECOND)
+    world.handle(joined("w1"), joined("w2", labels={"x": "1"}))
+    world.start(*world.submit(), *world.submit(labels={"x": "1"}, priority=99))
+    world.wait(100)
+    (next_,) = world.submit(priority=5)
+    assert stops(world.wake_in(6)) == {"w1": [(1, 1)]}
+    assert world.where(next_) == ["w1"]
+    assert not of(world.finish(2).actions, fx.RevokeAttempts)
+    assert not of(world.wake_in(1).actions, fx.RevokeAttempts)
+
+
 def preempt(world: World, *ids: int, grace_s: float | None = None) -> fx.Effects:
     return world.handle(ev.PreemptTasks(1, selection(*ids), grace_s))
 

@@ -13,8 +13,9 @@ from schedd.config import Settings, parse_settings
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.engine import Engine
-from schedd.core.model import SECOND, Task, TaskRequirements, WorkerInfo
+from schedd.core.model import SECOND, Task, TaskRequirements, WorkerId, WorkerInfo
 from schedd.core.policies import POLICIES
+from schedd.core.policies.adaptive import AdaptiveScheduler
 from schedd.core.policies.base import TaskScheduler
 from schedd.core.policies.priority import PriorityScheduler
 from schedd.core.shadow import DECISIONS_PER_SECOND_MAX, WORKERS_LOOKED_AT_MAX, Comparison
@@ -200,6 +201,20 @@ def run_of(policy: str) -> tuple[Settings, list[Turn]]:
     engine.handle = handle_and_note  # type: ignore[method-assign]
     simulator.run()
     return settings, turns
+
+
+def test_shadow_forgets_workers_that_are_gone() -> None:
+    world = World("fifo")
+    shadow = AdaptiveScheduler()
+    world.engine = Engine(world.engine.policy, world.settings, random.Random(0), shadow)
+    for number in range(20):
+        world.join(f"w{number}")
+        (task_id,) = world.submit(kind="k")
+        world.start(task_id)
+        world.wait(2)
+        world.finish(task_id)
+        world.handle(ev.WorkerLeft(WorkerId(f"w{number}")))
+    assert len(shadow._groups._places) <= 2
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -12,6 +12,7 @@ import pytest
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.model import SECOND, Cause, Instant, Task, TaskRequirements, WorkerId, WorkerInfo
+from schedd.core.placement import PrefetchRule
 from schedd.core.policies.base import ClusterView, Steal
 from schedd.core.policies.fifo import FIFOScheduler
 from schedd.core.policies.load_balancing import LoadBalancingScheduler
@@ -231,6 +232,21 @@ def test_steal_by_another_variant() -> None:
     assert revokes(world.wake_in(1)) == {"w1": [(2, 1)]}
     world.handle(answered("w1", (2, 1, True)))
     assert (world.task(2).variant, world.task(2).devices, world.where(2)) == (1, (), ["w2"])
+
+
+def test_worker_that_is_emptied_for_a_claim_steals_nothing_less_important() -> None:
+    """Else it would be full again before the claim is met, for as long as there is anything to steal."""
+    world = World("priority", stealing=True, prefetch=PrefetchRule())
+    world.handle(joined("w1", cpus=2), joined("w2", cpus=1))
+    world.submit(100, kind="short", estimated_time=0.002)
+    (big,) = world.submit(cpus=2, priority=9)
+    for _ in range(100):
+        for task in list(world.worker("w1").running.values()):
+            if task.id != big:
+                world.start(task.id)
+                world.wait(0.002)
+                assert not revokes(world.finish(task.id))
+    assert world.states(big) == ["assigned"]
 
 
 def test_thief_takes_only_what_it_could_run() -> None:

@@ -127,6 +127,9 @@ def test_what_is_left_of_a_run() -> None:
     assert sure.left_s(40) == pytest.approx(60, rel=0.01)
     unsure = Guess(math.log(100), 0.0, 1.0)
     assert unsure.left_s(1000) > unsure.left_s(100) > 0, "the longer it runs, the longer it is believed to be"
+    for guess in (sure, unsure, Guess(math.log(100), 0.01, 0.01)):
+        late = [guess.left_s(seconds) for seconds in (10_000, 100_000, 1_000_000)]
+        assert late == pytest.approx([10_000, 100_000, 1_000_000], rel=0.6), "what hangs does not end in a moment"
 
 
 def test_what_runtimes_were_in_their_mean_is_kept_as_it_was() -> None:
@@ -436,6 +439,36 @@ def test_slow_worker_takes_it_when_the_fast_one_goes_on_and_on() -> None:
         if world.where(last) != [None]:
             break
     assert world.where(last) == ["old"]
+
+
+def test_slow_worker_does_not_wait_for_one_that_hangs() -> None:
+    """However sure it is of what the kind takes, and however much longer than that it has been."""
+    world = World("adaptive", lease_ns=1 << 62)
+    taught(world)
+    two_models(world)
+    (hangs,) = world.submit(kind="a", requirements=ONE_GPU)
+    world.start(hangs)
+    world.wake_in(60)
+    (last,) = world.submit(kind="a", requirements=ONE_GPU)
+    for _ in range(100):
+        if world.where(last) == ["old"]:
+            break
+        world.wake_in(2)
+    assert world.where(hangs, last) == ["big", "old"]
+
+
+@pytest.mark.parametrize(("patience", "best"), [(20.0, "a"), (3.0, "c")])
+def test_advantage_goes_before_waiting_only_for_so_long(patience: float, best: str) -> None:
+    """The big model is better at `a`, but `c`, which takes it 30 s, has waited for 100 s when the others come."""
+    world = World(AdaptiveScheduler(patience=patience))
+    taught(world)
+    world.submit(15, kind="c", requirements=ONE_GPU)
+    world.wait(100)
+    for kind in "ab":
+        world.submit(15, kind=kind, requirements=ONE_GPU)
+    two_models(world)
+    (placed,) = world.worker("big").running.values()
+    assert placed.kind == best
 
 
 def test_idle_workers_take_all_where_it_is_not_to_spare() -> None:

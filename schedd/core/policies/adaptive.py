@@ -61,12 +61,12 @@ class AdaptiveParams(Struct, frozen=True, forbid_unknown_fields=True):
     seconds between two updates of the beliefs that placement uses, at the least. exploration: how much of the doubt
     about a kind on a model is acted on; 0: none. spare_slow: whether a slow worker may wait for other work where a
     faster one will be free in time. objective: what is to be low, the end of the whole or the mean of all completion
-    times. patience: under the latter, a task is not overtaken by one that comes later than after so many times its
-    own runtime.
+    times. patience: a task is not overtaken by one of its priority that comes later than after so many times its own
+    runtime.
     """
 
     learning_rate: Annotated[float, Meta(gt=0, le=1)] = 0.2
-    statistics_interval_s: Annotated[float, Meta(gt=0, le=86400)] = 1.0
+    statistics_interval_s: Annotated[float, Meta(ge=0.001, le=86400)] = 1.0
     exploration: Annotated[float, Meta(ge=0, le=10)] = 0.5
     spare_slow: bool = True
     objective: Literal["makespan", "mean_jct"] = "makespan"
@@ -110,6 +110,7 @@ class AdaptiveScheduler(TaskScheduler):
         self.statistics_interval_s = self.refresh_interval_s = statistics_interval_s
         self.exploration = exploration
         self.spare_slow = spare_slow
+        self.patience = patience
         #: The plan, where that is the objective.
         self.flow = Flow(patience) if objective == "mean_jct" else None
         self.by_size = self.flow is not None
@@ -218,6 +219,8 @@ class AdaptiveScheduler(TaskScheduler):
             other = draft.head_of(request)
             if other is None or other.priority != task.priority or not self._accepts(other, worker, now):
                 continue
+            if other.submitted_ns > task.submitted_ns and self._is_overdue(task, other, worker):
+                break
             if draft.offer(other, worker, 0):
                 return other
         if not self._accepts(task, worker, now):
@@ -226,6 +229,12 @@ class AdaptiveScheduler(TaskScheduler):
             draft.head_of(mine)  # what the draft places next
         draft.assign(task, worker)
         return task
+
+    def _is_overdue(self, task: Task, other: Task, worker: WorkerInfo) -> bool:
+        """Whether a task has waited for so long that one that came so much later does not go before it."""
+        here_s = self.expected_s(task, worker)
+        late_s = (other.submitted_ns - task.submitted_ns) / SECOND
+        return here_s is not None and late_s > self.patience * here_s
 
     def _plan_flow(self, flow: Flow, draft: Draft, now: Instant) -> None:
         """The same by the plan; where many may not start yet, only what it has for each group is looked at."""

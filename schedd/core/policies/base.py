@@ -186,7 +186,7 @@ class ClusterView(Protocol):
         """Draw `count` workers by the engine's dice from those that take work. One may come twice. O(count)."""
 
     def could_run(self, task: Task, worker: WorkerInfo) -> bool:
-        """Whether the worker takes work and could run this task if it were empty."""
+        """Whether the worker takes work, could run this task if it were empty, and is claimed by no better one."""
 
     def has_room(self, task: Task, worker: WorkerInfo) -> bool:
         """Whether the task could start there now."""

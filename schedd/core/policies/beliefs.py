@@ -152,6 +152,10 @@ class LogTimes:
             row[one.model] = (count + weight, total + weight * expected)
 
 
+#: Standard deviations beyond which nothing that is as it was taken for runs: one of thirty thousand does.
+LATE_DEVIATIONS = 4.0
+
+
 def _shape(deviations: Iterable[float]) -> tuple[float, ...]:
     times = [math.exp(min(60.0, one)) for one in sorted(deviations)]
     found = [times[int((i + 0.5) * len(times) / QUANTILES)] for i in range(QUANTILES)]
@@ -192,9 +196,14 @@ class Guess(Struct, frozen=True):
         return sum(max(0.0, scale * one - limit_s) for one in shape) / len(shape)
 
     def left_s(self, elapsed_s: float) -> float:
-        """Seconds that are left in the mean of what has run for so long."""
+        """Seconds that are left in the mean of what has run for so long.
+
+        What should have ended long ago is not what it was taken for: it is given as long again as it is late.
+        """
         spread = math.sqrt(self.doubt + self.noise) or 1e-3
         at = (math.log(max(elapsed_s, SHORTEST_S)) - self.log_s) / spread
+        if at > LATE_DEVIATIONS:
+            return elapsed_s - math.exp(min(60.0, self.log_s + LATE_DEVIATIONS * spread))
         beyond = max(upper_tail(at), 1e-6)
         mean = math.exp(min(60.0, self.log_s + spread * spread / 2))
         return max(0.0, mean * upper_tail(at - spread) / beyond - elapsed_s)

@@ -20,8 +20,10 @@ from schedd.core.capacity import Ledger, Need
 from schedd.core.model import SECOND, Cause, Instant, Queued, Running, Task, WorkerInfo
 from schedd.core.policies.base import Preemption, PreemptView
 
-#: For one waiting task so many workers are compared, and so many attempts looked at to find them (2 µs each).
+#: For one waiting task so many workers are compared on which room can be made. To find them, in one search for all, so
+#: many are looked at (10 µs each), and so many attempts (2 µs each).
 HOSTS_TRIED_MAX = 64
+HOSTS_LOOKED_AT_MAX = 2000
 LOOKED_AT_MAX = 4096
 #: Attempts noted, before those are thrown out that have ended.
 COMPACT_ABOVE = 1024
@@ -167,7 +169,8 @@ class _Search:
         self._waiting = waiting
         self._now = now
         #: Nobody more important than this is a victim of anyone who waits.
-        self._limit = rank_of(waiting[0]) + rule.margin
+        self._limit = self._limit_for(waiting[0])
+        self._room = HOSTS_LOOKED_AT_MAX
         self._passed: list[Entry] = []
         self._hosts: list[Host] = []
         self._seen: set[int] = set()
@@ -180,7 +183,7 @@ class _Search:
 
     def best(self, task: Task) -> Plan | None:
         """The cheapest plan for a task, carried out in the ledger of its host; None: there is none."""
-        limit = self._rank_of(task) + self._rule.margin
+        limit, tried = self._limit_for(task), 0
         self._hosts.sort(key=lambda host: host.order)
         best: tuple[tuple[float, int, int], Plan] | None = None
         for host in self._candidates(task, limit):
@@ -190,10 +193,11 @@ class _Search:
             if not plan.victims:
                 plan.take()
                 return plan
+            tried += 1
             price = plan.price(self._now)
             if best is None or price < best[0]:
                 best = (price, plan)
-            if len(plan.victims) == 1 and self._is_least(plan):
+            if tried == HOSTS_TRIED_MAX or (len(plan.victims) == 1 and self._is_least(plan)):
                 break
         if best is None:
             return None
@@ -207,13 +211,18 @@ class _Search:
 
     def _candidates(self, task: Task, limit: float) -> Iterator[Host]:
         """The workers that could run it and have somebody that it outranks by enough, in their order."""
-        tried = position = 0
-        while tried < HOSTS_TRIED_MAX and (position < len(self._hosts) or self._find_host(limit)):
+        position = 0
+        while self._room and (position < len(self._hosts) or self._find_host(limit)):
             host = self._hosts[position]
             position += 1
             if self._view.may_wait_at(task, host.worker):
-                tried += bool(host.victims)
+                self._room -= 1
                 yield host
+
+    def _limit_for(self, task: Task) -> float:
+        """From which rank on others may be stopped for a task: never its own, however far apart numbers are there."""
+        rank = self._rank_of(task)
+        return max(rank + self._rule.margin, math.nextafter(rank, math.inf))
 
     def _find_host(self, limit: float) -> bool:
         """Add the worker of the next attempt in line that is less important than `limit`; False: there is none."""
