@@ -35,7 +35,7 @@ from schedd.core.tasks import DISPATCHED
 MESSAGE_MAX = 2000
 #: A report has at most so many metrics, with names of at most so many characters.
 METRICS_MAX = 100
-METRIC_NAME_MAX = 100
+METRIC_NAME_MAX = 128
 #: An enumeration looks its members up by name at each use; these are used for each end.
 _OK, _PREEMPTED = Cause.OK, Cause.PREEMPTED
 

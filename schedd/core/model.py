@@ -27,7 +27,7 @@ SECOND = 1_000_000_000
 
 #: A frame of bytes may hold a thousand times as much memory and work: what it may list is bounded before it is read.
 GPUS_MAX = 1024
-NAMES_MAX = 1024
+NAMES_MAX = 10_000
 VARIANTS_MAX = 64
 IDS_MAX = 1_000_000
 
