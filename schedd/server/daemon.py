@@ -12,6 +12,7 @@ import random
 import resource
 import signal
 import socket
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -143,7 +144,8 @@ class Daemon:
         self._done = anyio.Event()
         self._entrances: Entrances | None = None
         self._servers: list[asyncio.AbstractServer] = []
-        self._made: list[Path] = []
+        #: What we put into the file system, and which file it was.
+        self._made: list[tuple[Path, tuple[int, int]]] = []
 
     async def run(self) -> int:
         clock = Clock()
@@ -285,7 +287,7 @@ class Daemon:
         address = service.address = inherited.address_of(main)
         if self._address_file is not None:
             _write_whole(self._address_file, f"{address}\n")
-            self._made.append(self._address_file)
+            self._has_made(self._address_file)
         log.info("listening", address=address, policy=self._settings.policy.name, version=schedd.__version__)
 
     async def _show(self, service: Service, clock: Clock) -> Web:
@@ -402,14 +404,24 @@ class Daemon:
         if address.path:
             # Before it listens: until then nobody gets in.
             Path(address.path).chmod(self._settings.server.socket_mode)
-            self._made.append(Path(address.path))
+            self._has_made(Path(address.path))
         return bound
 
+    def _has_made(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):  # whoever waited for it has removed it already
+            self._made.append((path, _identity(path)))
+
     def _clean_up(self) -> None:
-        """Remove what we made; a file that we found belongs to another daemon."""
-        for path in self._made:
+        """Remove what we made; what is there by now in its place belongs to somebody else."""
+        for path, identity in self._made:
             with contextlib.suppress(OSError):
-                path.unlink()
+                if _identity(path) == identity:
+                    path.unlink()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_dev, found.st_ino
 
 
 def _consumed(rows: list[Any]) -> Iterator[Any]:
@@ -455,7 +467,11 @@ def _bind_unix(path: str) -> socket.socket:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
+        except FileNotFoundError:
+            pass
+        except ConnectionRefusedError:  # whatever it is that nobody listens on: it may be somebody's file
+            if not stat.S_ISSOCK(Path(path).lstat().st_mode):
+                raise OSError(errno.EEXIST, "something else than a socket is there already") from None
             Path(path).unlink(missing_ok=True)
         else:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

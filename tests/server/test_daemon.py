@@ -125,6 +125,35 @@ def test_unix_socket_of_a_living_daemon_is_left_alone(cluster: Cluster) -> None:
         assert client.ask(m.GetStats)
 
 
+@pytest.mark.parametrize("key", ["server.listen", "server.socket", "metrics.listen"])
+def test_file_where_a_socket_is_to_be_is_left_alone(tmp_path: Path, key: str) -> None:
+    path, config = tmp_path / "precious.txt", tmp_path / "config.toml"
+    path.write_text("precious")
+    value = path if key == "server.socket" else f"unix:{path}"
+    config.write_text(f'journal.enabled = false\n{key} = "{value}"\n')
+    ran = run_server("--config", str(config), *([] if key == "server.listen" else ["--listen", "127.0.0.1:0"]))
+    assert ran.returncode == 9
+    assert "something else than a socket" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert path.read_text() == "precious"
+
+
+def test_link_where_a_socket_is_to_be_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "link"
+    path.symlink_to(tmp_path / "nowhere")
+    assert run_server("--listen", f"unix:{path}").returncode == 9
+    assert path.is_symlink()
+
+
+def test_file_that_has_taken_the_place_of_its_socket_outlives_it(cluster: Cluster) -> None:
+    path = cluster.folder / "own.sock"
+    daemon = cluster.start_daemon(listen=f"unix:{path}")
+    path.rename(cluster.folder / "moved.sock")
+    path.write_text("precious")
+    assert daemon.stop() == 0
+    assert path.read_text() == "precious"
+
+
 def test_hangup_does_not_end_it(cluster: Cluster) -> None:
     daemon = cluster.start_daemon()
     daemon.signal(signal.SIGHUP)
