@@ -206,6 +206,8 @@ class Daemon:
     ) -> None:
         """Start from the journal, then listen. A refusal to start ends the daemon."""
         try:
+            if self._address_file is not None:
+                _check_folder(self._address_file)
             secrets = await anyio.to_thread.run_sync(read_secrets, self._settings)
             service.access.use(secrets.access)
             web = await self._show(service, clock) if self._settings.metrics.listen else None
@@ -480,8 +482,20 @@ def _bind_unix(path: str) -> socket.socket:
     return bound
 
 
+def _check_folder(path: Path) -> None:
+    """Look before a start that may take long whether a file can be written there. Raises ConfigError."""
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        reason = "no file can be made in it" if path.parent.is_dir() else "there is no such folder"
+        raise ConfigError(f"the address cannot be written to {path}: {path.parent}: {reason}")
+
+
 def _write_whole(path: Path, text: str) -> None:
-    """Write a file so that whoever waits for it never reads a part."""
+    """Write a file so that whoever waits for it never reads a part. Raises ConfigError."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise ConfigError(f"the address cannot be written to {path}: {error.strerror}") from error

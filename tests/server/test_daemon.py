@@ -82,6 +82,18 @@ def test_address_file_is_whole_and_goes_with_the_daemon(cluster: Cluster) -> Non
     assert [p.name for p in cluster.folder.iterdir() if "address" in p.name] == []
 
 
+@pytest.mark.parametrize("name", ["no/such/folder/address", "folder", "file/address"])
+def test_address_file_that_cannot_be_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    ran = run_server("--listen", "127.0.0.1:0", "--address-file", str(tmp_path / name))
+    assert ran.returncode == 7
+    assert f"the address cannot be written to {tmp_path / name}" in ran.stderr
+    assert ("journal_open" in ran.stderr) is (name == "folder"), "most of it is known before the start"
+    assert "Traceback" not in ran.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
 def test_unix_socket_beside_the_port(cluster: Cluster) -> None:
     path = cluster.folder / "run" / "schedd.sock"
     cluster.start_daemon(f'[server]\nsocket = "{path}"\n')
