@@ -39,7 +39,7 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     connect: str = ""
     name: str = ""
     cpus: Annotated[float, Meta(gt=0, le=1e5)] | None = None
-    ram_gb: NotNegative | None = None
+    ram_gb: Annotated[float, Meta(ge=0, le=1e7)] | None = None
     gpus: Literal["auto", "none"] = "auto"
     labels: dict[str, str] = field(default_factory=dict)
     custom: dict[str, NotNegative] = field(default_factory=dict)

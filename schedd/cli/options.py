@@ -61,6 +61,15 @@ class Parsed(_ParamType):
             self.fail(str(error), param, ctx)
 
 
+class Amount(click.FloatRange):
+    """A number in a range; what is not a number is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and value.strip().lstrip("+-").lower() == "nan":
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class StateType(_ParamType):
     """A state of a task, by its word."""
 

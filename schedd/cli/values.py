@@ -11,6 +11,9 @@ from datetime import datetime
 #: A submit of more tasks than this is refused by the daemon anyway; an array must not fill the memory before that.
 ARRAY_LENGTH_MAX = 1_000_000
 
+#: Of what workers declare themselves, and tasks ask for.
+AMOUNT_MAX = 1e9
+
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 _RANGE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
@@ -86,9 +89,11 @@ def parse_amounts(items: Iterable[str], what: str) -> dict[str, float]:
     amounts: dict[str, float] = {}
     for name, value in parse_pairs(items, what).items():
         try:
-            amounts[name] = float(value)
+            amounts[name] = amount = float(value)
         except ValueError:
             raise ValueError(f"{what} {name}={value}: {value!r} is not a number") from None
+        if not 0 <= amount <= AMOUNT_MAX:
+            raise ValueError(f"{what} {name}={value}: an amount is a number from 0 to {AMOUNT_MAX:,.0f}")
     return amounts
 
 

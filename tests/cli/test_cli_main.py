@@ -346,6 +346,23 @@ def test_worker_mistakes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (ran.code, ran.err) == (Exit.USAGE, "error: --resource licence=x: 'x' is not a number\n")
 
 
+@pytest.mark.parametrize("value", ["nan", "-nan", "-1", "inf", "-inf", "1e30"])
+@pytest.mark.parametrize("option", ["--cpus", "--ram", "--resource"])
+def test_worker_with_amounts_that_mean_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch, option: str, value: str
+) -> None:
+    monkeypatch.setattr("schedd.worker.main.main", lambda settings, address: 0)
+    ran = run("worker", option, value if option != "--resource" else f"x={value}")
+    assert ran.code == Exit.USAGE
+    assert option in ran.err
+
+
+def test_worker_without_cpus(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("schedd.worker.main.main", lambda settings, address: 0)
+    assert run("worker", "--cpus", "0").code == Exit.USAGE
+    assert run("worker", "--cpus", "0.5", "--ram", "0", "--resource", "x=0").code == Exit.OK
+
+
 def test_demo_without_scikit_learn(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     ran = run("demo")

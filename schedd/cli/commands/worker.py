@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from schedd.cli.options import LOG_FORMAT, LOG_LEVEL, BadInput, credential_options
+from schedd.cli.options import LOG_FORMAT, LOG_LEVEL, Amount, BadInput, credential_options
 from schedd.cli.session import command
 from schedd.cli.values import parse_amounts, parse_pairs
 
@@ -20,12 +20,16 @@ schedd worker --config worker.toml --no-gpus
 schedd worker --connect head:7077 --token-file ~/.schedd/token --tls-ca ~/.schedd/ca.pem
 """
 
+#: As the settings bound them.
+CPUS = Amount(min=0, min_open=True, max=1e5)
+RAM_GB = Amount(min=0, max=1e7)
+
 
 @command("worker", examples=EXAMPLES)
 @click.option("--connect", metavar="HOST:PORT", help="The daemon. Default: [worker] connect, else $SCHEDD_ADDRESS.")
-@click.option("--cpus", type=float, metavar="N", help="CPUs to offer. Default: all that this process may use.")
+@click.option("--cpus", type=CPUS, metavar="N", help="CPUs to offer. Default: all that this process may use.")
 @click.option("--name", metavar="NAME", help="Name, unique at the daemon. Default: host and pid.")
-@click.option("--ram", type=float, metavar="GB", help="Memory to offer. Default: all.")
+@click.option("--ram", type=RAM_GB, metavar="GB", help="Memory to offer. Default: all.")
 @click.option("--no-gpus", is_flag=True, help="Offer no GPUs.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label that tasks can ask for. Repeatable.")
 @click.option("--resource", "resources", multiple=True, metavar="NAME=AMOUNT", help="An amount of something else.")
