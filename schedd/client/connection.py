@@ -52,8 +52,10 @@ from schedd.wire.messages import (
     decode_to_client,
 )
 
-#: The daemon greets within milliseconds; ten seconds cover a head node under heavy load.
-GREETING_TIMEOUT_S = 10.0
+#: A machine that is there takes a connection within milliseconds; ten seconds cover one under heavy load.
+CONNECT_TIMEOUT_S = 10.0
+#: So does a daemon greet; one that is started anew on a large journal has connections wait meanwhile.
+GREETING_TIMEOUT_S = 60.0
 
 Answer = TypeVar("Answer")
 #: Takes the answer to a request, or the error that stands for it. Called once.
@@ -298,22 +300,40 @@ async def open_connection(
     """
     loop = asyncio.get_running_loop()
     connection = Connection(address, credentials)
+    is_taken = False
+
+    def taken() -> Connection:
+        """Asked for by asyncio once somebody takes the connection, before TLS; uvloop asks at the beginning."""
+        nonlocal is_taken
+        is_taken = True
+        limit.reschedule(loop.time() + GREETING_TIMEOUT_S)
+        return connection
+
     try:
-        async with asyncio.timeout(GREETING_TIMEOUT_S):
+        async with asyncio.timeout(CONNECT_TIMEOUT_S) as limit:
             if address.path:
-                await loop.create_unix_connection(lambda: connection, address.path)
+                await loop.create_unix_connection(taken, address.path)
             elif credentials.ca:
-                context, name = client_context(credentials), credentials.name or address.host
                 await loop.create_connection(
-                    lambda: connection, address.host, address.port, ssl=context, server_hostname=name
+                    taken,
+                    address.host,
+                    address.port,
+                    ssl=client_context(credentials),
+                    server_hostname=credentials.name or address.host,
+                    ssl_handshake_timeout=2 * GREETING_TIMEOUT_S,  # ours comes first
                 )
             else:
-                await loop.create_connection(lambda: connection, address.host, address.port)
+                await loop.create_connection(taken, address.host, address.port)
             return connection, await connection.greet(program)
     except TimeoutError:
         connection.close()
+        if not is_taken:
+            raise ConnectionLost(
+                f"no daemon answers at {address} within {CONNECT_TIMEOUT_S:g} s", "is the address right?"
+            ) from None
         raise ConnectionLost(
-            f"no greeting from {address} within {GREETING_TIMEOUT_S:g} s", "does this port belong to another service?"
+            f"no greeting from {address} within {GREETING_TIMEOUT_S:g} s",
+            "the daemon may still be starting (its log says `restoring`), or this port belongs to another service",
         ) from None
     except ssl.SSLError as error:
         raise explain(error, address) from error

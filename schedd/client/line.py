@@ -29,6 +29,8 @@ RECONNECT_S_MAX = 1800.0
 PAUSE_S, PAUSE_S_MAX = 0.1, 3.0
 #: A connection that was lost sooner is not made again at once.
 SHORT_LIFE_S = 0.2
+#: A daemon that takes so long to greet is told of as one that is away.
+SILENCE_S = 3.0
 #: A request that ends every connection that it is sent on is at fault itself.
 TRIES_MAX = 20
 
@@ -133,26 +135,40 @@ class Line:
             raise ConnectionLost("this client is closed")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (self.reconnect_s if patient else 0)
-        away = False
+        is_told = False
+
+        def tell(error: ScheddError) -> None:
+            nonlocal is_told
+            if not is_told:
+                self._on_change(error)
+            is_told = True
+
         for number in count():
             try:
-                shown = self._credentials if self._credentials is not None else find_credentials()
-                opened = await open_connection(self.address, self._program, shown)
+                opened = await self._greeted(tell)
             except ScheddError as error:
                 pause_s = random.uniform(0, min(PAUSE_S_MAX, PAUSE_S * 2.0 ** min(number, 30)))
                 if self._is_closed or not is_away(error) or loop.time() + pause_s >= deadline:
-                    if away and is_away(error):
+                    if number and is_away(error):
                         raise self._given_up(error) from error
                     raise
-                if not away:
-                    self._on_change(error)
-                away = True
+                tell(error)
                 await asyncio.sleep(pause_s)
             else:
-                if away:
+                if is_told:
                     self._on_change(None)
                 return opened
         raise AssertionError("not reached")
+
+    async def _greeted(self, tell: Callable[[ScheddError], None]) -> tuple[Connection, Welcome]:
+        """Try once; told is a silence meanwhile."""
+        shown = self._credentials if self._credentials is not None else find_credentials()
+        silence = ConnectionLost(f"no greeting from {self.address} yet, it may be starting")
+        remark = asyncio.get_running_loop().call_later(SILENCE_S, tell, silence)
+        try:
+            return await open_connection(self.address, self._program, shown)
+        finally:
+            remark.cancel()
 
     def close(self) -> None:
         """End it all; whatever waits for an answer gets ConnectionLost."""

@@ -14,6 +14,7 @@ from schedd import __version__
 from schedd.address import Address, parse_address
 from schedd.client import connection as connection_module
 from schedd.client.connection import Connection, open_connection
+from schedd.credentials import Credentials
 from schedd.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, RequestRefused, ScheddError
 from schedd.wire import messages as wire
 from schedd.wire.framing import encode_frame
@@ -128,8 +129,32 @@ async def test_peer_hangs_up_instead_of_greeting(data: bytes) -> None:
 async def test_peer_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "GREETING_TIMEOUT_S", 0.05)
     async with peer_that_says(b"") as address:
-        with pytest.raises(ConnectionLost, match=r"no greeting from .* within 0.05 s"):
+        with pytest.raises(ConnectionLost, match=r"no greeting from .* within 0.05 s") as caught:
             await open_connection(address, "test")
+        assert "may still be starting" in caught.value.hint
+
+
+@pytest.mark.parametrize("ca", ["", "system"])
+async def test_daemon_that_starts_is_waited_for_longer_than_a_connection(
+    monkeypatch: pytest.MonkeyPatch, ca: str
+) -> None:
+    """Its socket has taken the connection already, as that does which a service manager keeps."""
+    monkeypatch.setattr(connection_module, "CONNECT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(connection_module, "GREETING_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = Address("127.0.0.1", listening.getsockname()[1])
+        with pytest.raises(ConnectionLost, match=r"no greeting from .* within 0.2 s"):
+            await open_connection(address, "test", Credentials(ca=ca))
+
+
+async def test_connection_that_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(connection_module, "CONNECT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", never)
+    with pytest.raises(ConnectionLost, match=r"no daemon answers at head:7077 within 0.05 s"):
+        await open_connection(Address("head", 7077), "test")
 
 
 async def test_greeting_cut_at_every_byte() -> None:

@@ -285,6 +285,21 @@ async def test_watch_whose_answer_is_lost(idle: FakeDaemon, client: AsyncClient)
     assert len(await waiting) == 1
 
 
+@pytest.mark.asyncio
+async def test_daemon_that_starts_is_told_of_and_waited_for(idle: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, "SILENCE_S", 0.01)
+    greeting, idle.greeting = idle.greeting, None
+    changes: list[ScheddError | None] = []
+    client = AsyncClient(idle.address, on_change=changes.append)
+    listing = asyncio.ensure_future(client.jobs())
+    await until(lambda: changes)
+    assert "may be starting" in str(changes[0])
+    idle.peers[-1].push(greeting)
+    assert await listing == []
+    assert changes[1:] == [None]
+    await client.close()
+
+
 # ------------------------------------------------------------------------------------------------------------ given up
 
 
