@@ -340,6 +340,18 @@ def test_worker(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert (calls[1][0].cpus, calls[1][0].gpus) == (2, "auto")
 
 
+def test_worker_takes_what_stands_before_it(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr("schedd.worker.main.main", lambda settings, address: calls.append((settings, address)))
+    path = tmp_path / "config.toml"
+    path.write_text('[worker]\nconnect = "head:1"\ntoken_file = "t1"\n')
+    before = ["--address", "other:2", "--token-file", "t2", "--tls-ca", "ca2", "--tls-name", "n2"]
+    assert run(*before, "worker", "--config", str(path)).code == Exit.OK
+    assert run(*before, "worker", "--connect", "third:3", "--token-file", "t3", "--tls-ca", "ca3").code == Exit.OK
+    shown = [(str(address), s.token_file, s.tls_ca, s.tls_name) for s, address in calls]
+    assert shown == [("other:2", "t2", "ca2", "n2"), ("third:3", "t3", "ca3", "n2")]
+
+
 def test_worker_mistakes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("schedd.worker.main.main", lambda settings, address: 0)
     ran = run("worker", "--resource", "licence=x")

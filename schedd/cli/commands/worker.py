@@ -69,9 +69,10 @@ def worker_command(
     from schedd.worker.main import main as run_worker
 
     settings, logged = _settings(config)
+    root = click.get_current_context().find_root().params
     try:
         given = {
-            "connect": connect,
+            "connect": connect or root.get("address"),
             "cpus": cpus,
             "name": name,
             "ram_gb": ram,
@@ -80,7 +81,7 @@ def worker_command(
             "custom": {**settings.custom, **parse_amounts(resources, "--resource")} if resources else None,
             "state_dir": state_dir,
             "containment": containment,
-            **credentials,
+            **{key: value or root.get(key) for key, value in credentials.items()},
         }
     except ValueError as error:
         raise BadInput(str(error)) from None
