@@ -34,10 +34,11 @@ class Address(Struct, frozen=True):
 
 
 def parse_address(text: str) -> Address:
-    """Read `HOST:PORT`, `[IPV6]:PORT`, `HOST`, `:PORT` or `unix:/path`. Raises ConfigError."""
+    """Read `HOST:PORT`, `[IPV6]:PORT`, `HOST`, `:PORT`, `unix:/path` or `unix:~/path`. Raises ConfigError."""
     text = text.strip()
     if text.startswith("unix:"):
-        path = text.removeprefix("unix:")
+        given = text.removeprefix("unix:")
+        path = str(expanded(given)) if given.startswith("~") else given
         if not path or len(path.encode()) > 107:
             raise ConfigError(f"{text!r} is not a socket path", "a path has 1 to 107 bytes")
         return Address(path=path)
@@ -71,7 +72,7 @@ def state_dir(given: str = "") -> Path:
     if given:
         return expanded(given)
     if own := os.environ.get("SCHEDD_STATE_DIR"):
-        return Path(own)
+        return expanded(own)
     base = os.environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "schedd"
 

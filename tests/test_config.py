@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from schedd.address import Address, journal_path, parse_address, state_dir
 from schedd.config import Settings, load_settings, parse_settings
 from schedd.core.policies import POLICIES
 from schedd.core.policies.adaptive import AdaptiveScheduler
@@ -168,3 +169,19 @@ def test_shadow_is_a_policy_too() -> None:
     message, hint = refused('policy.shadow = "adaptiv"')
     assert message == "my.toml: policy.shadow: there is no policy 'adaptiv'"
     assert hint == "did you mean 'adaptive'?"
+
+
+def test_home_in_the_path_of_a_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse_address("unix:~/run/x.sock") == Address(path="/home/me/run/x.sock")
+    assert parse_address("unix:run/~x.sock") == Address(path="run/~x.sock")
+    with pytest.raises(ConfigError, match="home of a user that does not exist"):
+        parse_address("unix:~no.such.user/x.sock")
+    assert refused('server.listen = "unix:~no.such.user/x"')[0].startswith("my.toml: server.listen: ")
+
+
+def test_home_in_the_place_of_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCHEDD_STATE_DIR", "~/state")
+    assert state_dir() == Path("/home/me/state")
+    assert journal_path() == Path("/home/me/state/journal.db")

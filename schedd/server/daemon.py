@@ -22,7 +22,7 @@ import anyio
 import uvloop
 
 import schedd
-from schedd.address import Address, expanded, journal_path, parse_address
+from schedd.address import Address, journal_path, parse_address
 from schedd.assembly import engine_settings
 from schedd.config import Settings
 from schedd.core.engine import Engine
@@ -283,7 +283,7 @@ class Daemon:
 
     def _listen(self, service: Service, entrances: Entrances, secrets: Secrets) -> None:
         main = self._main_socket()
-        local = [self._bind(_local(path)) for path in self._sockets]
+        local = [self._bind(parse_address(f"unix:{path}")) for path in self._sockets]
         for listening in dict.fromkeys([main, *self._inherited.given, *local]):
             entrances.open(listening, self._settings, secrets)
         address = service.address = inherited.address_of(main)
@@ -437,10 +437,6 @@ async def _through(steps: Iterator[None]) -> None:
     """Go through steps, with the loop's other work in between."""
     for _ in steps:
         await asyncio.sleep(0)
-
-
-def _local(path: str) -> Address:
-    return parse_address(f"unix:{expanded(path)}")
 
 
 def _bind(address: Address) -> socket.socket:
