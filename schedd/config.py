@@ -49,7 +49,7 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     give_up_after_s: NotNegative = 0.0
     drain_timeout_s: NotNegative = 0.0
     child_idle_s: Positive = 300.0
-    result_mb_max: Positive = 32.0
+    result_mb_max: Annotated[float, Meta(gt=0, le=63)] = 32.0
     unacknowledged_max: AtLeastOne = 100_000
     unacknowledged_mb_max: Positive = 512.0
     logs_keep_count: AtLeastOne = 2000

@@ -32,7 +32,8 @@ VARIABLES = frozenset(
         "CREDENTIALS_DIRECTORY",
     }
 )
-_CREDENTIAL = "credential:"
+#: Before the name of a credential of systemd, in place of a path.
+CREDENTIAL = "credential:"
 
 
 class Credentials(Struct, frozen=True):
@@ -84,12 +85,12 @@ def _path(text: str) -> str:
 
 def path_of(text: str) -> Path:
     """The file that a setting names: a path, or `credential:NAME`. Raises ConfigError."""
-    if not text.startswith(_CREDENTIAL):
+    if not text.startswith(CREDENTIAL):
         try:
             return Path(text).expanduser()
         except RuntimeError:
             raise ConfigError(f"{text!r} is in the home of a user that does not exist") from None
-    name = text.removeprefix(_CREDENTIAL)
+    name = text.removeprefix(CREDENTIAL)
     found = credential(name)
     if found is None:
         raise ConfigError(f"there is no credential {name!r}", f"add LoadCredential={name}:/path/to/file to the unit")

@@ -35,6 +35,7 @@ from schedd.log import Log, set_up
 from schedd.notify import notify
 from schedd.server import inherited
 from schedd.server.archive import Archive
+from schedd.server.checking import check_start
 from schedd.server.clock import Clock
 from schedd.server.durable import Promises
 from schedd.server.entrances import BACKLOG, Entrances, Secrets, read_secrets
@@ -164,7 +165,7 @@ class Daemon:
             with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
                 async with anyio.create_task_group() as group:
                     if self._load is not None:
-                        reloader = Reloader(settings, service, self._load, entrances.prepare)
+                        reloader = Reloader(settings, service, self._load, entrances.prepare, check_start)
                         reload = partial(self._reload, reloader, supervision)
 
                         def start_reload(hear: Hear) -> None:

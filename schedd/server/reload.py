@@ -53,7 +53,8 @@ class Reloader:
     """Has the settings in use, and puts others in their place.
 
     load: reads the file again, with what the command line adds. prepare: reads the other files that settings name,
-    and returns what lets them count. Both raise ConfigError, and may take a while.
+    and returns what lets them count. check: looks at what only counts at a start, so that the next one does not fail
+    for it. All raise ConfigError, and may take a while.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class Reloader:
         service: Service,
         load: Callable[[], Settings],
         prepare: Callable[[Settings], Callable[[], None]] = lambda settings: lambda: None,
+        check: Callable[[Settings], None] = lambda settings: None,
     ) -> None:
         self.settings = settings
         self.load = load
         self._prepare = prepare
+        self._check = check
         self._service = service
         #: Set where there is a journal.
         self.journal: Journal | None = None
@@ -84,6 +87,7 @@ class Reloader:
         """Read the file and let it count; returns when it does, and a new policy has taken over all that waits."""
         try:
             wanted = await self._in_thread(self.load)
+            await self._in_thread(lambda: self._check(wanted))
             others = await self._in_thread(lambda: self._prepare(self._possible(wanted)))
             outcome = self.apply(wanted)
             others()

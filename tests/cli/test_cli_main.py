@@ -284,6 +284,42 @@ def test_check(run: Run, tmp_path: Path) -> None:
     assert run("check", str(tmp_path / "none.toml")).code == Exit.CONFIG
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'tls.cert = "/nonexist"',
+        'tls.cert = "~no.such.user/cert.pem"',
+        'journal.path = "~no.such.user/x"',
+        'server.socket = "~no.such.user/x"',
+        f'server.socket = "/{"x" * 200}"',
+        'auth.admins = ["no.such.user"]',
+        'auth.admin_groups = ["no.such.group"]',
+        'auth.tokens = "/dev/null"',
+        "worker.result_mb_max = 100",
+    ],
+)
+def test_check_refuses_what_a_start_would(run: Run, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    ran = run("check", str(path))
+    assert ran.code == Exit.CONFIG
+    assert ran.err.startswith(f"error: {path}: ")
+    done = subprocess.run([sys.executable, "-m", "schedd.cli", "serve", "--config", str(path)], check=False, timeout=60)
+    assert done.returncode == Exit.CONFIG
+
+
+def test_check_says_what_it_cannot_look_at(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    path, cert = tmp_path / "config.toml", tmp_path / "cert.pem"
+    path.write_text(f'[tls]\ncert = "{cert}"\nkey = "credential:key"\n[auth]\ntokens = "credential:tokens"\n')
+    ran = run("check", str(path))
+    assert (ran.code, ran.err) == (Exit.CONFIG, f"error: {path}: tls.cert {cert}: there is no such file\n")
+    cert.touch()
+    ran = run("check", str(path))
+    assert ran.code == Exit.OK
+    assert ran.err.splitlines()[0] == "not looked at, since only the daemon may: auth.tokens, tls.key"
+
+
 def test_serve(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[Any] = []
 

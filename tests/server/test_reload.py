@@ -68,6 +68,8 @@ def test_bad_file_changes_nothing_and_says_which_key(cluster: Cluster) -> None:
             ('[policy]\nname = "lifo"\n', "policy.name"),
             ('[policy]\nname = "batch"\n[heartbeat]\nlease_s = 1.0\n', "heartbeat.lease_s"),
             ("[policy\n", "config-1.toml"),
+            ('[policy]\nname = "batch"\n[tls]\ncert = "/nonexist"\n', "/nonexist"),
+            ('[policy]\nname = "batch"\n[journal]\npath = "~no.such.user/x"\n', "no.such.user"),
             ("a = " + "[" * 100_000, "nested too deep"),
         ):
             failed = reload(client, cluster, text)
