@@ -110,6 +110,15 @@ def test_dashboard_shows_every_metric_but_a_few(metrics: list[Told]) -> None:
     assert left_out <= {"schedd_build_info", "schedd_steals_asked_total", "schedd_journal_waiting_turns"}
 
 
+def test_every_panel_is_of_the_job_and_the_daemons_that_are_chosen() -> None:
+    board = json.loads((DOCS / "monitoring" / "grafana.json").read_text())
+    for panel in board["panels"]:
+        for target in panel.get("targets", []):
+            for selector in re.findall(r"\{.*?\}", target["expr"]):
+                assert {'job=~"$job"', 'instance=~"$instance"'} <= set(selector[1:-1].split(",")), panel["title"]
+            assert len(NAME.findall(target["expr"])) == target["expr"].count("{"), panel["title"]
+
+
 def test_panels_of_the_dashboard_do_not_overlap() -> None:
     board: dict[str, Any] = json.loads((DOCS / "monitoring" / "grafana.json").read_text())
     taken: set[tuple[int, int]] = set()
