@@ -36,6 +36,15 @@ class Answer(Struct, frozen=True):
     content_type: str = TEXT
 
 
+def _path_of(target: bytes) -> str:
+    """The path of a target like `/path?query` or, as proxies are asked, `http://host/path?query` (RFC 9112, 3.2)."""
+    path = target.partition(b"?")[0]
+    scheme, separator, rest = path.partition(b"://")
+    if separator and scheme.lower() in (b"http", b"https"):
+        path = b"/" + rest.partition(b"/")[2]
+    return path.decode("ascii", "replace")
+
+
 Question = Callable[[], Awaitable[Answer]]
 
 
@@ -66,6 +75,8 @@ class Exchange(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._answering: asyncio.Task[None] | None = None
         self._is_head = False
+        self._has_begun = False
+        self._blank_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -78,6 +89,10 @@ class Exchange(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._transport is None or self._transport.is_closing() or self._answering is not None:
             return
+        if not self._has_begun:
+            data = self._without_blank_lines(data)
+            if not data:
+                return
         try:
             self._http.receive_data(data)
             event = self._http.next_event()
@@ -90,9 +105,16 @@ class Exchange(asyncio.Protocol):
         elif event is not h11.NEED_DATA:
             self.abort()
 
+    def _without_blank_lines(self, data: bytes) -> bytes:
+        """Leave out empty lines before the request line (RFC 9112, 2.2), but no more than a request may have."""
+        rest = data.lstrip(b"\r\n")
+        self._blank_bytes += len(data) - len(rest)
+        self._has_begun = bool(rest) or self._blank_bytes > REQUEST_BYTES_MAX
+        return data if self._has_begun and not rest else rest
+
     def _ask(self, request: h11.Request) -> None:
         self._is_head = request.method == b"HEAD"
-        path = request.target.partition(b"?")[0].decode("ascii", "replace")
+        path = _path_of(request.target)
         question = self._site.questions.get(path)
         if request.method not in (b"GET", b"HEAD"):
             self._answer(Answer(405, b"only GET and HEAD\n"))

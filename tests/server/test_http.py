@@ -111,11 +111,26 @@ def test_others_get_an_error(request_line: bytes, status: bytes, caplog: pytest.
     assert answer[9:12] == status, answer
 
 
-def test_request_in_single_bytes_is_understood() -> None:
+@pytest.mark.parametrize("target", [b"http://a/hello", b"HTTP://a:80/hello?x=/y", b"https://[::1]/hello"])
+def test_target_in_the_absolute_form(target: bytes) -> None:
+    assert run(answer_to(b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n")).endswith(b"hello\n")
+
+
+@pytest.mark.parametrize("target", [b"http://a", b"http://a?x=/hello", b"ftp://a/hello", b"/http://a/hello"])
+def test_target_that_is_no_path_of_ours(target: bytes) -> None:
+    assert run(answer_to(b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n"))[9:12] == b"404"
+
+
+def test_endless_blank_lines_are_refused() -> None:
+    assert run(answer_to(b"\r\n" * REQUEST_BYTES_MAX))[9:12] == b"400"
+
+
+@pytest.mark.parametrize("before", [b"", b"\r\n", b"\n\r\n"], ids=["nothing", "a line", "lines"])
+def test_request_in_single_bytes_is_understood(before: bytes) -> None:
     async def body() -> bytes:
         async with served() as (_, port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            for byte in b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n":
+            for byte in before + b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n":
                 writer.write(bytes([byte]))
                 await writer.drain()
                 await asyncio.sleep(0)
