@@ -155,7 +155,8 @@ class Attempts:
         cause, message = finished.cause, finished.message[:MESSAGE_MAX]
         if cause is _PREEMPTED and (asked := self._t.preempting(task)) is not None:
             message = f"made room for task {asked.for_id}" if asked.for_id else "on request"
-        elif cause is _PREEMPTED:  # for ever, if this were without a limit
+        elif cause is _PREEMPTED and task.id not in self._t.epochs:
+            # For ever, if this were without a limit. What an earlier start gave out it may have asked for, too.
             cause, message = Cause.LOST, f"worker {worker.worker_id} says that it made room, and was not asked to"
         return AttemptRecord(
             task.attempt,

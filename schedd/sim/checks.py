@@ -83,6 +83,8 @@ class Oracle:
         self._found: set[TaskId] = set()
         #: When an attempt was given to a worker, or found there; each time.
         self._dispatched_ns: dict[tuple[TaskId, int, str], list[Instant]] = {}
+        #: When attempts were given out, or that they were found on a worker was on disk: the next start knows of it.
+        self._gifts_ns: dict[tuple[TaskId, int, str], list[Instant]] = {}
         #: When a task was held or changed the last time.
         self._changed_ns: dict[TaskId, Instant] = {}
         #: The definition of a task since its requirements were changed; an attempt has the one that it was given with.
@@ -122,8 +124,10 @@ class Oracle:
             match fact:
                 case fx.AttemptDispatched():
                     self._on_dispatched(fact, is_found=fact.task_id not in given_out)
-                    given = self._dispatched_ns.setdefault((fact.task_id, fact.attempt, fact.worker_id), [])
-                    given.append(self._kernel.now_ns)
+                    key = fact.task_id, fact.attempt, fact.worker_id
+                    self._dispatched_ns.setdefault(key, []).append(self._kernel.now_ns)
+                    if fact.task_id in given_out:
+                        self._gifts_ns.setdefault(key, []).append(self._kernel.now_ns)
                 case fx.AttemptBegan():
                     # Perhaps not yet: one that was sent ahead to a child may stand behind a short one there.
                     self._begun.add((fact.task_id, fact.attempt, self._current[fact.task_id][1]))
@@ -236,6 +240,10 @@ class Oracle:
     def on_disk(self, facts: list[fx.Fact], finished: list[FinishedTask]) -> None:
         """A transaction is there."""
         self.recording.add(facts, finished)
+        for fact in facts:
+            if isinstance(fact, fx.AttemptDispatched):
+                key = fact.task_id, fact.attempt, fact.worker_id
+                self._gifts_ns.setdefault(key, []).append(self._kernel.now_ns)
 
     # ------------------------------------------------------------------------------------------------- real processes
 
@@ -360,7 +368,7 @@ class Oracle:
 
         A worker that was given up may come back with it: that it is found there is no gift.
         """
-        given, before_ns = self._dispatched_ns.get(other, [0]), self._given_ns(execution)
+        given, before_ns = self._gifts_ns.get(other, [0]), self._given_ns(execution)
         return max((at_ns for at_ns in given if at_ns <= before_ns), default=given[0])
 
     def _given_up_ns(self, worker: str) -> Instant:

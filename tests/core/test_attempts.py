@@ -14,7 +14,8 @@ from schedd.core.attempts import MESSAGE_MAX, METRICS_MAX
 from schedd.core.model import SECOND, AttemptReport, Cause, Report, TaskRules
 from schedd.core.tables import ATTEMPTS_KEPT_MAX
 
-from .builders import START, World, answered, dispatches, finished, of, picture, reported, selection, started
+from .builders import START, World, answered, dispatches, finished, holds, of, picture, reported, selection, started
+from .test_restore import Restartable
 
 # ------------------------------------------------------------------------------------------------------------ retries
 
@@ -445,3 +446,17 @@ def test_successor_takes_the_lowest_devices_as_the_worker_does() -> None:
     world.finish(1)
     world.finish(2)
     assert world.task(3).devices == (0, 1)
+
+
+def test_preemption_that_an_earlier_start_may_have_asked_for_blames_nobody() -> None:
+    """It died before that was recorded; the worker has obeyed."""
+    world = Restartable()
+    world.join()
+    world.submit(rules=TaskRules(lost_limit=0))
+    world.handle(ev.PreemptTasks(1, selection(1)))
+    world.recorded.changes = [fact for fact in world.recorded.changes if not isinstance(fact, fx.PreemptAsked)]
+    world.restart()
+    world.join(holds=[holds(1, 1, "finished")])
+    effects = world.handle(finished("w1", 1, 1, Cause.PREEMPTED, 0, world.now))
+    assert dispatches(effects) == {"w1": [(1, 2)]}
+    assert world.task(1).blamed is None
