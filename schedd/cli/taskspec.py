@@ -186,6 +186,8 @@ def make_entries(options: TaskOptions, spec: int, after: list[int]) -> Iterator[
 def _items(options: TaskOptions) -> Iterator[tuple[int, bytes]]:
     if options.array is not None:
         numbers = parse_numbers(options.array) if isinstance(options.array, str) else options.array
+        if not numbers:
+            raise ValueError("array has no numbers")
         for number in numbers:
             yield number, str(number).encode()
         return

@@ -107,9 +107,11 @@ def _talk(session: Session, done: Sequence[TaskDone], counts: Counter[str]) -> N
 
 async def wait_for_submitted(session: Session, client: AsyncClient, submitted: Submitted, on_interrupt: str) -> Exit:
     """Wait for what was just submitted. Ctrl-C cancels it, leaves it, or asks, as `on_interrupt` says."""
+    done: list[TaskDone] = []
     try:
-        with progress_for(session) as progress:
-            done = await follow(client, Selection(ids=submitted.ids), progress)
+        if submitted.ids:  # a selection without ids means the tasks of everybody
+            with progress_for(session) as progress:
+                done = await follow(client, Selection(ids=submitted.ids), progress)
     except asyncio.CancelledError:
         return await _interrupted(session, client, submitted.ids, on_interrupt)
     return verdict(session, done, {"ids": submitted.ids, "warnings": submitted.warnings})

@@ -119,6 +119,7 @@ def test_command_line_gives_defaults(tmp_path: Path) -> None:
         ),
         ("[[task]]\nname = 'a'\ncommand = 'a'\nafter = 'a'", "in a circle: task 'a' -> task 'a'", ""),
         ("[[task]]\ncommand = 'a'\narray = '9-1'", "task 1: '9-1' has no numbers in it", ""),
+        ("[[task]]\ncommand = 'a'\narray = []", "task 1: array has no numbers", ""),
     ],
 )
 def test_mistakes(tmp_path: Path, text: str, error: str, hint: str) -> None:

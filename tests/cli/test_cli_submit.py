@@ -180,6 +180,14 @@ def test_wait_tells_of_failures(daemon: FakeDaemon, run: Run) -> None:
     assert document["tasks"][1]["exit_code"] == 3
 
 
+def test_wait_for_nothing_does_not_wait_for_others(daemon: FakeDaemon, run: Run) -> None:
+    daemon.add(view(1, "failed"))
+    daemon.answers[wire.Submit] = lambda request: wire.Submitted(request.request, [])
+    ran = run("submit", "--wait", "--json", "--", "true")
+    assert (ran.code, ran.json()["total"]) == (Exit.OK, 0)
+    assert not any(isinstance(request, wire.WatchTasks) for request in daemon.requests)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
