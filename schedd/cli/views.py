@@ -250,6 +250,13 @@ def task_with_detail(task: TaskView, detail: TaskDetail) -> dict[str, Any]:
     }
 
 
+def by_name(value: Any) -> Any:
+    """Make a JSON value in which every Struct is an object by its fields, also one that is an array on the wire."""
+    if isinstance(value, msgspec.Struct):
+        return {name: by_name(field) for name, field in msgspec.structs.asdict(value).items()}
+    return [by_name(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def every_field(struct: msgspec.Struct) -> dict[str, Any]:
     """List the fields of a Struct, defaults included, so that a reader need not know them."""
     fields = msgspec.structs.asdict(struct)

@@ -8,7 +8,19 @@ import msgspec
 import pytest
 
 from schedd.cli.exits import Exit
-from schedd.core.model import AttemptRecord, Call, Cause, CauseLimit, Command, TaskRequirements, WorkerId
+from schedd.core.model import (
+    AttemptRecord,
+    Call,
+    Cause,
+    CauseLimit,
+    Command,
+    Gpu,
+    GpuUsage,
+    HostUsage,
+    TaskRequirements,
+    WorkerId,
+    WorkerResources,
+)
 from schedd.wire import messages as wire
 
 from .conftest import Run
@@ -211,6 +223,17 @@ def test_workers(daemon: FakeDaemon, run: Run) -> None:
     assert run("workers", "--json").json()[1]["status"] == "draining"
     daemon.workers = [worker("w1"), worker("w2", status="unreachable", silence="the connection was lost")]
     assert run("workers").out.splitlines()[-1] == "w2 is unreachable: the connection was lost"
+
+
+@pytest.mark.parametrize("command", ["workers", "top"])
+def test_what_is_an_array_on_the_wire_has_names_in_json(daemon: FakeDaemon, run: Run, command: str) -> None:
+    usage = HostUsage(97.5, 1, 2, gpus=(GpuUsage("GPU-1", used_mb=300),))
+    daemon.workers = [worker("w1", resources=WorkerResources(gpus=(Gpu("GPU-1", "A100", 40960),)), usage=usage)]
+    document = run(command, "--json").json()
+    [row] = document if command == "workers" else document["workers"]
+    assert row["resources"]["gpus"] == [{"uuid": "GPU-1", "model": "A100", "memory_mb": 40960}]
+    assert (row["usage"]["cpu_percent"], row["usage"]["gpus"][0]["used_mb"]) == (97.5, 300)
+    assert list(row) == list(wire.WorkerView.__struct_fields__)
 
 
 def test_workers_in_quarantine(daemon: FakeDaemon, run: Run) -> None:

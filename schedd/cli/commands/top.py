@@ -24,12 +24,14 @@ async def top_command(session: Session) -> Exit:
     written.
     """
     from schedd.cli.dashboard import Observer
+    from schedd.cli.views import by_name
 
     async with session.connect(patient=False) as client:
         observer = Observer(client)
         snapshot = await observer.look()
         if session.out.as_json:
-            session.out.json({"stats": _plain(snapshot), "workers": snapshot.workers, "running": snapshot.running})
+            workers = by_name(snapshot.workers)
+            session.out.json({"stats": _plain(snapshot), "workers": workers, "running": snapshot.running})
         elif sys.stdout.isatty() and sys.stdin.isatty():
             with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C is how many leave a live view
                 await _live(observer, snapshot)

@@ -19,12 +19,12 @@ schedd workers --json | jq '.[] | select(.status == "idle") | .name'
 @client_command("workers", examples=EXAMPLES)
 async def workers_command(session: Session) -> Exit:
     """List the workers. cpus and gpus are written as reserved/capacity."""
-    from schedd.cli.views import WORKER_COLUMNS, quarantine, worker_row
+    from schedd.cli.views import WORKER_COLUMNS, by_name, quarantine, worker_row
 
     async with session.connect() as client:
         workers = await client.workers()
     if session.out.as_json:
-        session.out.json(workers)
+        session.out.json(by_name(workers))
     elif session.out.quiet:
         session.out.lines(worker.name for worker in workers)
     elif workers:
