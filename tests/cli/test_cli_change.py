@@ -82,6 +82,25 @@ def test_set_keeps_requirements_that_were_not_given(daemon: FakeDaemon, run: Run
     assert {r.priority for r in sent.values()} == {2.0}
 
 
+def test_set_of_requirements_names_what_is_not_there(daemon: FakeDaemon, run: Run) -> None:
+    daemon.add(view(3))
+    ran = run("set", "3,9999", "--cpus", "2")
+    assert (ran.code, ran.err) == (Exit.OK, "changed 1 task\ntask 9999 left as it is: unknown task\n")
+    daemon.fail(wire.ListTasks, wire.UNKNOWN_TASK, "there is no task 9998")
+    left: list[tuple[int | str, str]] = [(9998, "unknown task"), (9999, "unknown task")]
+    daemon.answers[wire.SetTasks] = lambda request: wire.Changed(request.request, 0, left)
+    ran = run("set", "9998,9999", "--cpus", "2")
+    assert ran.code == Exit.NOT_FOUND
+    assert ran.err.splitlines()[2] == "task 9999 left as it is: unknown task"
+
+
+def test_set_of_requirements_in_a_job_that_is_not_there(daemon: FakeDaemon, run: Run) -> None:
+    daemon.fail(wire.SetTasks, wire.UNKNOWN_JOB, "there is no job 'nosuch'")
+    ran = run("set", "--job", "nosuch", "--gpus", "1")
+    assert (ran.code, ran.err) == (Exit.NOT_FOUND, "error: there is no job 'nosuch'\n")
+    assert daemon.last(wire.SetTasks).requirements is None
+
+
 def test_set_mistakes(daemon: FakeDaemon, run: Run) -> None:
     assert "there is nothing to change" in run("set", "1").err
     assert "min_gpus must be whole" in run("set", "1", "--gpus", "1.5").err

@@ -15,7 +15,7 @@ from schedd.cli.values import parse_amounts, parse_pairs
 if TYPE_CHECKING:
     from schedd.client.aio import AsyncClient
     from schedd.core.model import TaskId, TaskRequirements
-    from schedd.wire.messages import Changed, Selection
+    from schedd.wire.messages import Changed, Selection, TaskDetail, TaskView
 
 EXAMPLES = """
 schedd set 5 --priority 10
@@ -81,12 +81,29 @@ async def change_requirements(
     from schedd.wire.messages import Changed
 
     groups: dict[bytes, tuple[TaskRequirements, list[TaskId]]] = {}
-    for task, detail in await client.show(selection):
+    found = await _show_known(client, selection)
+    if not found:  # the daemon says what is not there, in the words that it has for a priority
+        return await client.set(selection, priority=priority)
+    for task, detail in found:
         wanted = msgspec.structs.replace(detail.requirements, **changes)
         groups.setdefault(msgspec.msgpack.encode(wanted), (wanted, []))[1].append(task.id)
-    count, unchanged = 0, []
+    known = {task.id for task, _ in found}
+    count = 0
+    unchanged: list[tuple[int | str, str]] = [(i, "unknown task") for i in selection.ids if i not in known]
     for wanted, task_ids in groups.values():
         changed = await client.set(task_ids, priority=priority, requirements=wanted)
         count += changed.changed
         unchanged += changed.unchanged
     return Changed(0, count, unchanged)
+
+
+async def _show_known(client: AsyncClient, selection: Selection) -> list[tuple[TaskView, TaskDetail]]:
+    from schedd.errors import RequestRefused
+    from schedd.wire.messages import UNKNOWN_TASK
+
+    try:
+        return await client.show(selection)
+    except RequestRefused as error:
+        if error.code != UNKNOWN_TASK:  # of all of them
+            raise
+        return []
