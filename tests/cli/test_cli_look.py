@@ -190,6 +190,15 @@ def test_show_unknown_task(daemon: FakeDaemon, run: Run) -> None:
     assert ran.err == "error: there is no task 9\nhint: ids are in `schedd tasks`\n"
 
 
+def test_show_what_is_there_and_name_what_is_not(daemon: FakeDaemon, run: Run) -> None:
+    daemon.add(view(1))
+    ran = run("show", "1,8-9")
+    assert (ran.code, ran.err) == (Exit.NOT_FOUND, "error: there is no task 8-9\n")
+    assert "task       1\n" in ran.out
+    ran = run("show", "1,9", "--json")
+    assert (ran.code, [task["id"] for task in ran.json()]) == (Exit.NOT_FOUND, [1])
+
+
 def test_names_cannot_steer_the_terminal(daemon: FakeDaemon, run: Run) -> None:
     daemon.add(view(1, job="a\x1b[2Jb\nc"))
     assert "a\\x1b[2Jb\\nc" in run("tasks").out

@@ -32,16 +32,22 @@ async def show_command(session: Session, ids: tuple[list[int], ...]) -> Exit:
     """Show everything that is known of tasks: what was asked, where it ran, how it ended."""
     from schedd.cli.views import task_with_detail
 
+    wanted = several(ids)
     async with session.connect() as client:
-        found = await client.show(several(ids))
+        found = await client.show(wanted)
     if session.out.as_json:
         session.out.json([task_with_detail(task, detail) for task, detail in found])
+    else:
+        for i, (task, detail) in enumerate(found):
+            if i:
+                session.out.line("")
+            session.out.pairs(_head(task) + _body(task, detail) + _ends(detail))
+    known = {task.id for task, _ in found}
+    missing = [task_id for task_id in wanted if task_id not in known]
+    if not missing:
         return Exit.OK
-    for i, (task, detail) in enumerate(found):
-        if i:
-            session.out.line("")
-        session.out.pairs(_head(task) + _body(task, detail) + _ends(detail))
-    return Exit.OK
+    session.out.error(f"there is no task {write_ids(missing)}")
+    return Exit.NOT_FOUND
 
 
 def _head(task: TaskView) -> list[tuple[str, str]]:
