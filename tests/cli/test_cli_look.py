@@ -433,6 +433,33 @@ def test_logs_of_a_worker_that_is_away(daemon: FakeDaemon, run: Run) -> None:
     assert run("logs", "5").code == Exit.REFUSED
 
 
+@pytest.mark.parametrize("state", ["queued", "running"])
+def test_logs_follow_ends_with_an_attempt_that_was_lost(
+    daemon: FakeDaemon, run: Run, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """The task goes on with another attempt, or will; what is read is the first."""
+    monkeypatch.setattr("schedd.cli.commands.logs.FOLLOW_S", 0.0)
+    lost = AttemptRecord(1, WorkerId("w1"), 10**9, 2 * 10**9, 5 * 10**9, Cause.LOST)
+    asked: list[wire.ReadLog] = []
+
+    def read(request: wire.ReadLog) -> wire.LogData | wire.RequestFailed:
+        asked.append(request)
+        if len(asked) < 3:
+            return wire.LogData(request.request, b"one\n"[request.offset :], request.offset, 4, False, 1)
+        if len(asked) == 5:  # the worker was only away before
+            daemon.add(view(5, state, attempt=1 + (state == "running")), detail(attempts=[lost]))
+        if len(asked) == 50:  # far too late, but an end
+            daemon.add(view(5, "cancelled", attempt=1), detail(attempts=[lost]))
+        return wire.RequestFailed(request.request, wire.WORKER_AWAY, "worker w1 is not connected")
+
+    daemon.add(view(5, "running", attempt=1))
+    daemon.answers[wire.ReadLog] = read
+    ran = run("logs", "5", "-f")
+    assert (ran.code, ran.out) == (Exit.REFUSED, "one\n")
+    assert ran.err == "error: attempt 1 has ended; worker w1 is not connected\n"
+    assert len(asked) == 5
+
+
 def test_views_survive_their_own_json(three: FakeDaemon, run: Run) -> None:
     rows = msgspec.json.decode(run("tasks", "--all", "--json").out, type=list[wire.TaskView])
     assert rows == [task for task, _ in three.tasks.values()]

@@ -32,7 +32,7 @@ schedd logs 5 --attempt 1 --tail 64k
 class _Log:
     """One stream of one attempt, read piece by piece.
 
-    `patient`: while the task goes on, a worker that is away is waited for, as after a restart of the daemon.
+    `patient`: while the attempt goes on, a worker that is away is waited for, as after a restart of the daemon.
     """
 
     def __init__(self, client: AsyncClient, task_id: int, attempt: int, stream: str, *, patient: bool) -> None:
@@ -52,9 +52,8 @@ class _Log:
         return piece.data
 
     async def _read(self, offset: int, limit: int) -> LogData:
-        from schedd.core.model import TaskId
         from schedd.errors import RequestRefused
-        from schedd.wire.messages import WORKER_AWAY, Selection
+        from schedd.wire.messages import WORKER_AWAY
 
         while True:
             try:
@@ -62,10 +61,22 @@ class _Log:
                     self._task_id, attempt=self._attempt, stream=self._stream, offset=offset, limit=limit
                 )
             except RequestRefused as error:
-                unfinished = Selection(ids=[TaskId(self._task_id)], unfinished=True)
-                if error.code != WORKER_AWAY or not self._patient or not await self._client.tasks(unfinished):
+                if error.code != WORKER_AWAY or not self._patient:
                     raise
+                if not await self._goes_on():
+                    ended = f"attempt {self._attempt} has ended; " if self._attempt else ""
+                    raise RequestRefused(f"{ended}{error.message}", error.hint, error.code) from None
             await asyncio.sleep(FOLLOW_S)
+
+    async def _goes_on(self) -> bool:
+        """Whether more may come from the attempt; one that was lost has ended though its task has not."""
+        from schedd.core.model import TaskId
+        from schedd.wire.messages import Selection
+
+        for task, detail in await self._client.show(Selection(ids=[TaskId(self._task_id)], unfinished=True)):
+            ended = any(record.attempt == self._attempt for record in detail.attempts)
+            return not self._attempt or not (ended or task.attempt > self._attempt)
+        return False
 
     async def start_of_tail(self, lines: int) -> int:
         """Find where the last `lines` lines begin, reading backwards piece by piece."""
