@@ -428,6 +428,21 @@ def test_logs_json(daemon: FakeDaemon, run: Run) -> None:
     assert document["data"] == {"bytes": 4, "base64": "Y2Fm6Q=="}
 
 
+def test_logs_json_follows_to_the_end(daemon: FakeDaemon, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("schedd.cli.commands.logs.FOLLOW_S", 0.0)
+    pieces = iter([b"o", b"one\n", b"", b"two\n", b""])
+    left = 5
+
+    def read(request: wire.ReadLog) -> wire.LogData:
+        nonlocal left
+        left -= 1
+        return wire.LogData(request.request, next(pieces), request.offset, 8, not left, 1)
+
+    daemon.answers[wire.ReadLog] = read
+    document = run("logs", "5", "-f", "--json").json()
+    assert (document["data"], document["done"]) == ("one\ntwo\n", True)
+
+
 def test_logs_of_a_worker_that_is_away(daemon: FakeDaemon, run: Run) -> None:
     daemon.fail(wire.ReadLog, wire.WORKER_AWAY, "worker w1 is not connected")
     assert run("logs", "5").code == Exit.REFUSED

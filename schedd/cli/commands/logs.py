@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 import click
@@ -126,7 +127,7 @@ async def logs_command(
             await _until_started(session, client, log, task_id)
         offset = await _first_offset(log, tail)
         if session.out.as_json:
-            await _write_json(session, log, task_id, stream, offset)
+            await _write_json(session, log, task_id, stream, offset, follow=follow)
         else:
             await _copy(session, log, offset, follow=follow)
     return Exit.OK
@@ -165,10 +166,16 @@ async def _first_offset(log: _Log, tail: tuple[int, bool] | None) -> int:
 
 
 async def _copy(session: Session, log: _Log, offset: int, *, follow: bool) -> None:
+    async for piece in _pieces(log, offset, follow=follow):
+        session.out.raw(piece)
+
+
+async def _pieces(log: _Log, offset: int, *, follow: bool) -> AsyncGenerator[bytes, None]:
+    """Yield the output from `offset` on, as far as there is any; `follow`: until the attempt has ended."""
     while True:
         data = await log.read(offset, PIECE_BYTES)
         if data:
-            session.out.raw(data)
+            yield data
             offset += len(data)
         elif log.done or not follow:
             return
@@ -176,11 +183,9 @@ async def _copy(session: Session, log: _Log, offset: int, *, follow: bool) -> No
             await asyncio.sleep(FOLLOW_S)
 
 
-async def _write_json(session: Session, log: _Log, task_id: int, stream: str, offset: int) -> None:
+async def _write_json(session: Session, log: _Log, task_id: int, stream: str, offset: int, *, follow: bool) -> None:
     from schedd.cli.views import text_or_base64
 
-    data = b""
-    while piece := await log.read(offset + len(data), PIECE_BYTES):
-        data += piece
+    data = b"".join([piece async for piece in _pieces(log, offset, follow=follow)])
     content = text_or_base64(data)
     session.out.json({"id": task_id, "stream": stream, "offset": offset, "done": log.done, "data": content})
