@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -170,6 +171,25 @@ def test_wait_timeout(daemon: FakeDaemon, run: Run) -> None:
     ran = run("wait", "1", "--timeout", "10ms")
     assert ran.code == Exit.TIMEOUT
     assert ran.err.startswith("error: the time is up and not all of them have ended\nhint: ")
+
+
+def test_wait_looks_once_however_short_the_time_is(
+    daemon: FakeDaemon, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("schedd.cli.commands.wait.LOOK_S", 60.0)
+    daemon.add(view(1, "succeeded"))
+    daemon.add(view(2, "failed"))
+    daemon.add(view(3))
+    assert run("wait", "1", "--timeout", "0").code == Exit.OK
+    assert run("wait", "1-2", "--timeout", "0").code == Exit.FAILED_TASKS
+    assert run("wait", "1,3", "--timeout", "0").code == Exit.TIMEOUT
+
+
+def test_wait_timeout_covers_the_connecting(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("schedd.cli.commands.wait.LOOK_S", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        ran = run("wait", "1", "--timeout", "10ms", "--address", f"127.0.0.1:{silent.getsockname()[1]}")
+    assert (ran.code, ran.err) == (Exit.TIMEOUT, "error: the time is up and the daemon has not answered\n")
 
 
 def test_wait_for_a_job_that_is_not_there(daemon: FakeDaemon, run: Run) -> None:

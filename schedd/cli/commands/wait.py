@@ -15,6 +15,10 @@ schedd wait && echo "all done"
 """
 
 
+#: What has ended already is told also where the limit is shorter than a look takes, for which there is so long.
+LOOK_S = 1.0
+
+
 @client_command("wait", examples=EXAMPLES)
 @selection_options(with_all=False)
 @click.option("--timeout", "limit_s", type=DURATION, metavar="DURATION", help="Give up after this time (exit code 6).")
@@ -25,15 +29,28 @@ async def wait_command(session: Session, ids: tuple[list[int], ...], job: str | 
     """
     import asyncio
 
+    from msgspec import structs
+
     from schedd.cli.waiting import follow, progress_for, verdict
 
     selection = select(ids, job, everything=not ids and job is None)
+    began = asyncio.get_running_loop().time()
+    looked = False
     try:
-        async with session.connect() as client, asyncio.timeout(limit_s):
+        first = None if limit_s is None else max(limit_s, LOOK_S)
+        async with asyncio.timeout(first) as limit, session.connect() as client:
+            if limit_s is not None:
+                unfinished = await client.tasks(structs.replace(selection, unfinished=True), limit=1)
+                looked = True
+                if unfinished:
+                    limit.reschedule(began + limit_s)
             with progress_for(session) as progress:
                 done = await follow(client, selection, progress)
     except TimeoutError:
-        session.out.error("the time is up and not all of them have ended", "they go on; see `schedd tasks`")
+        if looked:
+            session.out.error("the time is up and not all of them have ended", "they go on; see `schedd tasks`")
+        else:
+            session.out.error("the time is up and the daemon has not answered")
         return Exit.TIMEOUT
     except asyncio.CancelledError:
         session.out.say("interrupted: the tasks go on")
