@@ -135,8 +135,9 @@ def _write_bytes(data: bytes) -> None:
 def set_up() -> None:
     """Write what the terminal's encoding does not have, or a lone surrogate of a file name, as an escape.
 
-    What goes to a stream that was closed from the start (`>&-`) goes nowhere.
+    What goes to a stream that was closed from the start (`>&-`) goes nowhere, and nothing comes from one (`<&-`).
     """
+    sys.stdin = sys.stdin or Path(os.devnull).open()  # noqa: SIM115 - for as long as we run
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - for as long as we run
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - for as long as we run
     for stream in (sys.stdout, sys.stderr):

@@ -326,10 +326,10 @@ def test_ctrl_c_in_submit_wait_asks(daemon: FakeDaemon, answer: str, cancelled: 
     assert any(isinstance(request, wire.CancelTasks) for request in daemon.requests) == cancelled
 
 
-def test_ctrl_c_in_submit_wait_without_a_terminal_leaves_the_tasks(daemon: FakeDaemon) -> None:
+@pytest.mark.parametrize("stdin", ["</dev/null", "<&-"])
+def test_ctrl_c_in_submit_wait_without_a_terminal_leaves_the_tasks(daemon: FakeDaemon, stdin: str) -> None:
     process = subprocess.Popen(
-        [*SCHEDD, "submit", "--wait", "--", "true"],
-        stdin=subprocess.DEVNULL,
+        ["sh", "-c", f'exec "$@" {stdin}', "sh", *SCHEDD, "submit", "--wait", "--", "true"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
