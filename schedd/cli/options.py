@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from schedd.cli.values import nearest, parse_duration, parse_numbers
+from schedd.cli.values import ID_MAX, nearest, parse_duration, parse_ids
 
 if TYPE_CHECKING:
     from schedd.wire.messages import Selection
@@ -89,7 +89,8 @@ class StateType(_ParamType):
 
 
 DURATION = Parsed("duration", parse_duration)
-NUMBERS = Parsed("ids", parse_numbers)
+NUMBERS = Parsed("ids", parse_ids)
+TASK_ID = click.IntRange(1, ID_MAX)
 
 
 def several(lists: Iterable[Iterable[int]]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from schedd.cli.values import ARRAY_LENGTH_MAX, parse_duration, parse_numbers
+from schedd.cli.values import ARRAY_LENGTH_MAX, ID_MAX, parse_duration, parse_ids, parse_numbers
 from schedd.core.model import Command, TaskRequirements, TaskRules, kind_of
 from schedd.wire.messages import TaskEntry, TaskSpec
 
@@ -122,6 +123,7 @@ def make_spec(options: TaskOptions) -> TaskSpec:
         stdin=Path(options.stdin).read_bytes() if options.stdin else b"",
         variable=variable,
     )
+    check_priority(options.priority)
     return TaskSpec(
         payload=payload,
         kind=options.kind or kind_of(argv),
@@ -133,6 +135,12 @@ def make_spec(options: TaskOptions) -> TaskSpec:
         delay_s=_seconds(options.delay),
         hold=options.hold,
     )
+
+
+def check_priority(priority: float) -> None:
+    """Raise ValueError for one that cannot be compared with others."""
+    if not math.isfinite(priority):
+        raise ValueError(f"{priority} is no priority")
 
 
 def make_rules(options: TaskOptions) -> TaskRules:
@@ -160,11 +168,11 @@ def existing_ids(options: TaskOptions) -> list[int]:
     ids: list[int] = []
     for item in after_items(options):
         if isinstance(item, int):
-            if item < 1:
+            if not 1 <= item <= ID_MAX:
                 raise ValueError(f"after: {item} is no id of a task")
             ids.append(item)
         elif item[:1].isdigit():
-            ids.extend(parse_numbers(item))
+            ids.extend(parse_ids(item))
     return ids
 
 

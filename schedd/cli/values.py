@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,9 @@ ARRAY_LENGTH_MAX = 1_000_000
 
 #: Of what workers declare themselves, and tasks ask for.
 AMOUNT_MAX = 1e9
+#: Ids and nanoseconds travel and are kept in 64 bits.
+ID_MAX = 2**63 - 1
+_INSTANT_MAX_S = ID_MAX / 1e9
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
@@ -23,12 +27,12 @@ _SIZE_BYTES = {"b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 def parse_duration(text: str) -> float:
     """Read seconds (`90`, `0.5`) or parts with units (`90s`, `1h30m`, `250ms`). Raises ValueError."""
     text = text.strip().lower()
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
-    parts = _DURATION_PART.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
+    whole = f"{text}s" if re.fullmatch(r"\d+(\.\d+)?", text) else text
+    parts = _DURATION_PART.findall(whole)
+    seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    if not parts or "".join(number + unit for number, unit in parts) != whole or math.isinf(seconds):
         raise ValueError(f"{text!r} is not a duration; write seconds, or for instance 90s, 5m, 1h30m, 2d")
-    return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    return seconds
 
 
 def parse_instant(text: str, now: float) -> float:
@@ -37,13 +41,16 @@ def parse_instant(text: str, now: float) -> float:
     Returns seconds since the epoch. Raises ValueError.
     """
     try:
-        return now - parse_duration(text)
+        return max(0.0, now - parse_duration(text))
     except ValueError:
         pass
     try:
-        return datetime.fromisoformat(text.strip()).astimezone().timestamp()
+        instant = datetime.fromisoformat(text.strip()).astimezone().timestamp()
     except (ValueError, OverflowError, OSError):
         raise ValueError(f"{text!r} is no time; write for instance 2h, 7d, 2026-11-24 or '2026-11-24 18:30'") from None
+    if instant >= _INSTANT_MAX_S:
+        raise ValueError(f"{text!r} is too far away")
+    return max(0.0, instant)
 
 
 def is_toml(text: str) -> bool:
@@ -63,7 +70,8 @@ def parse_numbers(text: str) -> list[int]:
         if not match or not text.isascii():
             raise ValueError(f"{text!r} is not a list of numbers; write for instance 1-100, 1-100:10 or 1,4,7")
         first, last, step = match.groups()
-        steps = range(int(first), int(last or first) + 1, int(step or 1)) if step != "0" else range(0)
+        stride = int(step or 1)
+        steps = range(int(first), int(last or first) + 1, stride) if stride else range(0)
         if not steps:
             raise ValueError(f"{part!r} has no numbers in it")
         # A range may be longer than `len` can say.
@@ -71,6 +79,15 @@ def parse_numbers(text: str) -> list[int]:
             raise ValueError(f"{text!r} has more than {ARRAY_LENGTH_MAX:,} numbers")
         numbers.extend(steps)
     return numbers
+
+
+def parse_ids(text: str) -> list[int]:
+    """Read ids of tasks as `parse_numbers` does. Raises ValueError."""
+    ids = parse_numbers(text)
+    for task_id in ids:
+        if not 1 <= task_id <= ID_MAX:
+            raise ValueError(f"{task_id} is no id of a task")
+    return ids
 
 
 def parse_pairs(items: Iterable[str], what: str) -> dict[str, str]:

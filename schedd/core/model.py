@@ -63,11 +63,11 @@ class WorkerStatus(StrEnum):
 # --------------------------------------------------------------------------------------------- what a task asks for
 
 
-def _amount(name: str, value: float, *, most: float = math.inf) -> None:
+def _amount(name: str, value: float, *, most: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{name} must be a number, not {value!r}")
     if not math.isfinite(value) or value < 0 or value > most:
-        raise ValueError(f"{name} must be a finite number of at least 0, not {value!r}")
+        raise ValueError(f"{name} must be a number between 0 and {most:,.0f}, not {value!r}")
 
 
 class TaskRequirements(Struct, frozen=True, omit_defaults=True):
@@ -172,7 +172,7 @@ class TaskRules(Struct, frozen=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         if self.timeout_s is not None and not 0 < self.timeout_s <= 1e9:
-            raise ValueError(f"timeout_s must be above 0, not {self.timeout_s!r}")
+            raise ValueError(f"timeout_s must be above 0 and at most 1,000,000,000, not {self.timeout_s!r}")
         _amount("grace_s", self.grace_s, most=86400)
         for name in ("retry_delay_s", "retry_delay_max_s"):
             if (delay := getattr(self, name)) is not None:

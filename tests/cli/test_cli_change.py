@@ -106,6 +106,27 @@ def test_set_mistakes(daemon: FakeDaemon, run: Run) -> None:
     assert "there is nothing to change" in run("set", "1").err
     assert "min_gpus must be whole" in run("set", "1", "--gpus", "1.5").err
     assert run("set", "1", "--gpus", "1.5").code == Exit.USAGE
+    ran = run("set", "1", "--priority", "inf")
+    assert (ran.code, ran.err) == (Exit.USAGE, "error: inf is no priority\n")
+    assert daemon.requests == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["cancel", "0"],
+        ["show", "9" * 23],
+        ["explain", "9" * 23],
+        ["logs", "0"],
+        ["logs", "1", "--attempt", "9" * 23],
+        ["submit", "--after", "0", "--", "true"],
+        ["events", "--task", "9" * 23],
+    ],
+)
+def test_ids_that_cannot_be(daemon: FakeDaemon, run: Run, arguments: list[str]) -> None:
+    ran = run(*arguments)
+    assert ran.code == Exit.USAGE
+    assert "is no id of a task" in ran.err or "is not in the range" in ran.err
     assert daemon.requests == []
 
 

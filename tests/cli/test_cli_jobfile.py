@@ -59,7 +59,7 @@ def test_tasks_come_after_what_they_need(tmp_path: Path) -> None:
     assert report.after == [-2, -3, -4]
 
 
-@pytest.mark.parametrize("number", [0, -1, -5])
+@pytest.mark.parametrize("number", [0, -1, -5, 10**22])
 def test_id_that_is_none(tmp_path: Path, number: int) -> None:
     """Below 0 it would mean another task of the file to the daemon."""
     with pytest.raises(BadInput, match=f"{number} is no id of a task"):

@@ -199,7 +199,10 @@ def test_wait_for_nothing_does_not_wait_for_others(daemon: FakeDaemon, run: Run)
         (["--array", "1-2", "--each-line", "x", "--", "true"], "array and each-line cannot be used together"),
         (["--each-line", "not-there", "--", "true"], "not-there: No such file or directory"),
         (["--stdin", "not-there", "--", "true"], "not-there: No such file or directory"),
-        (["--timeout", "0", "--", "true"], "timeout_s must be above 0, not 0.0"),
+        (["--timeout", "0", "--", "true"], "timeout_s must be above 0 and at most 1,000,000,000, not 0.0"),
+        (["--timeout", "9" * 20, "--", "true"], "timeout_s must be above 0 and at most 1,000,000,000, not 1e+20"),
+        (["--cpus", "1e6", "--", "true"], "cpus must be a number between 0 and 100,000, not 1000000.0"),
+        (["--priority", "nan", "--", "true"], "nan is no priority"),
         (["--", ""], "there is no command to run"),
     ],
 )

@@ -9,6 +9,8 @@ from schedd.cli.values import (
     nearest,
     parse_amounts,
     parse_duration,
+    parse_ids,
+    parse_instant,
     parse_numbers,
     parse_pairs,
     parse_tail,
@@ -34,7 +36,7 @@ def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "5y", "-3", "1h 30m", "m", "1e3", "nan", "5m3"])
+@pytest.mark.parametrize("text", ["", "5y", "-3", "1h 30m", "m", "1e3", "nan", "5m3", "9" * 400, "9" * 400 + "d"])
 def test_bad_durations(text: str) -> None:
     with pytest.raises(ValueError, match="is not a duration"):
         parse_duration(text)
@@ -46,6 +48,31 @@ def test_bad_durations(text: str) -> None:
 )
 def test_numbers(text: str, numbers: list[int]) -> None:
     assert parse_numbers(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["1-3:0", "1-3:00", "3-1", "1,2-1"])
+def test_no_numbers(text: str) -> None:
+    with pytest.raises(ValueError, match="has no numbers in it"):
+        parse_numbers(text)
+
+
+@pytest.mark.parametrize("text", ["0", "1,0", "0-3", "9" * 23])
+def test_no_ids(text: str) -> None:
+    with pytest.raises(ValueError, match="is no id of a task"):
+        parse_ids(text)
+
+
+def test_the_largest_id() -> None:
+    assert parse_ids(f"1,{2**63 - 1}") == [1, 2**63 - 1]
+
+
+def test_instants_fit_into_nanoseconds() -> None:
+    assert parse_instant("2h", 10_000.0) == 2800.0
+    assert parse_instant("9999999999w", 10_000.0) == parse_instant("1066-10-14", 10_000.0) == 0.0
+    with pytest.raises(ValueError, match="is too far away"):
+        parse_instant("9999-12-31", 10_000.0)
+    with pytest.raises(ValueError, match="is no time"):
+        parse_instant("9" * 400, 10_000.0)
 
 
 @pytest.mark.parametrize("ids", [[3], [1, 2, 3], [1, 4, 7, 8, 9], [5, 4]])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from schedd.cli.exits import Exit
+from schedd.cli.options import TASK_ID
 from schedd.cli.session import Session, client_command
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ schedd explain 5 --json | jq -r '.blockers[].reason'
 
 
 @client_command("explain", examples=EXAMPLES)
-@click.argument("task_id", type=click.IntRange(0), metavar="ID")
+@click.argument("task_id", type=TASK_ID, metavar="ID")
 async def explain_command(session: Session, task_id: int) -> Exit:
     """Say why a task is where it is: everything that is in its way, and what each worker says to it."""
     async with session.connect() as client:

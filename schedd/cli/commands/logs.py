@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from schedd.cli.exits import Exit
-from schedd.cli.options import Parsed
+from schedd.cli.options import TASK_ID, Parsed
 from schedd.cli.session import Session, client_command
-from schedd.cli.values import parse_tail
+from schedd.cli.values import ID_MAX, parse_tail
 
 if TYPE_CHECKING:
     from schedd.client.aio import AsyncClient
@@ -109,11 +109,11 @@ class _Log:
 
 
 @client_command("logs", examples=EXAMPLES)
-@click.argument("task_id", type=click.IntRange(0), metavar="ID")
+@click.argument("task_id", type=TASK_ID, metavar="ID")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the attempt has ended.")
 @click.option("--stdout", "stream", flag_value="stdout", default="stdout", help="What it wrote to stdout (default).")
 @click.option("--stderr", "stream", flag_value="stderr", help="What it wrote to stderr.")
-@click.option("--attempt", type=click.IntRange(1), metavar="N", help="Of this attempt. Default: the newest.")
+@click.option("--attempt", type=click.IntRange(1, ID_MAX), metavar="N", help="Of this attempt. Default: the newest.")
 @click.option(
     "--tail", type=Parsed("tail", parse_tail), metavar="N", help="Only the last N lines; Nb, Nk, Nm: the last bytes."
 )

@@ -40,7 +40,7 @@ async def set_command(
     Requirements that are not given stay as they are.
     """
     selection = select(ids, job, everything, unfinished=True)
-    changes = _changes(requirements)
+    changes = _changes(priority, requirements)
     if priority is None and not changes:
         raise BadInput("there is nothing to change", "give --priority, or requirements such as --gpus 1")
     async with session.connect() as client:
@@ -51,12 +51,13 @@ async def set_command(
     return show_changed(session, "changed", changed, named=bool(ids))
 
 
-def _changes(given: dict[str, Any]) -> dict[str, Any]:
-    from schedd.cli.taskspec import RequirementOptions, requirement_changes
+def _changes(priority: float | None, given: dict[str, Any]) -> dict[str, Any]:
+    from schedd.cli.taskspec import RequirementOptions, check_priority, requirement_changes
     from schedd.core.model import TaskRequirements
 
     labels, resources = given.pop("labels"), given.pop("resources")
     try:
+        check_priority(priority or 0.0)
         options = RequirementOptions(
             label=parse_pairs(labels, "--label") if labels else None,
             resource=parse_amounts(resources, "--resource") if resources else None,
