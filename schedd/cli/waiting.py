@@ -13,7 +13,7 @@ from schedd.cli.exits import Exit
 from schedd.cli.output import make_console, printable
 from schedd.cli.session import Session
 from schedd.core.model import TaskId
-from schedd.wire.messages import Selection, Submitted, TaskDone, Watching
+from schedd.wire.messages import Selection, TaskDone, Watching
 
 if TYPE_CHECKING:
     from schedd.client.aio import AsyncClient
@@ -105,16 +105,21 @@ def _talk(session: Session, done: Sequence[TaskDone], counts: Counter[str]) -> N
         session.out.say(f"{len(done)} task{'s' * (len(done) != 1)}: {states or 'nothing to wait for'}")
 
 
-async def wait_for_submitted(session: Session, client: AsyncClient, submitted: Submitted, on_interrupt: str) -> Exit:
-    """Wait for what was just submitted. Ctrl-C cancels it, leaves it, or asks, as `on_interrupt` says."""
+async def wait_for_submitted(
+    session: Session, client: AsyncClient, ids: list[TaskId], on_interrupt: str, extra: dict[str, Any]
+) -> Exit:
+    """Wait for what was just submitted. Ctrl-C cancels it, leaves it, or asks, as `on_interrupt` says.
+
+    `extra` comes first in the JSON.
+    """
     done: list[TaskDone] = []
     try:
-        if submitted.ids:  # a selection without ids means the tasks of everybody
+        if ids:  # a selection without ids means the tasks of everybody
             with progress_for(session) as progress:
-                done = await follow(client, Selection(ids=submitted.ids), progress)
+                done = await follow(client, Selection(ids=ids), progress)
     except asyncio.CancelledError:
-        return await _interrupted(session, client, submitted.ids, on_interrupt)
-    return verdict(session, done, {"ids": submitted.ids, "warnings": submitted.warnings})
+        return await _interrupted(session, client, ids, on_interrupt)
+    return verdict(session, done, extra)
 
 
 async def _interrupted(session: Session, client: AsyncClient, ids: list[TaskId], on_interrupt: str) -> Exit:

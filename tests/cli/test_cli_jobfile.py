@@ -13,7 +13,7 @@ from schedd.core.model import Command, TaskRequirements
 from schedd.wire import messages as wire
 
 from .conftest import Run
-from .fake_daemon import FakeDaemon
+from .fake_daemon import FakeDaemon, view
 
 PIPELINE = """
 job = "sweep"
@@ -143,6 +143,18 @@ def test_submit_names_its_tasks(daemon: FakeDaemon, run: Run, tmp_path: Path) ->
     assert {spec.priority for spec in daemon.last(wire.Submit).specs} == {2.0}
     document = run("submit", "--file", str(path), "--json").json()
     assert document["names"] == {"prepare": [6], "train": [7, 8, 9], "report": [10]}
+
+
+def test_submit_that_waits_names_its_tasks_too(daemon: FakeDaemon, run: Run, tmp_path: Path) -> None:
+    def submit(request: wire.Submit) -> wire.Submitted:
+        daemon.add(view(1, "succeeded", exit_code=0))
+        return wire.Submitted(request.request, [view(1).id])
+
+    daemon.answers[wire.Submit] = submit
+    path = tmp_path / "job.toml"
+    path.write_text("[[task]]\nname = 'a'\ncommand = 'a'")
+    document = run("submit", "--file", str(path), "--wait", "--json").json()
+    assert (document["names"], document["succeeded"]) == ({"a": [1]}, 1)
 
 
 def test_submit_tells_of_a_circle(daemon: FakeDaemon, run: Run, tmp_path: Path) -> None:

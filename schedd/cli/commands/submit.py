@@ -115,7 +115,7 @@ async def submit_command(
             _show(session, plan, submitted)
         from schedd.cli.waiting import wait_for_submitted
 
-        return await wait_for_submitted(session, client, submitted, on_interrupt)
+        return await wait_for_submitted(session, client, submitted.ids, on_interrupt, _as_json(plan, submitted))
 
 
 def make_plan(given: dict[str, Any], job_file: str | None) -> Plan:
@@ -171,11 +171,15 @@ def read_environment(items: Sequence[str], *, everything: bool) -> dict[str, str
     return environment
 
 
+def _as_json(plan: Plan, submitted: Submitted) -> dict[str, Any]:
+    names = {name: [submitted.ids[i] for i in places] for name, places in plan.names.items()}
+    return {"ids": submitted.ids, "warnings": submitted.warnings, "names": names}
+
+
 def _show(session: Session, plan: Plan, submitted: Submitted) -> None:
     ids = submitted.ids
     if session.out.as_json:
-        names = {name: [ids[i] for i in places] for name, places in plan.names.items()}
-        session.out.json({"ids": ids, "warnings": submitted.warnings, "names": names})
+        session.out.json(_as_json(plan, submitted))
     elif session.out.quiet:
         session.out.line("\n".join(map(str, ids)))
     else:
