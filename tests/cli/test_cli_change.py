@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+import msgspec
 import pytest
 
 from schedd.cli.exits import Exit
@@ -81,6 +82,15 @@ def test_set_keeps_requirements_that_were_not_given(daemon: FakeDaemon, run: Run
         (3,): TaskRequirements(min_gpus=1, labels={"rack": "1"}),
     }
     assert {r.priority for r in sent.values()} == {2.0}
+
+
+def test_set_merges_labels_and_resources(daemon: FakeDaemon, run: Run) -> None:
+    asked = TaskRequirements(labels={"a": "1", "b": "2"}, custom={"licence": 1, "port": 2})
+    daemon.add(view(1), detail(requirements=asked))
+    run("set", "1", "--label", "c=3", "--label", "a=", "--resource", "port=5", "--resource", "licence=0")
+    assert daemon.last(wire.SetTasks).requirements == TaskRequirements(labels={"b": "2", "c": "3"}, custom={"port": 5})
+    run("set", "1", "--cpus", "2")
+    assert daemon.last(wire.SetTasks).requirements == msgspec.structs.replace(asked, cpus=2)
 
 
 def test_set_of_requirements_names_what_is_not_there(daemon: FakeDaemon, run: Run) -> None:

@@ -37,7 +37,8 @@ async def set_command(
 ) -> Exit:
     """Change the priority or the requirements of tasks that have not been dispatched.
 
-    Requirements that are not given stay as they are.
+    Requirements that are not given stay as they are, and so do other labels and resources than those given. `--label
+    K=` and `--resource NAME=0` take one away.
     """
     selection = select(ids, job, everything, unfinished=True)
     changes = _changes(priority, requirements)
@@ -86,7 +87,7 @@ async def change_requirements(
     if not found:  # the daemon says what is not there, in the words that it has for a priority
         return await client.set(selection, priority=priority)
     for task, detail in found:
-        wanted = msgspec.structs.replace(detail.requirements, **changes)
+        wanted = _overlay(detail.requirements, changes)
         groups.setdefault(msgspec.msgpack.encode(wanted), (wanted, []))[1].append(task.id)
     known = {task.id for task, _ in found}
     count = 0
@@ -96,6 +97,18 @@ async def change_requirements(
         count += changed.changed
         unchanged += changed.unchanged
     return Changed(0, count, unchanged)
+
+
+def _overlay(asked: TaskRequirements, changes: dict[str, Any]) -> TaskRequirements:
+    import msgspec
+
+    merged = {name: _merge(getattr(asked, name), changes[name]) for name in ("labels", "custom") if name in changes}
+    return msgspec.structs.replace(asked, **(changes | merged))
+
+
+def _merge(old: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Add what was given; an empty text or an amount of 0 takes away."""
+    return {name: value for name, value in {**old, **given}.items() if value or name not in given}
 
 
 async def _show_known(client: AsyncClient, selection: Selection) -> list[tuple[TaskView, TaskDetail]]:
