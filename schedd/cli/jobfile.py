@@ -71,7 +71,11 @@ def read_job_file(path: Path, defaults: Mapping[str, Any]) -> Plan:
 
 
 def _normal(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {key.replace("_", "-"): value for key, value in table.items()}
+    """Spell keys as the long options are; those of variants, too, but not the names of labels or variables."""
+    values = {key.replace("_", "-"): value for key, value in table.items()}
+    if isinstance(variants := values.get("variants"), list):
+        values["variants"] = [_normal(each) if isinstance(each, dict) else each for each in variants]
+    return values
 
 
 def _read_task(number: int, defaults: Mapping[str, Any], table: Any) -> _Task:

@@ -84,6 +84,14 @@ def test_options_become_specs(tmp_path: Path) -> None:
     assert {spec.job for spec in (prepare, train, report)} == {"sweep"}
 
 
+def test_keys_may_be_spelt_with_underscores(tmp_path: Path) -> None:
+    text = PIPELINE.replace("gpu-memory", "gpu_memory").replace("gpu-model", "gpu_model").replace("rack", "rack_no")
+    [_, train, _] = plan_of(tmp_path, text).specs
+    assert train.requirements.min_memory == 8
+    assert train.requirements.variants == (TaskRequirements(min_gpus=2, gpu_model="T4"),)
+    assert train.requirements.labels == {"rack_no": "3"}
+
+
 def test_command_line_gives_defaults(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, PIPELINE, priority=3.0, cpus=8.0)
     assert [spec.priority for spec in plan.specs] == [3.0] * 3
