@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct, field
 
 from schedd.cli.values import ARRAY_LENGTH_MAX, ID_MAX, parse_duration, parse_ids, parse_numbers
@@ -124,7 +125,7 @@ def make_spec(options: TaskOptions) -> TaskSpec:
         variable=variable,
     )
     check_priority(options.priority)
-    return TaskSpec(
+    spec = TaskSpec(
         payload=payload,
         kind=options.kind or kind_of(argv),
         job=options.job,
@@ -135,6 +136,16 @@ def make_spec(options: TaskOptions) -> TaskSpec:
         delay_s=_seconds(options.delay),
         hold=options.hold,
     )
+    _check_text((spec, options.key))
+    return spec
+
+
+def _check_text(value: Any) -> None:
+    """Raise ValueError for words of a command line that are bytes in no encoding: what is sent is UTF-8."""
+    try:
+        msgspec.msgpack.encode(value)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{error.object!r} is not UTF-8") from None
 
 
 def check_priority(priority: float) -> None:

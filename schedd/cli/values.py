@@ -62,6 +62,15 @@ def is_toml(text: str) -> bool:
     return True
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be sent: bytes in another encoding are lone surrogates to us."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def parse_numbers(text: str) -> list[int]:
     """Read `1-100`, `1-9:2` (a step), `1,4,7` or any mix of them, in the order written. Raises ValueError."""
     numbers: list[int] = []

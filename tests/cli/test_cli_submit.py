@@ -102,6 +102,25 @@ def test_env_without_value_must_exist_here(daemon: FakeDaemon, run: Run, monkeyp
     assert "write NOT_HERE=VALUE" in ran.err
 
 
+def test_words_that_are_not_utf8(daemon: FakeDaemon, run: Run) -> None:
+    """Such bytes of a command line are lone surrogates in Python."""
+    for options in (["--", "cat", "caf\udce9"], ["--job", "caf\udce9", "--", "true"], ["--key", "caf\udce9", "true"]):
+        ran = run("submit", *options)
+        assert (ran.code, ran.err) == (Exit.USAGE, "error: 'caf\\udce9' is not UTF-8\n")
+    assert daemon.requests == []
+
+
+def test_variables_that_are_not_utf8(daemon: FakeDaemon, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAME", "caf\udce9")
+    monkeypatch.setenv("OTHER", "café")
+    ran = run("submit", "--env-all", "--", "true")
+    assert (ran.code, ran.err) == (Exit.OK, "warning: --env-all leaves out what is not UTF-8: NAME\n")
+    environment = command_of(submitted(daemon)[0]).env
+    assert environment["OTHER"] == "café"
+    assert "NAME" not in environment
+    assert run("submit", "--env", "NAME", "--", "true").code == Exit.USAGE
+
+
 def test_directory_and_stdin(daemon: FakeDaemon, run: Run, tmp_path: Path) -> None:
     source = tmp_path / "input"
     source.write_bytes(b"\x00\xff")

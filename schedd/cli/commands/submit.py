@@ -21,7 +21,7 @@ from schedd.cli.options import (
     several,
 )
 from schedd.cli.session import Session, client_command
-from schedd.cli.values import parse_amounts, parse_numbers, parse_pairs, write_ids
+from schedd.cli.values import is_utf8, parse_amounts, parse_numbers, parse_pairs, write_ids
 
 if TYPE_CHECKING:
     from schedd.cli.jobfile import Plan
@@ -97,13 +97,13 @@ def submit_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @requirement_options
 @submit_options
 async def submit_command(
-    session: Session, wait: bool, strict: bool, on_interrupt: str, job_file: str | None, **given: Any
+    session: Session, wait: bool, strict: bool, on_interrupt: str, job_file: str | None, env_all: bool, **given: Any
 ) -> Exit:
     """Submit a command, an array of them, or a job file.
 
     Options come before the command. With --quiet, stdout has nothing but the ids, one a line.
     """
-    plan = make_plan(given, job_file)
+    plan = make_plan(given, job_file, whole_environment(session) if env_all else {})
     async with session.connect() as client:
         submitted = await client.submit_many(plan.specs, plan.entries, strict=strict)
         for warning in submitted.warnings:
@@ -118,8 +118,19 @@ async def submit_command(
         return await wait_for_submitted(session, client, submitted.ids, on_interrupt, _as_json(plan, submitted))
 
 
-def make_plan(given: dict[str, Any], job_file: str | None) -> Plan:
-    """Turn the options of the command line into specs and entries. Raises BadInput or click.UsageError."""
+def whole_environment(session: Session) -> dict[str, str]:
+    """Our environment, but for variables that cannot be sent."""
+    environment = {name: value for name, value in os.environ.items() if is_utf8(name + value)}
+    if left_out := [name for name in os.environ if name not in environment]:
+        session.out.warn(f"--env-all leaves out what is not UTF-8: {', '.join(left_out)}")
+    return environment
+
+
+def make_plan(given: dict[str, Any], job_file: str | None, environment: dict[str, str]) -> Plan:
+    """Turn the options of the command line into specs and entries; `environment` is for all tasks.
+
+    Raises BadInput or click.UsageError.
+    """
     from schedd.cli.jobfile import Plan, read_job_file
     from schedd.cli.taskspec import TaskOptions, make_entries, make_spec
 
@@ -129,7 +140,7 @@ def make_plan(given: dict[str, Any], job_file: str | None) -> Plan:
     if not argv and job_file is None:
         raise BadInput("there is no command to run", "schedd submit [OPTIONS] -- COMMAND [ARG]...")
     try:
-        options = task_options(given)
+        options = task_options(given, environment)
         if job_file is not None:
             return read_job_file(Path(job_file), {name.replace("_", "-"): value for name, value in options.items()})
         task = TaskOptions(command=list(argv), **options)
@@ -141,10 +152,10 @@ def make_plan(given: dict[str, Any], job_file: str | None) -> Plan:
         raise BadInput(str(error)) from None
 
 
-def task_options(given: dict[str, Any]) -> dict[str, Any]:
+def task_options(given: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
     """Keep what the user gave, under the names of `TaskOptions`. Raises ValueError."""
     labels, resources, after = given.pop("labels"), given.pop("resources"), given.pop("after")
-    environment = read_environment(given.pop("env"), everything=given.pop("env_all"))
+    environment = environment | read_environment(given.pop("env"))
     # By identity: 0 is a value, and not the same as an option that was not given.
     options = {name: value for name, value in given.items() if value is not None and value is not False}
     if labels:
@@ -158,9 +169,9 @@ def task_options(given: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def read_environment(items: Sequence[str], *, everything: bool) -> dict[str, str]:
+def read_environment(items: Sequence[str]) -> dict[str, str]:
     """Collect the variables to send: K=V as it is, K alone from our environment. Raises ValueError."""
-    environment = dict(os.environ) if everything else {}
+    environment: dict[str, str] = {}
     for item in items:
         if "=" in item:
             environment.update(parse_pairs([item], "--env"))
