@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -75,17 +76,30 @@ def _escaped(character: str) -> str:
     return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
 
 
+def text_width(text: str) -> int:
+    """How many columns a text takes on a terminal: wide characters two, those that go on top of others none."""
+    if text.isascii():
+        return len(text)
+    return sum(_character_width(character) for character in text)
+
+
+def _character_width(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
+
+
 def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
     """Lay out a table in plain text, two spaces between columns, nothing cut: for pipes and files."""
     lines = [[column.title for column in columns], *[[printable(cell) for cell in row] for row in rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    widths = [max(text_width(line[i]) for line in lines) for i in range(len(columns))]
+
+    def pad(cell: str, width: int, column: Column) -> str:
+        space = " " * (width - text_width(cell))
+        return space + cell if column.right else cell + space
 
     def lay_out(line: Sequence[str]) -> str:
-        cells = (
-            cell.rjust(width) if column.right else cell.ljust(width)
-            for cell, width, column in zip(line, widths, columns, strict=True)
-        )
-        return "  ".join(cells).rstrip()
+        return "  ".join(pad(*cell) for cell in zip(line, widths, columns, strict=True)).rstrip()
 
     return "\n".join(lay_out(line) for line in lines)
 
@@ -102,7 +116,7 @@ def fit_table(
 
 
 def _width_of(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> int:
-    return max(map(len, plain_table(columns, rows).splitlines()))
+    return max(map(text_width, plain_table(columns, rows).splitlines()))
 
 
 def _ends_silently(function: Callable[..., None]) -> Callable[..., None]:

@@ -44,6 +44,12 @@ def long_task(task_id: int, **fields: Any) -> wire.TaskView:
     return view(task_id, "running", started_at=1001.0, **{**words, **fields})
 
 
+def test_wide_characters_and_accents_keep_the_columns() -> None:
+    rows = [["評価", "1"], ["cafe\u0301", "22"], ["plain", "333"]]
+    lines = output.plain_table([Column("job"), Column("n", right=True)], rows).splitlines()
+    assert lines == ["job      n", "評価     1", "cafe\u0301    22", "plain  333"]
+
+
 def test_tables_fit_80_columns() -> None:
     rows = [task_row(long_task(123456), 1100.0), task_row(view(7, "failed", cause="timeout", message="m" * 200), 1.0)]
     for lines in (
