@@ -151,9 +151,9 @@ def write_ids(ids: Sequence[int]) -> str:
 
 def write_duration(seconds: float) -> str:
     """Write a length of time in at most six characters or so: `120ms`, `4.2s`, `3m 5s`, `2h 10m`, `3d 4h`."""
-    if seconds < 1:
+    if round(seconds * 1000) < 1000:
         return f"{max(seconds, 0) * 1000:.0f}ms"
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -145,6 +145,11 @@ def test_show_result_that_is_no_json(daemon: FakeDaemon, run: Run) -> None:
     assert "argument   2 bytes" in text
 
 
+def test_show_a_result_that_looks_like_ours(daemon: FakeDaemon, run: Run) -> None:
+    daemon.add(view(1, "succeeded"), detail(result=b'{"bytes": 1, "base64": 2}'))
+    assert 'result     {"bytes":1,"base64":2}\n' in run("show", "1").out
+
+
 def test_show_for_people(daemon: FakeDaemon, run: Run) -> None:
     payload = Command(["python", "a b.py"], env={"X": "1"}, cwd="/data")
     wanted = TaskRequirements(min_gpus=2, min_memory=8, variants=(TaskRequirements(cpus=4),))

@@ -111,7 +111,17 @@ def test_nearest() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(-1, "0ms"), (0.12, "120ms"), (4.25, "4.2s"), (185, "3m 5s"), (7800, "2h 10m"), (273600, "3d 4h")],
+    [
+        (-1, "0ms"),
+        (0.12, "120ms"),
+        (4.25, "4.2s"),
+        (0.9996, "1.0s"),
+        (59.94, "59.9s"),
+        (59.97, "1m 0s"),
+        (185, "3m 5s"),
+        (7800, "2h 10m"),
+        (273600, "3d 4h"),
+    ],
 )
 def test_writing_durations(seconds: float, text: str) -> None:
     assert write_duration(seconds) == text

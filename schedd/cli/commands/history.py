@@ -25,7 +25,7 @@ SINCE = Parsed("time", lambda text: parse_instant(text, time.time()))
 
 
 @client_command("history", examples=EXAMPLES)
-@click.option("--job", default="", metavar="NAME", help="Only tasks of this job.")
+@click.option("--job", default="", metavar="NAME", help='Only tasks of this job; "": of any, or none.')
 @click.option("--kind", default="", metavar="K", help="Only tasks of this kind.")
 @click.option(
     "--state", "states", multiple=True, type=StateType(), metavar="STATE", help="Only in this state. Repeatable."

@@ -112,7 +112,7 @@ def _body(task: TaskView, detail: TaskDetail) -> list[tuple[str, str]]:
 
 
 def _ends(detail: TaskDetail) -> list[tuple[str, str]]:
-    from schedd.cli.views import attempts, readable
+    from schedd.cli.views import attempts
 
     rows: list[tuple[str, str]] = []
     for record in attempts(detail.attempts):
@@ -120,13 +120,18 @@ def _ends(detail: TaskDetail) -> list[tuple[str, str]]:
         ran = f" after {write_duration(finished - started)}" if started and finished else ""
         rows.append((f"attempt {record['attempt']}", f"{record['cause']} on {record['worker']}{ran}{_how(record)}"))
     if detail.result is not None:
-        value = readable(detail.result)
-        if isinstance(value, dict) and value.keys() == {"bytes", "base64"}:
-            text = f"{value['bytes']} bytes (not text)"
-        else:
-            text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+        text = _text_of(detail.result)
         rows.append(("result", text if len(text) <= RESULT_CHARACTERS else f"{text[:RESULT_CHARACTERS]} …"))
     return rows
+
+
+def _text_of(result: bytes) -> str:
+    from schedd.cli.views import readable, text_or_base64
+
+    if not isinstance(text_or_base64(result), str):
+        return f"{len(result)} bytes (not text)"
+    value = readable(result)
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def _how(record: dict[str, Any]) -> str:
