@@ -83,8 +83,10 @@ class Oracle:
         self._found: set[TaskId] = set()
         #: When an attempt was given to a worker, or found there; each time.
         self._dispatched_ns: dict[tuple[TaskId, int, str], list[Instant]] = {}
-        #: When attempts were given out, or that they were found on a worker was on disk: the next start knows of it.
+        #: When attempts were given out, or found on a worker, once that is on disk: the next start knows of it.
         self._gifts_ns: dict[tuple[TaskId, int, str], list[Instant]] = {}
+        #: Finds that are not on disk yet.
+        self._finds_ns: dict[tuple[TaskId, int, str], Instant] = {}
         #: When a task was held or changed the last time.
         self._changed_ns: dict[TaskId, Instant] = {}
         #: The definition of a task since its requirements were changed; an attempt has the one that it was given with.
@@ -128,6 +130,8 @@ class Oracle:
                     self._dispatched_ns.setdefault(key, []).append(self._kernel.now_ns)
                     if fact.task_id in given_out:
                         self._gifts_ns.setdefault(key, []).append(self._kernel.now_ns)
+                    else:
+                        self._finds_ns[key] = self._kernel.now_ns
                 case fx.AttemptBegan():
                     # Perhaps not yet: one that was sent ahead to a child may stand behind a short one there.
                     self._begun.add((fact.task_id, fact.attempt, self._current[fact.task_id][1]))
@@ -243,7 +247,8 @@ class Oracle:
         for fact in facts:
             if isinstance(fact, fx.AttemptDispatched):
                 key = fact.task_id, fact.attempt, fact.worker_id
-                self._gifts_ns.setdefault(key, []).append(self._kernel.now_ns)
+                if (found_ns := self._finds_ns.pop(key, None)) is not None:
+                    self._gifts_ns.setdefault(key, []).append(found_ns)
 
     # ------------------------------------------------------------------------------------------------- real processes
 
