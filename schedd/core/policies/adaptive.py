@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 #: Waiting classes and running attempts that a refresh looks at.
 CLASSES_MAX = 500
 RUNNING_MAX = 4000
-#: Of a plan, which has no steps: 40 ms.
+#: Of a plan, which has no steps: 40 ms on few models, 100 ms on four, more on more.
 PLANNED_MAX = 1500
 #: With long tasks, beliefs need not be refreshed more often than in a tenth of their length.
 REFRESH_SHARE = 0.1
@@ -434,7 +434,7 @@ class AdaptiveScheduler(TaskScheduler):
         return max(1.0, median(times))
 
     def refresh(self, now: Instant) -> list[WorkerId]:
-        """Bring beliefs, prices and orders up to date; O(classes * groups * steps), some milliseconds."""
+        """Bring beliefs, prices and orders up to date; O(classes * groups * steps): 40 ms for 500 on four models."""
         kinds = dict.fromkeys(w.request.kind for w in self._waiting)
         kinds.update(dict.fromkeys(sorted(self._news)[:CLASSES_MAX]))
         self.beliefs.fit(list(kinds), self._running)

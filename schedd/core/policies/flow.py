@@ -30,7 +30,7 @@ INF = math.inf
 SWEEPS_MAX = 6
 PARTS_MAX = 16
 SWEEP_PARTS_MAX = 1500
-#: Parts that all sweeps place, about: some 30 ms.
+#: Parts that all sweeps place, about: some 30 ms on few models.
 PARTS_PLACED_MAX = 3000
 #: Planned classes that are looked at for one worker; beyond that they wait for the next refresh.
 LOOKED_AT_MAX = 64
