@@ -39,7 +39,7 @@ from schedd.core.model import (
     WorkerResources,
 )
 from schedd.core.policies import POLICIES
-from schedd.core.tables import EngineSettings
+from schedd.core.settings import EngineSettings
 
 PLACEMENT_FLOOR_US = 50.0
 TASK_FLOOR_BYTES = 1200.0

@@ -17,7 +17,7 @@ from schedd.core.engine import Engine
 from schedd.core.events import Event, PolicyReplaced, SubmitTasks, Wakeup, WorkerJoined
 from schedd.core.model import SECOND, Call, TaskEntry, TaskRequirements, TaskSpec, WorkerId, WorkerResources
 from schedd.core.policies import POLICIES
-from schedd.core.tables import EngineSettings
+from schedd.core.settings import EngineSettings
 
 #: Of the loop's time, with 100,000 queued tasks, for all turns together and for the longest.
 TOTAL_FLOOR_MS = 200.0

@@ -5,11 +5,9 @@ from __future__ import annotations
 from msgspec import structs
 
 from schedd.config import Settings
-from schedd.core.health import FailureRules
 from schedd.core.model import SECOND
-from schedd.core.placement import PrefetchRule
 from schedd.core.retries import RetryRules
-from schedd.core.tables import EngineSettings
+from schedd.core.settings import EngineSettings, FailureRules, PrefetchRule
 
 
 def engine_settings(settings: Settings) -> EngineSettings:

@@ -13,9 +13,10 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 #: In the core a module imports only from those above it.
 CORE_ORDER = [
-    "model", "pages", "capacity", "events", "effects", "timers", "stats", "health", "memory", "queue", "resources",
-    "members", "submits", "tasks", "retries", "policies", "steals", "claims", "placement", "shadow", "tables", "guard",
-    "preemption", "stealing", "requests", "attempts", "fleet", "explain", "restore", "change", "engine",
+    "model", "pages", "needs", "capacity", "classes", "events", "effects", "timers", "stats", "retries", "settings",
+    "verdicts", "health", "memory", "queue", "resources", "members", "submits", "tasks", "policies", "steals", "claims",
+    "placement", "shadow", "tables", "guard", "preemption", "stealing", "requests", "attempts", "fleet", "explain",
+    "restore", "change", "engine",
 ]  # fmt: skip
 POLICY_ORDER = [
     "base",
@@ -39,7 +40,7 @@ POLICY_ORDER = [
     "__init__",
 ]
 #: Policies know nothing of each other, only what stands before `fifo`.
-POLICY_MAY = {"core.model", "core.capacity", "core.stats"} | {
+POLICY_MAY = {"core.model", "core.needs", "core.capacity", "core.stats"} | {
     f"core.policies.{helper}" for helper in POLICY_ORDER[: POLICY_ORDER.index("fifo")]
 }
 
@@ -69,7 +70,19 @@ ROOMS: dict[str, set[str]] = {
         *("credentials", "tls"),
     },
     "worker": {
-        *("wire", "core.model", "core.capacity", "config", "log", "errors", "address", "notify", "credentials", "tls"),
+        *(
+            "wire",
+            "core.model",
+            "core.needs",
+            "core.capacity",
+            "config",
+            "log",
+            "errors",
+            "address",
+            "notify",
+            "credentials",
+            "tls",
+        ),
     },
     "client": {"wire", "core.model", "config", "log", "errors", "address", "keepalive", "credentials", "tls"},
     # The service and its connections do no I/O and know no clock: loop, clock, dice, journal and archive are given to

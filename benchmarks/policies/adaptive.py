@@ -27,7 +27,8 @@ from schedd.core.model import TaskRequirements
 from schedd.core.stats import Learned
 from schedd.simulate.bound import lower_bound_s
 from schedd.simulate.cluster import ClusterRow
-from schedd.simulate.run import Run, Simulator
+from schedd.simulate.record import Run
+from schedd.simulate.run import Simulator
 from schedd.simulate.trace import Trace, TraceTask, read_trace
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "hetero"

@@ -34,7 +34,7 @@ from schedd.core.policies.prices import solve
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.contest import run_under, settings_name
 from schedd.simulate.generate import Load, generate
-from schedd.simulate.run import Run
+from schedd.simulate.record import Run
 from schedd.simulate.trace import Trace
 
 MODELS = ("A", "B", "C")

@@ -13,7 +13,7 @@ from schedd.config import Settings
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.contest import Rules, run_under
 from schedd.simulate.metrics import TAU_S
-from schedd.simulate.run import Run
+from schedd.simulate.record import Run
 from schedd.simulate.trace import part_of, read_trace
 
 #: A printed digit is right up to half of its unit.

@@ -92,7 +92,8 @@ def fill(
 ) -> None:
     """Fill the cluster under each policy, and show how much of it was given. policies: by label."""
     from schedd.simulate.contest import fill_under
-    from schedd.simulate.fill import MARKS, Filling, fill_summary
+    from schedd.simulate.fill import MARKS, fill_summary
+    from schedd.simulate.record import Filling
     from schedd.simulate.series import run_each
 
     def run(key: tuple[int, str], on_progress: Progress) -> Filling:

@@ -1,60 +1,25 @@
-"""The arithmetic of one worker's capacity: what a requirement needs, what is reserved, what is free.
+"""The arithmetic of one worker's capacity: what is reserved, and what is free.
 
 The daemon's worker table and the worker's own state machine use this very code, so both sides come to the same
-answer: which devices an attempt gets, and whether the head of a backlog may start. Integers throughout: thousandths
-of a CPU and of a GPU, MiB of memory, thousandths of a custom amount.
+answer: which devices an attempt gets, and whether the head of a backlog may start.
 """
 
 from __future__ import annotations
 
-from msgspec import Struct
-
-from schedd.core.model import TaskRequirements, WorkerResources
-
-WHOLE = 1000  # thousandths
-MB_PER_GB = 1024
+from schedd.core.model import WorkerResources
+from schedd.core.needs import MB_PER_GB, WHOLE, Need
 
 
-class Need(Struct, frozen=True):
-    """One requirements variant in integers. `gpus` devices, `share` thousandths of each, `gpu_mb` MiB on each."""
-
-    cpus: int
-    ram_mb: int
-    gpus: int
-    share: int
-    gpu_mb: int
-    gpu_model: str = ""
-    labels: tuple[tuple[str, str], ...] = ()
-    custom: tuple[tuple[str, int], ...] = ()
-
-
-def compile_needs(requirements: TaskRequirements) -> tuple[Need, ...]:
-    """Compile a requirement and its variants, in order of preference."""
-    return tuple(_compile(r) for r in (requirements, *requirements.variants))
-
-
-def _compile(r: TaskRequirements) -> Need:
-    whole = r.min_gpus >= 1
-    return Need(
-        cpus=round(r.cpus * WHOLE),
-        ram_mb=round(r.ram * MB_PER_GB),
-        gpus=int(r.min_gpus) if whole else (1 if r.min_gpus > 0 else 0),
-        share=WHOLE if whole else round(r.min_gpus * WHOLE),
-        gpu_mb=round(r.min_memory * MB_PER_GB) if r.min_gpus > 0 else 0,
-        gpu_model=r.gpu_model,
-        labels=tuple(sorted(r.labels.items())),
-        custom=tuple(sorted((name, round(value * WHOLE)) for name, value in r.custom.items())),
-    )
-
-
-class DeviceLedger(Struct):
+class DeviceLedger:
     """One device: its declared memory, and what of it nobody has reserved."""
 
-    uuid: str
-    model: str
-    memory_mb: int
-    free_share: int = WHOLE
-    free_mb: int = 0
+    __slots__ = ("free_mb", "free_share", "memory_mb", "model", "uuid")
+
+    def __init__(self, uuid: str, model: str, memory_mb: int) -> None:
+        self.uuid = uuid
+        self.model = model
+        self.memory_mb = self.free_mb = memory_mb
+        self.free_share = WHOLE
 
 
 class Ledger:
@@ -80,7 +45,7 @@ class Ledger:
     def __init__(self, resources: WorkerResources) -> None:
         self.cpus = self.free_cpus = round(resources.cpus * WHOLE)
         self.ram_mb = self.free_ram_mb = round(resources.ram_gb * MB_PER_GB)
-        self.devices = [DeviceLedger(g.uuid, g.model, g.memory_mb, WHOLE, g.memory_mb) for g in resources.devices()]
+        self.devices = [DeviceLedger(g.uuid, g.model, g.memory_mb) for g in resources.devices()]
         #: Units of concurrency, and the CPUs of one on a worker without devices.
         self.slots = len(self.devices) or max(1, int(resources.cpus))
         self.slot_cpus = min(WHOLE, self.cpus)
@@ -124,6 +89,10 @@ class Ledger:
             if amount > self.free_custom.get(name, 0):
                 return f"{self.free_custom.get(name, 0) / WHOLE:g} {name} free"
         return ""
+
+    def free_devices(self) -> list[tuple[int, int]]:
+        """What is free of each device: thousandths of it, and MiB of its memory."""
+        return [(device.free_share, device.free_mb) for device in self.devices]
 
     def can_fit(self, need: Need) -> bool:
         """Tell whether `need` could be reserved now, labels supposed to match. O(devices)."""

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from schedd.core import events as ev
+from schedd.core.classes import RequestClass
 from schedd.core.fleet import Fleet
 from schedd.core.guard import Guard
 from schedd.core.model import Running, Succeeded, Task, TaskId, WorkerInfo
-from schedd.core.queue import RequestClass, TaskQueue
+from schedd.core.queue import TaskQueue
 from schedd.core.tables import Tables
 
 #: A class as it was, and what tells tasks of it apart now: kind, and size where that counts.

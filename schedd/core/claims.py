@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable
 
 from msgspec import Struct
 
-from schedd.core.capacity import Ledger, Need
+from schedd.core.capacity import Ledger
+from schedd.core.classes import RequestClass
 from schedd.core.model import SECOND, Instant, Running, Task, WorkerInfo
-from schedd.core.queue import ClassQueue, RequestClass, TaskQueue
+from schedd.core.needs import Need
+from schedd.core.queue import ClassQueue, TaskQueue
 from schedd.core.resources import ResourceManager, need_of
 from schedd.core.stats import RuntimeTable
 

@@ -19,7 +19,6 @@ from schedd.core.change import Change
 from schedd.core.explain import Explanation, explain
 from schedd.core.fleet import Fleet
 from schedd.core.guard import Guard
-from schedd.core.health import KindHold, Quarantine
 from schedd.core.model import (
     SECOND,
     Assigned,
@@ -44,13 +43,15 @@ from schedd.core.requests import CHANGES_PER_TURN_MAX, Requests
 from schedd.core.resources import ResourceManager
 from schedd.core.restore import Recorded, Restore
 from schedd.core.retries import limits_of
+from schedd.core.settings import EngineSettings
 from schedd.core.shadow import Comparison
 from schedd.core.stats import Learned
 from schedd.core.stealing import Stealing
 from schedd.core.steals import StealLedger
-from schedd.core.tables import Counters, EngineSettings, Tables
+from schedd.core.tables import Counters, Tables
 from schedd.core.tasks import DISPATCHED, TaskTable, story
 from schedd.core.timers import NEVER
+from schedd.core.verdicts import KindHold, Quarantine
 
 #: An enumeration looks its members up by name at each use; this one is used for each event of a worker.
 _UNREACHABLE = WorkerStatus.UNREACHABLE

@@ -28,7 +28,7 @@ from schedd.core.model import (
 
 if TYPE_CHECKING:
     from schedd.core.policies.base import TaskScheduler
-    from schedd.core.tables import EngineSettings
+    from schedd.core.settings import EngineSettings
 
 
 class Event(Struct, frozen=True):

@@ -20,7 +20,7 @@ from itertools import islice
 from msgspec import structs
 
 from schedd.core import effects as fx
-from schedd.core.health import ABSENT_MAX, Comparison, FailureRules, Group, KindHold, Quarantine
+from schedd.core.health import ABSENT_MAX
 from schedd.core.model import (
     SECOND,
     AttemptRecord,
@@ -37,7 +37,9 @@ from schedd.core.model import (
     WorkerInfo,
     WorkerStatus,
 )
+from schedd.core.settings import FailureRules
 from schedd.core.tables import Tables
+from schedd.core.verdicts import Comparison, Group, KindHold, Quarantine
 
 #: Ends that speak against a worker; and those of them that speak against a kind: a timeout or a lack of memory may be
 #: right for one configuration and not for the next.

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct, structs
 
-from schedd.core.capacity import MB_PER_GB, WHOLE, Ledger, Need, compile_needs
+from schedd.core.capacity import Ledger
 from schedd.core.model import Cause, TaskRequirements
+from schedd.core.needs import MB_PER_GB, WHOLE, Need, compile_needs
 
 _FIELDS = {Cause.OOM_HOST: ("ram", "RAM"), Cause.OOM_GPU: ("min_memory", "GPU memory")}
 

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct, field
 
 if TYPE_CHECKING:
     from schedd.core.capacity import Ledger
-    from schedd.core.queue import RequestClass
+    from schedd.core.classes import RequestClass
 
 TaskId = NewType("TaskId", int)
 WorkerId = NewType("WorkerId", str)

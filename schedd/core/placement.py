@@ -10,18 +10,18 @@ classes that may have a place. Meanwhile it may claim a worker (`core.claims`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 
-from msgspec import Struct
-
-from schedd.core.capacity import Ledger, Need
+from schedd.core.capacity import Ledger
 from schedd.core.claims import Claims
+from schedd.core.classes import RequestClass
 from schedd.core.model import Instant, Task, WorkerInfo
+from schedd.core.needs import Need
 from schedd.core.policies.base import Fit, TaskScheduler
-from schedd.core.queue import ClassQueue, RequestClass, TaskQueue
+from schedd.core.queue import ClassQueue, TaskQueue
 from schedd.core.resources import ResourceManager
+from schedd.core.settings import PrefetchRule
 from schedd.core.stats import RuntimeTable
 
 #: With more classes aside than this, all that could use a changed worker come back at once, not one by one.
@@ -30,24 +30,6 @@ STIRRED_MAX = 32
 PLACED_PER_PASS_MAX = 1000
 #: Indexes of classes of which nothing waits: the next task of such a class is placed without building one anew.
 INDEXES_SPARE_MAX = 256
-
-
-class PrefetchRule(Struct, frozen=True):
-    """How far a backlog may run ahead of the worker: enough to cover the round trip, and no more.
-
-    depth = ceil(cover_s / predicted runtime) for each slot, 0 above runtime_max_s, at most depth_max.
-    """
-
-    cover_s: float = 0.03
-    runtime_max_s: float = 1.0
-    depth_max: int = 256
-
-    def depth(self, runtime_s: float | None) -> int:
-        if runtime_s is None or runtime_s > self.runtime_max_s or not self.depth_max:
-            return 0
-        if runtime_s * self.depth_max <= self.cover_s:
-            return self.depth_max
-        return math.ceil(self.cover_s / runtime_s)
 
 
 #: (how it would go there, variant, score, order of joining, version); stale unless the worker still has this version.

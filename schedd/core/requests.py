@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from msgspec import Struct, field, structs
+from msgspec import structs
 
 from schedd.core import effects as fx
 from schedd.core import events as ev
+from schedd.core.classes import RequestClass
 from schedd.core.guard import Guard
 from schedd.core.model import (
     Call,
@@ -27,7 +28,6 @@ from schedd.core.model import (
     TaskSpec,
     WorkerInfo,
 )
-from schedd.core.queue import RequestClass
 from schedd.core.retries import end_pause
 from schedd.core.submits import CLIENT_MAX, NUMBER_MAX, admitted
 from schedd.core.tables import BY_USER, Tables
@@ -70,15 +70,18 @@ Change = ev.CancelTasks | ev.PreemptTasks | ev.HoldTasks | ev.ReleaseTasks | ev.
 Step = tuple[TaskId, str] | None
 
 
-class _Command(Struct):
+class _Command:
     """A change of many tasks that is under way; `job` must be there when it begins."""
 
-    origin: int
-    steps: Iterator[Step]
-    job: str = ""
-    begun: bool = False
-    changed: int = 0
-    unchanged: list[tuple[int | str, str]] = field(default_factory=list)
+    __slots__ = ("begun", "changed", "job", "origin", "steps", "unchanged")
+
+    def __init__(self, origin: int, steps: Iterator[Step], job: str = "") -> None:
+        self.origin = origin
+        self.steps = steps
+        self.job = job
+        self.begun = False
+        self.changed = 0
+        self.unchanged: list[tuple[int | str, str]] = []
 
 
 class Requests:

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from schedd.core.capacity import Ledger, Need, compile_needs
+from schedd.core.capacity import Ledger
 from schedd.core.model import (
     Instant,
     Running,
@@ -22,6 +22,7 @@ from schedd.core.model import (
     WorkerResources,
     WorkerStatus,
 )
+from schedd.core.needs import Need, compile_needs
 
 #: An enumeration looks its members up by name at each use; these are used for each placement.
 _IDLE, _BUSY = WorkerStatus.IDLE, WorkerStatus.BUSY
@@ -310,7 +311,7 @@ class ResourceManager:
             ledger = worker.ledger
             assert ledger is not None
             assert (fresh.free_cpus, fresh.free_ram_mb) == (ledger.free_cpus, ledger.free_ram_mb), worker.worker_id
-            assert fresh.devices == ledger.devices, worker.worker_id
+            assert fresh.free_devices() == ledger.free_devices(), worker.worker_id
             assert {n: a for n, a in fresh.free_custom.items() if a} == {
                 n: a for n, a in ledger.free_custom.items() if a
             }

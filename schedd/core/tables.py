@@ -6,10 +6,11 @@ import random
 from collections.abc import Callable, Collection
 from typing import Literal
 
-from msgspec import Struct, field, structs
+from msgspec import structs
 
 from schedd.core import effects as fx
-from schedd.core.health import FailureRules, Health, KindHold
+from schedd.core.classes import RequestClasses
+from schedd.core.health import Health
 from schedd.core.memory import More, ask_for_more
 from schedd.core.model import (
     SECOND,
@@ -34,17 +35,19 @@ from schedd.core.model import (
     WorkerId,
     WorkerInfo,
 )
-from schedd.core.placement import Placer, PrefetchRule
+from schedd.core.placement import Placer
 from schedd.core.policies.base import Outcome, SurveyView, TaskScheduler
-from schedd.core.queue import RequestClasses, TaskQueue
+from schedd.core.queue import TaskQueue
 from schedd.core.resources import ResourceManager
-from schedd.core.retries import OUT_OF_MEMORY, RetryRules, blame, count_of, used_up
+from schedd.core.retries import OUT_OF_MEMORY, blame, count_of, used_up
+from schedd.core.settings import EngineSettings
 from schedd.core.shadow import Shadow
 from schedd.core.stats import Learned, RuntimeTable
 from schedd.core.steals import StealLedger
 from schedd.core.submits import Submits
 from schedd.core.tasks import Barrier, TaskTable
 from schedd.core.timers import Deadlines
+from schedd.core.verdicts import KindHold
 
 #: Records of ended attempts kept with a task; a task that retries for ever must not grow for ever.
 ATTEMPTS_KEPT_MAX = 20
@@ -79,34 +82,18 @@ DeadlineKey = tuple[
 ]
 
 
-class EngineSettings(Struct, frozen=True):
-    """What of the configuration the engine needs; durations in nanoseconds."""
-
-    prefetch: PrefetchRule = PrefetchRule()
-    failures: FailureRules = FailureRules()
-    heartbeat_ns: int = 5 * SECOND
-    lease_ns: int = 20 * SECOND
-    lost_after_ns: int = 40 * SECOND
-    stealing: bool = False
-    steal_interval_ns: int = SECOND // 2
-    unfinished_max: int = 5_000_000
-    finished_keep_count: int = 10_000
-    keyed_keep_count: int = 100_000
-    results_keep_bytes: int = 16 * 1024 * 1024
-    retries: RetryRules = RetryRules()
-    #: Tasks that go over to another policy in one turn: some 5 ms of the loop's time.
-    moved_per_turn: int = 2000
-
-
-class Counters(Struct):
+class Counters:
     """Totals since the start."""
 
-    submitted: int = 0
-    finished: int = 0
-    placements: int = 0
-    steals: int = 0
-    stale: int = 0
-    by_cause: dict[str, int] = field(default_factory=dict)
+    __slots__ = ("by_cause", "finished", "placements", "stale", "steals", "submitted")
+
+    def __init__(self) -> None:
+        self.submitted = 0
+        self.finished = 0
+        self.placements = 0
+        self.steals = 0
+        self.stale = 0
+        self.by_cause: dict[str, int] = {}
 
 
 class Tables:

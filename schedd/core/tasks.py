@@ -16,8 +16,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 
-from msgspec import Struct
-
+from schedd.core.classes import RequestClass
 from schedd.core.members import Members
 from schedd.core.model import (
     SECOND,
@@ -40,7 +39,6 @@ from schedd.core.model import (
     Waiting,
 )
 from schedd.core.pages import Pages
-from schedd.core.queue import RequestClass
 from schedd.errors import InvalidTransition
 
 FINAL: frozenset[type[State]] = frozenset({Succeeded, Failed, Cancelled})
@@ -71,21 +69,27 @@ PASSED_OVER_MAX = 1 << 18
 STATE_NAMES = tuple(state.__name__.lower() for state in TRANSITIONS)
 
 
-class Job(Struct, eq=False):
+class Job:
     """The tasks that share a job's name; `counts` by state, `members` in the order of submission."""
 
-    name: str
-    counts: dict[type[State], int]
-    members: Members
-    submitted_ns: Instant
-    finished_ns: Instant = 0
+    __slots__ = ("counts", "finished_ns", "members", "name", "submitted_ns")
+
+    def __init__(self, name: str, submitted_ns: Instant) -> None:
+        self.name = name
+        self.counts: dict[type[State], int] = dict.fromkeys(TRANSITIONS, 0)
+        self.members = Members()
+        self.submitted_ns = submitted_ns
+        self.finished_ns: Instant = 0
 
 
-class Barrier(Struct, eq=False):
+class Barrier:
     """Tasks that wait for the same others: they may start once nothing of it is missing."""
 
-    missing: set[TaskId]
-    waiting: dict[TaskId, None]
+    __slots__ = ("missing", "waiting")
+
+    def __init__(self, missing: set[TaskId]) -> None:
+        self.missing = missing
+        self.waiting: dict[TaskId, None] = {}
 
 
 class TaskTable:
@@ -153,7 +157,7 @@ class TaskTable:
         if task.job:
             job = self.jobs.get(task.job)
             if job is None:
-                job = self.jobs[task.job] = Job(task.job, dict.fromkeys(TRANSITIONS, 0), Members(), now)
+                job = self.jobs[task.job] = Job(task.job, now)
             job.members.add(task.id)
             job.counts[type(task.state)] += 1
             job.finished_ns = 0
@@ -166,7 +170,7 @@ class TaskTable:
         after, barrier = self._newest
         if barrier is None or after is not task.after:
             rows = ((other, self.rows.get(other)) for other in task.after)
-            barrier = Barrier({other for other, row in rows if row is not None and not row.state.is_final}, {})
+            barrier = Barrier({other for other, row in rows if row is not None and not row.state.is_final})
             for other in barrier.missing:
                 self.dependents.setdefault(other, {})[barrier] = None
             self.dependencies += len(barrier.missing)

@@ -19,8 +19,8 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 import schedd
-from schedd.core.capacity import WHOLE
 from schedd.core.model import Cause, TaskRequirements, WorkerInfo, WorkerStatus
+from schedd.core.needs import WHOLE
 from schedd.core.tasks import FINAL, TRANSITIONS
 from schedd.server.connections import Traffic
 from schedd.server.meter import LABEL_MAX, OTHER, Meter

@@ -10,9 +10,7 @@ from msgspec import structs
 
 from schedd.core import effects as fx
 from schedd.core import events as ev
-from schedd.core.capacity import MB_PER_GB, WHOLE
 from schedd.core.engine import Engine
-from schedd.core.health import Quarantine
 from schedd.core.model import (
     SECOND,
     Call,
@@ -26,7 +24,9 @@ from schedd.core.model import (
     WorkerInfo,
     WorkerStatus,
 )
+from schedd.core.needs import MB_PER_GB, WHOLE
 from schedd.core.tasks import FINAL, RESULT_DROPPED, TRANSITIONS, Job
+from schedd.core.verdicts import Quarantine
 from schedd.wire import messages as m
 
 #: The highest priority of a job is looked for among so many of its tasks: a listing must not cost a large job's time.

@@ -10,7 +10,6 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from schedd.core import effects as fx
-from schedd.core.capacity import WHOLE
 from schedd.core.engine import LATE_NS
 from schedd.core.fleet import NOT_BACK
 from schedd.core.model import (
@@ -19,6 +18,7 @@ from schedd.core.model import (
     TaskId,
     WorkerId,
 )
+from schedd.core.needs import WHOLE
 from schedd.journal.records import FinishedTask
 from schedd.sim.kernel import Kernel
 from schedd.sim.recording import Recording, priorities_of

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from schedd.config import PolicySettings
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.engine import Engine
-from schedd.core.model import SECOND
+from schedd.core.model import SECOND, Instant
 from schedd.journal.records import FinishedTask
 from schedd.server.connections import Peer
 from schedd.server.service import Service
@@ -23,6 +24,24 @@ from schedd.sim.violation import must
 
 class Crashed(Exception):
     """The engine or the service is wrong: what a daemon would end with."""
+
+
+class _Watched:
+    """The engine, as the loop of the service sees it: somebody looks at each turn."""
+
+    def __init__(self, daemon: Daemon, turned: Callable[[Daemon, list[ev.Event], fx.Effects], None]) -> None:
+        self._daemon = daemon
+        self._turned = turned
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._daemon.engine, name)
+
+    def handle(self, events: list[ev.Event], now: Instant) -> fx.Effects:
+        """One turn: events in, effects out."""
+        self._daemon.policies_replaced(sum(isinstance(event, ev.PolicyReplaced) for event in events))
+        effects = self._daemon.engine.handle(events, now)
+        self._turned(self._daemon, events, effects)
+        return effects
 
 
 class Daemon:
@@ -63,17 +82,7 @@ class Daemon:
         live.restore(self.engine, process.now_ns(), self.grace_ns)
         service.remember(self.awaited)
         self._network = network
-        handle = self.engine.handle
-
-        def watched(events: list[ev.Event], now: int) -> fx.Effects:
-            for event in events:
-                if isinstance(event, ev.PolicyReplaced):
-                    self.policy = self._next_policies.popleft()
-            effects = handle(events, now)
-            turned(self, events, effects)
-            return effects
-
-        self.engine.handle = watched  # type: ignore[method-assign,assignment]
+        service.loop.engine = _Watched(self, turned)  # type: ignore[assignment]
         service.loop.wake()
         promises.journal = self.journal
         service.past.archive = Archive(disk, process)
@@ -102,6 +111,11 @@ class Daemon:
             "dispatched": sum(len(w.running) + len(w.task_queue) + w.incoming + w.outgoing for w in engine.resources),
         }
         must(not any(left.values()), f"left at rest: { {what: count for what, count in left.items() if count} }")
+
+    def policies_replaced(self, count: int) -> None:
+        """Note that as many reloads take hold in the turn to come."""
+        for _ in range(count):
+            self.policy = self._next_policies.popleft()
 
     def swap_policy(self, policy: PolicySettings) -> None:
         """Do what a reload does whose file names another policy."""

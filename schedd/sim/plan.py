@@ -14,15 +14,13 @@ from schedd.config import (
     Settings,
     StealingSettings,
 )
-from schedd.core.health import FailureRules
 from schedd.core.model import SECOND, Gpu, WorkerResources
-from schedd.core.placement import PrefetchRule
 from schedd.core.policies import POLICIES
 from schedd.core.policies.batch import BatchParams
 from schedd.core.policies.load_balancing import LoadBalancingParams
 from schedd.core.policies.priority import PriorityParams
 from schedd.core.policies.work_stealing import WorkStealingParams
-from schedd.core.tables import EngineSettings
+from schedd.core.settings import EngineSettings, FailureRules, PrefetchRule
 from schedd.sim.network import NetworkRules
 
 #: Seconds in which clients ask and faults happen; then comes the calm.

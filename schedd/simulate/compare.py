@@ -18,7 +18,7 @@ from statistics import fmean
 from msgspec import Struct
 
 from schedd.simulate.metrics import TAU_S, half_width, quantile, runtimes_of
-from schedd.simulate.run import Run
+from schedd.simulate.record import Run
 
 #: What may be asked for; less is better with all of them.
 OBJECTIVES = ("mean_flow_time", "makespan", "p99_flow_time", "mean_bounded_slowdown")

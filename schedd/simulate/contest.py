@@ -14,14 +14,15 @@ from schedd.core.policies.base import TaskScheduler
 from schedd.core.stats import Learned
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
-from schedd.simulate.fill import Filler, Filling
+from schedd.simulate.fill import Filler
 from schedd.simulate.informed import InformedScheduler
 from schedd.simulate.known import with_all_known
 from schedd.simulate.literature import LITERATURE
 from schedd.simulate.models import told_apart
 from schedd.simulate.placements import PLACEMENTS, ledgers_of
 from schedd.simulate.preemptive import PREEMPTIVE, RestartCosts, run_preemptive
-from schedd.simulate.run import BEGINNING_NS, Progress, Run, Simulator, no_progress
+from schedd.simulate.record import Filling, Run
+from schedd.simulate.run import BEGINNING_NS, Progress, Simulator, no_progress
 from schedd.simulate.trace import Trace
 from schedd.simulate.workload import Workload
 

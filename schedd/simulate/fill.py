@@ -14,35 +14,18 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
-from msgspec import Struct
-
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.model import SECOND, Selection, TaskEntry, TaskId
 from schedd.core.policies.base import TaskScheduler
 from schedd.errors import TraceError
 from schedd.simulate.metrics import half_width, slots_of
+from schedd.simulate.record import Filling
 from schedd.simulate.run import Progress, Simulator, no_progress
 from schedd.simulate.trace import Trace, TraceTask
 
 #: Percent of the cluster's GPUs that were asked for, at which is told how many were given.
 MARKS = (80, 90, 100, 110, 120, 130)
-#: What sums of shares may be off.
-EPSILON = 1e-9
-
-
-class Filling(Struct):
-    """After each arrival: GPUs that were asked for so far, and given; both as shares of all."""
-
-    asked: array[float]
-    given: array[float]
-    dropped: int = 0
-    engine_s: float = 0.0
-
-    def at(self, percent: float) -> float | None:
-        """The share that was given when so many percent had been asked for; None: there were never so many."""
-        enough = percent / 100 - EPSILON
-        return next((given for asked, given in zip(self.asked, self.given, strict=True) if asked >= enough), None)
 
 
 class Filler(Simulator):
@@ -64,7 +47,7 @@ class Filler(Simulator):
         for task in _arrivals(tasks, percent / 100 * gpus, rng):
             number = TaskId(len(filling.asked) + 1)
             self._now += SECOND
-            events = [*left_over, ev.SubmitTasks(0, [self._sort_of(task).spec], [TaskEntry(0)])]
+            events = [*left_over, ev.SubmitTasks(0, [self._sort_of(task)[0]], [TaskEntry(0)])]
             asked += task.requirements.min_gpus
             if self._is_placed(events):
                 given += task.requirements.min_gpus

@@ -39,7 +39,7 @@ from schedd.core.model import (
 from schedd.errors import TraceError
 from schedd.journal.records import AnyFact, FinishedTask
 from schedd.simulate.cluster import ClusterRow
-from schedd.simulate.run import Run
+from schedd.simulate.record import Run
 from schedd.simulate.speeds import Speeds
 from schedd.simulate.trace import Trace, TraceTask
 

@@ -19,7 +19,7 @@ from typing import Any
 from msgspec import Struct, structs
 
 from schedd.simulate.cluster import ClusterRow
-from schedd.simulate.run import Run
+from schedd.simulate.record import Run
 
 TAU_S = 10.0
 #: Two-sided 95 % quantiles of Student's t, by degrees of freedom; and the normal distribution's.

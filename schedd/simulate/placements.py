@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from schedd.core.capacity import Ledger, Need
+from schedd.core.capacity import Ledger
 from schedd.core.model import Instant, Task, WorkerInfo, WorkerResources
+from schedd.core.needs import Need
 from schedd.core.policies.base import Draft, TaskScheduler
 from schedd.core.policies.fifo import FIFOScheduler
 from schedd.simulate.cluster import ClusterRow

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from schedd.errors import TraceError
 from schedd.simulate.metrics import slots_of
-from schedd.simulate.run import Run, Span
+from schedd.simulate.record import Run, Span
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

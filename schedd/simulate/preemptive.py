@@ -29,7 +29,8 @@ from msgspec import Meta, Struct
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.files import text_of
-from schedd.simulate.run import Progress, Run, no_progress
+from schedd.simulate.record import Run
+from schedd.simulate.run import Progress, no_progress
 from schedd.simulate.trace import Trace, TraceTask
 
 _Seconds = Annotated[float, Meta(ge=0, le=1e9)]

@@ -16,13 +16,13 @@ from heapq import heappop, heappush
 from itertools import count, repeat, takewhile
 
 import msgspec
-from msgspec import Struct, field, structs
+from msgspec import structs
 
 from schedd.assembly import engine_settings
 from schedd.config import Settings
 from schedd.core import effects as fx
 from schedd.core import events as ev
-from schedd.core.capacity import Ledger, compile_needs
+from schedd.core.capacity import Ledger
 from schedd.core.engine import Engine
 from schedd.core.model import (
     SECOND,
@@ -43,11 +43,13 @@ from schedd.core.model import (
     WorkerInfo,
     WorkerResources,
 )
+from schedd.core.needs import compile_needs
 from schedd.core.policies.base import TaskScheduler
 from schedd.core.resources import need_of
 from schedd.core.timers import NEVER
 from schedd.errors import TraceError
 from schedd.simulate.cluster import RETRIES_ENOUGH, ClusterRow, named
+from schedd.simulate.record import Run, Span
 from schedd.simulate.trace import Trace, TraceTask
 from schedd.simulate.workers import Attempt, VirtualWorker, chance
 from schedd.simulate.workload import TraceWorkload, Workload
@@ -72,65 +74,6 @@ Progress = Callable[[int, int], None]
 #: An enumeration looks its members up by name at each use; these are used for each end.
 _OK, _ERROR = Cause.OK, Cause.ERROR
 _PAYLOAD = Call(path="trace:task")
-
-
-class Span(Struct, frozen=True):
-    """An attempt of the task at `index`, on devices of the worker at `place`. Seconds since the first submit."""
-
-    index: int
-    place: int
-    devices: tuple[int, ...]
-    start_s: float
-    end_s: float
-    ok: bool
-
-
-class Run(Struct):
-    """What became of each task, in the order of the trace: seconds since the first submit, -1 where it never was.
-
-    start_s, finish_s: of its last attempt. where: the position of its worker in the cluster. wasted_s: time of attempts
-    that did not count. engine_s: real time that the engine took. placements: attempts that were given to a worker,
-    attempts: those that started there. unsuccessful: tasks that ended without success.
-    """
-
-    trace: Trace
-    resources: Sequence[ClusterRow]
-    start_s: array[float]
-    finish_s: array[float]
-    where: array[int]
-    steals: int = 0
-    placements: int = 0
-    attempts: int = 0
-    unsuccessful: set[int] = field(default_factory=set)
-    wasted_s: float = 0.0
-    engine_s: float = 0.0
-    #: Shares of GPUs that were reserved at the same time, at the most.
-    gpus_peak: float = 0.0
-    #: How long each task had its place, where preempted ones go on with what they have; they start when they first did.
-    held_s: array[float] | None = None
-    #: All attempts by their ends, where they were asked for.
-    spans: list[Span] | None = None
-    #: Whether what was submitted may have depended on what had ended: then its tasks are not those of another run.
-    reacts: bool = False
-    #: Which alternative a task was placed by at last, where it needs other amounts than the first.
-    placed: dict[int, TaskRequirements] = field(default_factory=dict)
-
-    def needs(self, index: int) -> TaskRequirements:
-        """What a task had on its last worker, or would have by its first alternative."""
-        return self.placed.get(index) or self.trace.tasks[index].requirements
-
-    @property
-    def failed(self) -> int:
-        """How many tasks ended without success."""
-        return len(self.unsuccessful)
-
-
-class _Sort(Struct):
-    """Tasks of a kind, a priority and requirements: what they are submitted by."""
-
-    spec: TaskSpec
-    #: The submit of a single one; the same for all of them.
-    alone: ev.SubmitTasks
 
 
 def no_progress(finished: int, total: int) -> None:
@@ -204,7 +147,8 @@ class Simulator:
         #: How often tasks have failed by their own doing, by id.
         self._failures: dict[TaskId, int] = {}
         self._gpus = 0.0
-        self._sorts: dict[tuple[int, str, float, int], _Sort] = {}
+        #: By requirements (their identity), kind, priority and retries.
+        self._sorts: dict[tuple[int, str, float, int], tuple[TaskSpec, ev.SubmitTasks]] = {}
         #: What makes an instant of a time on the workload's clock.
         self._shift_ns = BEGINNING_NS
         #: How far the run was when it was last seen to come further, and in which turn.
@@ -380,7 +324,7 @@ class Simulator:
         if self._due:
             tasks, self._due = [*self._due, *tasks], []
         if len(tasks) == 1 and not tasks[0].after:
-            events.append(self._sort_of(tasks[0]).alone)
+            events.append(self._sort_of(tasks[0])[1])
             self._note_submitted(tasks)
             return
         if self._one_by_one:
@@ -395,7 +339,7 @@ class Simulator:
             specs: dict[int, tuple[int, TaskSpec]] = {}
             entries: list[TaskEntry] = []
             for task in some:
-                spec = self._sort_of(task).spec
+                spec, _ = self._sort_of(task)
                 after: list[int] = []
                 if task.after:
                     if self._run.unsuccessful.isdisjoint(task.after):
@@ -438,7 +382,8 @@ class Simulator:
         run.finish_s.extend(repeat(-1.0, count))
         run.where.extend(repeat(-1, count))
 
-    def _sort_of(self, task: TraceTask) -> _Sort:
+    def _sort_of(self, task: TraceTask) -> tuple[TaskSpec, ev.SubmitTasks]:
+        """What a task is submitted by, and the submit of a single one, which is the same for all of a sort."""
         # By identity of the requirements, which the sort keeps alive: to compare them would cost more than the rest.
         retries = self._retries_of(task) if task.failures or task.fails else -1
         key = (id(task.requirements), task.kind, task.priority, retries)
@@ -450,7 +395,7 @@ class Simulator:
                 self._must_fit([task])
             rules = RULES if retries < 0 else structs.replace(RULES, retries=retries)
             spec = TaskSpec(_PAYLOAD, task.kind, "", task.priority, task.requirements, rules)
-            sort = self._sorts[key] = _Sort(spec, ev.SubmitTasks(0, [spec], [TaskEntry(0)]))
+            sort = self._sorts[key] = (spec, ev.SubmitTasks(0, [spec], [TaskEntry(0)]))
         return sort
 
     def _retries_of(self, task: TraceTask) -> int:
@@ -569,7 +514,7 @@ class Simulator:
             task_id, number = task.id, task.attempt
             known = running.get(task_id)
             if known is None or known.number != number:
-                started.append(self._start(Attempt(worker, task_id, number, None, 0, task.devices)))
+                started.append(self._start(Attempt(worker, task_id, number, None, task.devices)))
         if started:
             self._said.append(ev.AttemptsStarted(worker_id, started))
 

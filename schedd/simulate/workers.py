@@ -9,30 +9,34 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
-from msgspec import Struct
-
-from schedd.core.capacity import Ledger, Need
+from schedd.core.capacity import Ledger
 from schedd.core.model import SECOND, Instant, TaskId, WorkerId
+from schedd.core.needs import Need
 from schedd.simulate.cluster import ClusterRow
 
 _MASK = (1 << 64) - 1
 
 
-class Attempt(Struct, eq=False):
+class Attempt:
     """An attempt on its worker. started_ns: 0 while it waits there. is_over: it was stopped, or its worker is gone.
 
     gpus: how many it has, where it runs.
     """
 
-    worker: VirtualWorker
-    task_id: TaskId
-    number: int
-    need: Need | None = None
-    started_ns: Instant = 0
-    devices: tuple[int, ...] = ()
-    is_ok: bool = True
-    is_over: bool = False
-    gpus: float = 0.0
+    __slots__ = ("devices", "gpus", "is_ok", "is_over", "need", "number", "started_ns", "task_id", "worker")
+
+    def __init__(
+        self, worker: VirtualWorker, task_id: TaskId, number: int, need: Need | None, devices: tuple[int, ...] = ()
+    ) -> None:
+        self.worker = worker
+        self.task_id = task_id
+        self.number = number
+        self.need = need
+        self.started_ns: Instant = 0
+        self.devices = devices
+        self.is_ok = True
+        self.is_over = False
+        self.gpus = 0.0
 
 
 class VirtualWorker:

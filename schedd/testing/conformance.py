@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from schedd.core import events as ev
-from schedd.core.capacity import Ledger, compile_needs
+from schedd.core.capacity import Ledger
 from schedd.core.model import (
     Cause,
     Selection,
@@ -27,6 +27,7 @@ from schedd.core.model import (
     WorkerResources,
     WorkerStatus,
 )
+from schedd.core.needs import compile_needs
 from schedd.core.policies.base import TaskScheduler, fit
 from schedd.core.stats import Learned
 from schedd.testing.rehearsal import BIG, HAS, WANTS, Rehearsal

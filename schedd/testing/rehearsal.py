@@ -11,9 +11,7 @@ import msgspec
 
 from schedd.core import effects as fx
 from schedd.core import events as ev
-from schedd.core.capacity import compile_needs
 from schedd.core.engine import Engine
-from schedd.core.health import FailureRules
 from schedd.core.model import (
     SECOND,
     Assigned,
@@ -34,9 +32,9 @@ from schedd.core.model import (
     WorkerInfo,
     WorkerResources,
 )
-from schedd.core.placement import PrefetchRule
+from schedd.core.needs import compile_needs
 from schedd.core.policies.base import TaskScheduler
-from schedd.core.tables import EngineSettings
+from schedd.core.settings import EngineSettings, FailureRules, PrefetchRule
 from schedd.testing.watch import Watch
 
 #: Calm must bring every task home within so many turns.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from schedd.core.capacity import Need
 from schedd.core.model import Cause, Instant, TaskId
+from schedd.core.needs import Need
 from schedd.wire.messages import WireSpec
 
 

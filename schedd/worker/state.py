@@ -27,8 +27,9 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import count, islice
 from typing import Any
 
-from schedd.core.capacity import Ledger, Need, compile_needs
+from schedd.core.capacity import Ledger
 from schedd.core.model import SECOND, Call, Cause, Instant, TaskId, WorkerResources
+from schedd.core.needs import Need, compile_needs
 from schedd.wire.messages import (
     AckFinished,
     AttemptFinished,

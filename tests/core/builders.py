@@ -30,10 +30,9 @@ from schedd.core.model import (
     WorkerInfo,
     WorkerResources,
 )
-from schedd.core.placement import PrefetchRule
 from schedd.core.policies import POLICIES
 from schedd.core.policies.base import TaskScheduler
-from schedd.core.tables import EngineSettings
+from schedd.core.settings import EngineSettings, PrefetchRule
 
 A = TypeVar("A", bound=fx.Action)
 F = TypeVar("F", bound=fx.Fact)

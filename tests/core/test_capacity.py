@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schedd.core.capacity import Ledger, Need, compile_needs
+from schedd.core.capacity import Ledger
 from schedd.core.model import Gpu, TaskRequirements, WorkerResources
+from schedd.core.needs import Need, compile_needs
 
 GPUS = (Gpu("a", "T4", 4096), Gpu("b", "A100", 8192), Gpu("c", "A100", 8192))
 FULL = WorkerResources(cpus=4, ram_gb=8, gpus=GPUS, labels={"zone": "a"}, custom={"licence": 2})

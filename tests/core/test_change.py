@@ -9,14 +9,13 @@ from msgspec import structs
 
 from schedd.core import effects as fx
 from schedd.core import events as ev
-from schedd.core.health import FailureRules
 from schedd.core.model import SECOND, Cause, Revoking, TaskEntry, TaskRequirements, WorkerInfo, WorkerStatus
-from schedd.core.placement import PrefetchRule
 from schedd.core.policies import POLICIES
 from schedd.core.policies.adaptive import AdaptiveScheduler
 from schedd.core.policies.base import TaskScheduler
 from schedd.core.policies.priority import PriorityScheduler
 from schedd.core.policies.work_stealing import WorkStealingScheduler
+from schedd.core.settings import FailureRules, PrefetchRule
 
 from .builders import World, answered, dispatches, of, reported, spec
 

@@ -9,9 +9,8 @@ import pytest
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.guard import PROBE_RETRY_NS
-from schedd.core.health import FailureRules
 from schedd.core.model import SECOND, Cause, TaskEntry, TaskId, TaskRules, WorkerId
-from schedd.core.tables import EngineSettings
+from schedd.core.settings import EngineSettings, FailureRules
 
 from .builders import dispatches, finished, holds, joined, of, selection, spec, unchanged
 from .test_restore import GRACE_S, Restartable

@@ -10,16 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schedd.core.health import (
-    CELL_MAX,
-    GROUPS_MAX,
-    KINDS_PER_WORKER_MAX,
-    WORKERS_MAX,
-    FailureRules,
-    Health,
-    evidence,
-)
+from schedd.core.health import CELL_MAX, GROUPS_MAX, KINDS_PER_WORKER_MAX, WORKERS_MAX, Health, evidence
 from schedd.core.model import SECOND, Task, TaskId, WorkerId
+from schedd.core.settings import FailureRules
 
 NOW = 1_000 * SECOND
 

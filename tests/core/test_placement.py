@@ -9,10 +9,11 @@ import pytest
 
 from schedd.core import events as ev
 from schedd.core.model import SECOND, Cause, Gpu, Task, TaskEntry, TaskRequirements, TaskRules, WorkerInfo
-from schedd.core.placement import PLACED_PER_PASS_MAX, PrefetchRule
+from schedd.core.placement import PLACED_PER_PASS_MAX
 from schedd.core.policies.base import Draft
 from schedd.core.policies.fifo import FIFOScheduler
 from schedd.core.policies.priority import PriorityScheduler
+from schedd.core.settings import PrefetchRule
 
 from .builders import NO_PREFETCH, World, dispatches, joined, spec
 

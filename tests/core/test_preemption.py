@@ -10,9 +10,9 @@ import pytest
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.model import SECOND, Cause, TaskEntry, TaskRequirements, TaskRules, WorkerInfo
-from schedd.core.placement import PrefetchRule
 from schedd.core.policies.priority import PriorityScheduler
 from schedd.core.policies.work_stealing import WorkStealingScheduler
+from schedd.core.settings import PrefetchRule
 
 from .builders import (
     START,

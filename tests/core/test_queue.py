@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from schedd.core.classes import RequestClasses
 from schedd.core.model import SECOND, Task, TaskId, TaskRequirements
-from schedd.core.queue import ClassQueue, RequestClasses, TaskQueue
+from schedd.core.queue import ClassQueue, TaskQueue
 from schedd.core.timers import Deadlines
 
 

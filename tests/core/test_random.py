@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.engine import Engine
-from schedd.core.health import FailureRules
 from schedd.core.model import (
     SECOND,
     AttemptFinished,
@@ -30,12 +29,11 @@ from schedd.core.model import (
     WorkerId,
     WorkerResources,
 )
-from schedd.core.placement import PrefetchRule
 from schedd.core.policies import POLICIES
 from schedd.core.policies.base import Draft, TaskScheduler
 from schedd.core.policies.fifo import FIFOScheduler
 from schedd.core.policies.priority import PriorityScheduler
-from schedd.core.tables import EngineSettings
+from schedd.core.settings import EngineSettings, FailureRules, PrefetchRule
 from schedd.testing.rehearsal import encoded
 
 from .builders import PAYLOAD, START, picture

@@ -18,8 +18,8 @@ from schedd.core.policies import POLICIES
 from schedd.core.policies.adaptive import AdaptiveScheduler
 from schedd.core.policies.base import TaskScheduler
 from schedd.core.policies.priority import PriorityScheduler
+from schedd.core.settings import EngineSettings
 from schedd.core.shadow import DECISIONS_PER_SECOND_MAX, WORKERS_LOOKED_AT_MAX, Comparison
-from schedd.core.tables import EngineSettings
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.run import Simulator
 from schedd.simulate.trace import Trace, TraceTask

@@ -12,11 +12,11 @@ import pytest
 from schedd.core import effects as fx
 from schedd.core import events as ev
 from schedd.core.model import SECOND, Cause, Instant, Task, TaskRequirements, WorkerId, WorkerInfo
-from schedd.core.placement import PrefetchRule
 from schedd.core.policies.base import ClusterView, Steal
 from schedd.core.policies.fifo import FIFOScheduler
 from schedd.core.policies.load_balancing import LoadBalancingScheduler
 from schedd.core.policies.work_stealing import QUIET_ENDS, WorkStealingScheduler
+from schedd.core.settings import PrefetchRule
 
 from .builders import START, World, answered, dispatches, finished, holds, joined, of, started
 

@@ -13,7 +13,7 @@ from msgspec import Struct, field
 
 from schedd.core import effects as fx
 from schedd.core import events as ev
-from schedd.core.capacity import Ledger, Need
+from schedd.core.capacity import Ledger
 from schedd.core.model import (
     AttemptFinished,
     AttemptStarted,
@@ -23,6 +23,7 @@ from schedd.core.model import (
     WorkerId,
     WorkerResources,
 )
+from schedd.core.needs import Need
 from schedd.core.resources import need_of
 
 
@@ -210,7 +211,7 @@ class TwinWorker(Struct):
         assert (fresh.free_cpus, fresh.free_ram_mb) == (self.ledger.free_cpus, self.ledger.free_ram_mb)
         assert fresh.free_cpus >= 0
         assert fresh.free_ram_mb >= 0
-        assert fresh.devices == self.ledger.devices
+        assert fresh.free_devices() == self.ledger.free_devices()
         assert all(device.free_share >= 0 and device.free_mb >= 0 for device in fresh.devices)
         assert all(amount >= 0 for amount in fresh.free_custom.values())
         assert not self.backlog or not self.ledger.can_fit(self.backlog[0].need)

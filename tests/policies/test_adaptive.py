@@ -21,7 +21,8 @@ from schedd.core.policies.adaptive import AdaptiveScheduler
 from schedd.core.policies.beliefs import Beliefs, Guess, LogTimes
 from schedd.simulate.bound import lower_bound_s
 from schedd.simulate.cluster import ClusterRow
-from schedd.simulate.run import Run, Simulator
+from schedd.simulate.record import Run
+from schedd.simulate.run import Simulator
 from schedd.simulate.trace import Trace, TraceTask, read_trace
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "hetero"

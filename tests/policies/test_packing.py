@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from core.builders import World
 
-from schedd.core.capacity import Ledger, Need
+from schedd.core.capacity import Ledger
 from schedd.core.model import TaskRequirements, WorkerInfo, WorkerResources
+from schedd.core.needs import Need
 from schedd.core.policies.fifo import FIFOScheduler
 from schedd.core.policies.packing import Packing
 from schedd.core.policies.priority import PriorityScheduler

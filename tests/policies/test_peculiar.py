@@ -21,7 +21,7 @@ from schedd.core.policies.peculiar import Pace
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.contest import run_under, settings_name
 from schedd.simulate.generate import Load, generate
-from schedd.simulate.run import Run
+from schedd.simulate.record import Run
 
 NOISE = 0.6
 

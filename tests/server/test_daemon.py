@@ -19,7 +19,7 @@ from schedd.config import parse_settings
 from schedd.core.effects import TasksAdmitted
 from schedd.core.model import Call, TaskId, WorkerResources
 from schedd.core.retries import RetryRules
-from schedd.core.tables import EngineSettings
+from schedd.core.settings import EngineSettings
 from schedd.journal.store import Journal
 from schedd.wire import messages as m
 

@@ -16,7 +16,7 @@ from schedd.config import Settings, parse_settings
 from schedd.core.engine import Engine
 from schedd.core.model import Call
 from schedd.core.policies import POLICIES
-from schedd.core.tables import EngineSettings
+from schedd.core.settings import EngineSettings
 from schedd.errors import ConfigError
 from schedd.server.clock import Clock
 from schedd.server.reload import AT_START, Reloader, _differences, _without

@@ -25,7 +25,7 @@ from schedd.core.model import (
     WorkerResources,
 )
 from schedd.core.policies import POLICIES
-from schedd.core.tables import EngineSettings
+from schedd.core.settings import EngineSettings
 from schedd.journal.records import AnyFact, FinishedTask, finished_records
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.history import Recorder

@@ -8,7 +8,8 @@ from itertools import pairwise
 from schedd.config import parse_settings
 from schedd.core.model import TaskRequirements
 from schedd.simulate.cluster import ClusterRow
-from schedd.simulate.run import Run, Simulator
+from schedd.simulate.record import Run
+from schedd.simulate.run import Simulator
 from schedd.simulate.trace import Trace, TraceTask
 
 

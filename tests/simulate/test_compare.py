@@ -14,7 +14,7 @@ from schedd.cli.verdict import Verdict
 from schedd.core.model import TaskRequirements
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.compare import OBJECTIVES, Standing, Values, standings, values_of
-from schedd.simulate.run import Run
+from schedd.simulate.record import Run
 from schedd.simulate.trace import Trace, TraceTask
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from schedd.config import Settings, parse_settings
-from schedd.core.capacity import Need
 from schedd.core.model import TaskRequirements
+from schedd.core.needs import Need
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow, read_cluster
 from schedd.simulate.contest import fill_under, run_under

@@ -17,7 +17,7 @@ from schedd.core.model import TaskRequirements
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.contest import Rules, run_under
 from schedd.simulate.literature import LITERATURE
-from schedd.simulate.run import Run
+from schedd.simulate.record import Run
 from schedd.simulate.trace import Trace, TraceTask, part_of, read_trace
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "hpc"

@@ -13,7 +13,8 @@ from schedd.errors import TraceError
 from schedd.simulate import plots
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.generate import Load, generate
-from schedd.simulate.run import Run, Simulator
+from schedd.simulate.record import Run
+from schedd.simulate.run import Simulator
 from schedd.simulate.trace import Trace, TraceTask
 
 PNG = b"\x89PNG"

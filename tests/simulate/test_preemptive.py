@@ -17,7 +17,7 @@ from schedd.simulate.compare import Values, values_of
 from schedd.simulate.contest import run_under
 from schedd.simulate.metrics import figures_of
 from schedd.simulate.preemptive import PREEMPTIVE, Nodes, read_restart_costs, run_preemptive
-from schedd.simulate.run import Run
+from schedd.simulate.record import Run
 from schedd.simulate.trace import Trace, TraceTask, read_trace
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "gpu"

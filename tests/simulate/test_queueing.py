@@ -13,7 +13,8 @@ from schedd.config import parse_settings
 from schedd.core.model import TaskRequirements
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.metrics import figures_of
-from schedd.simulate.run import Run, Simulator
+from schedd.simulate.record import Run
+from schedd.simulate.run import Simulator
 from schedd.simulate.trace import Trace, TraceTask, read_trace
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -18,7 +18,8 @@ from schedd.simulate.compare import OBJECTIVES, Values, standings, values_of
 from schedd.simulate.curves import Curve, Curves, Point, read_curves, rungs_of
 from schedd.simulate.metrics import figures_of, summary
 from schedd.simulate.reactive import Halving, Plan, Reactive, lower_bound_s, with_searches
-from schedd.simulate.run import Run, Simulator
+from schedd.simulate.record import Run
+from schedd.simulate.run import Simulator
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "nas"
 LCBENCH = sorted(DATA.glob("lcbench_task*.csv.gz"))

@@ -17,7 +17,8 @@ from schedd.errors import TraceError
 from schedd.simulate.bound import lower_bound_s
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.metrics import Figures, figures_of, half_width, slots_of, summary
-from schedd.simulate.run import Run, Simulator
+from schedd.simulate.record import Run
+from schedd.simulate.run import Simulator
 from schedd.simulate.trace import Trace, TraceTask, read_trace
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

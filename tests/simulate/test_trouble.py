@@ -13,7 +13,8 @@ from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.contest import Rules, run_under, settings_name
 from schedd.simulate.metrics import figures_of
-from schedd.simulate.run import Run, Simulator
+from schedd.simulate.record import Run
+from schedd.simulate.run import Simulator
 from schedd.simulate.trace import Trace, TraceTask
 from schedd.simulate.workers import chance
 from schedd.simulate.workload import TraceWorkload

@@ -11,7 +11,8 @@ from schedd.core.model import TaskRequirements
 from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.metrics import figures_of
-from schedd.simulate.run import Run, Simulator
+from schedd.simulate.record import Run
+from schedd.simulate.run import Simulator
 from schedd.simulate.trace import TraceTask
 from schedd.simulate.workload import Workload
 

@@ -19,7 +19,8 @@ from schedd.config import parse_settings
 from schedd.core.model import Selection, TaskId
 from schedd.journal.replay import read_pages
 from schedd.simulate.history import History, Recorder
-from schedd.simulate.run import Run, Simulator
+from schedd.simulate.record import Run
+from schedd.simulate.run import Simulator
 from schedd.wire.messages import TaskView
 
 #: Workers by name and CPUs.

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from schedd.simulate.contest import Rules
     from schedd.simulate.generate import Load
     from schedd.simulate.metrics import Figures
-    from schedd.simulate.run import Progress, Run
+    from schedd.simulate.record import Run
+    from schedd.simulate.run import Progress
 
 EXAMPLES = """
 schedd simulate --trace jobs.csv --cluster cluster.toml --policy fifo,priority,adaptive

@@ -32,7 +32,7 @@ from schedd.core.policies.market import Market
 from schedd.core.stats import Learned, PerformanceStats
 
 if TYPE_CHECKING:
-    from schedd.core.queue import RequestClass
+    from schedd.core.classes import RequestClass
 
 #: Waiting classes and running attempts that a refresh looks at.
 CLASSES_MAX = 500

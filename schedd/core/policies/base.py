@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from msgspec import Struct
 
-from schedd.core.capacity import Need, compile_needs
 from schedd.core.model import (
     Belief,
     Instant,
@@ -28,10 +27,11 @@ from schedd.core.model import (
     WorkerInfo,
     WorkerStatus,
 )
+from schedd.core.needs import Need, compile_needs
 from schedd.core.stats import Learned
 
 if TYPE_CHECKING:
-    from schedd.core.queue import RequestClass
+    from schedd.core.classes import RequestClass
 
 #: Victims that a worker which runs out of work looks at before it waits for the timer.
 VICTIMS_LOOKED_AT_MAX = 8

@@ -8,8 +8,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from schedd.core.capacity import compile_needs
 from schedd.core.model import Instant, Task, WorkerId, WorkerInfo
+from schedd.core.needs import compile_needs
 from schedd.core.policies.base import Draft, Outcome, TaskScheduler, fit
 from schedd.core.stats import Learned, RuntimeTable
 

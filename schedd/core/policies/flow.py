@@ -23,7 +23,7 @@ from schedd.core.policies.base import WaitingClass
 from schedd.core.policies.groups import Groups, share
 
 if TYPE_CHECKING:
-    from schedd.core.queue import RequestClass
+    from schedd.core.classes import RequestClass
 
 INF = math.inf
 #: Sweeps over all classes; in the parts of a class that go different ways, and in parts of all classes, at the most.

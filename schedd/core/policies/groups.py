@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from schedd.core.capacity import WHOLE, Ledger, Need
+from schedd.core.capacity import Ledger
 from schedd.core.model import Task, WorkerId, WorkerInfo
+from schedd.core.needs import WHOLE, Need
 
 #: Groups of equal workers; workers of more shapes join the first of their model.
 GROUPS_MAX = 32

@@ -23,7 +23,7 @@ from schedd.core.policies.groups import Groups, share
 from schedd.core.policies.prices import solve
 
 if TYPE_CHECKING:
-    from schedd.core.queue import RequestClass
+    from schedd.core.classes import RequestClass
 
 INF = math.inf
 

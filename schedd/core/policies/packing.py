@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from schedd.core.capacity import Ledger, Need
+from schedd.core.capacity import Ledger
 from schedd.core.model import Task, WorkerInfo
+from schedd.core.needs import Need
 from schedd.core.policies.base import Draft
 
 #: Sorts of tasks that are looked at, the most frequent: each costs a third of a microsecond for a state.

@@ -16,8 +16,9 @@ from itertools import count
 
 from msgspec import Struct
 
-from schedd.core.capacity import Ledger, Need
+from schedd.core.capacity import Ledger
 from schedd.core.model import SECOND, Cause, Instant, Queued, Running, Task, WorkerInfo
+from schedd.core.needs import Need
 from schedd.core.policies.base import Preemption, PreemptView
 
 #: For one waiting task so many workers are compared on which room can be made. To find them, in one search for all, so

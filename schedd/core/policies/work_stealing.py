@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from schedd.core.capacity import compile_needs
 from schedd.core.model import Instant, Revoking, StealGain, Task, TaskId, WorkerInfo
+from schedd.core.needs import compile_needs
 from schedd.core.policies.base import (
     VICTIMS_LOOKED_AT_MAX,
     ClusterView,
