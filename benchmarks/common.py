@@ -23,6 +23,7 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
+from schedd.assembly import is_compiled
 from schedd.credentials import Credentials
 
 START_TIMEOUT_S = 30.0
@@ -57,7 +58,7 @@ def finish(
 ) -> int:
     """Show the table and the floors; returns the exit status."""
     console = Console(stderr=options.json == "-", width=None if sys.stdout.isatty() else 140)
-    table = Table(title=name, title_justify="left")
+    table = Table(title=f"{name}, compiled" if is_compiled() else name, title_justify="left")
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position else "left", no_wrap=not position)
     for row in rows:
@@ -73,6 +74,7 @@ def finish(
             "python": platform.python_version(),
             "kernel": platform.release(),
             "cpus": os.cpu_count(),
+            "compiled": is_compiled(),
             "rows": [dict(zip(columns, row, strict=True)) for row in rows],
             "floors": [{**json.loads(json.dumps(_plain(floor))), "kept": floor.is_kept} for floor in floors],
         }

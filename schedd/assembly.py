@@ -5,9 +5,15 @@ from __future__ import annotations
 from msgspec import structs
 
 from schedd.config import Settings
+from schedd.core import engine
 from schedd.core.model import SECOND
 from schedd.core.retries import RetryRules
 from schedd.core.settings import EngineSettings, FailureRules, PrefetchRule
+
+
+def is_compiled() -> bool:
+    """Whether the engine is machine code, as `SCHEDD_COMPILE=1 pip install` makes it."""
+    return not str(engine.__file__).endswith(".py")
 
 
 def engine_settings(settings: Settings) -> EngineSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -245,6 +246,29 @@ def test_core_is_pure(path: Path) -> None:
             assert node.attr in RANDOM_MAY, f"{name_of(path)} uses random.{node.attr}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("open", "input", "print", "hash"), f"{name_of(path)}: {node.func.id}()"
+
+
+def classes_of(path: Path) -> Iterator[tuple[str, set[str]]]:
+    """The classes that a file defines, each with the names of what it extends."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ClassDef):
+            bases = (base.value if isinstance(base, ast.Subscript) else base for base in node.bases)
+            yield node.name, {ast.unparse(base) for base in bases}
+
+
+def test_what_is_compiled_can_be() -> None:
+    """A compiled class extends none of C and no struct, and no other than a compiled class extends it."""
+    configured = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    modules = configured["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["modules"]
+    compiled = {ROOT.parent / module for module in modules}
+    assert compiled <= set(FILES)
+    names = {name for path in compiled for name, _ in classes_of(path)}
+    for path in FILES:
+        for name, bases in classes_of(path):
+            if path in compiled:
+                assert bases <= names | {"Exception", "Generic"}, f"{name_of(path)}.{name} extends {bases}"
+            else:
+                assert not bases & names, f"{name_of(path)}.{name} extends {bases}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "sim").glob("*.py")), ids=name_of)

@@ -81,12 +81,22 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _show_version(ctx: click.Context, parameter: click.Parameter, is_wanted: bool) -> None:
+    if is_wanted:
+        from schedd.assembly import is_compiled
+
+        output.Output().line(f"schedd {__version__}{', compiled' if is_compiled() else ''}")
+        ctx.exit()
+
+
 @click.group(
     cls=LazyGroup,
     invoke_without_command=True,
     context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110},
 )
-@click.version_option(__version__, "--version", message="schedd %(version)s")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
+)
 @click.option("--address", metavar="HOST:PORT", help="The daemon to talk to (or unix:/path). Default: $SCHEDD_ADDRESS.")
 @credential_options
 @click.pass_context

@@ -23,7 +23,7 @@ import uvloop
 
 import schedd
 from schedd.address import Address, journal_path, parse_address
-from schedd.assembly import engine_settings
+from schedd.assembly import engine_settings, is_compiled
 from schedd.config import Settings
 from schedd.core.engine import Engine
 from schedd.core.model import SECOND
@@ -291,7 +291,8 @@ class Daemon:
         if self._address_file is not None:
             _write_whole(self._address_file, f"{address}\n")
             self._has_made(self._address_file)
-        log.info("listening", address=address, policy=self._settings.policy.name, version=schedd.__version__)
+        core = {"core": "compiled"} if is_compiled() else {}
+        log.info("listening", address=address, policy=self._settings.policy.name, version=schedd.__version__, **core)
 
     async def _show(self, service: Service, clock: Clock) -> Web:
         """Answer over HTTP, from before the restart on: that it is not ready is what one wants to see there."""

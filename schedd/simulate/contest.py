@@ -17,9 +17,10 @@ from schedd.simulate.cluster import ClusterRow
 from schedd.simulate.fill import Filler
 from schedd.simulate.informed import InformedScheduler
 from schedd.simulate.known import with_all_known
+from schedd.simulate.ledgers import ledgers_of
 from schedd.simulate.literature import LITERATURE
 from schedd.simulate.models import told_apart
-from schedd.simulate.placements import PLACEMENTS, ledgers_of
+from schedd.simulate.placements import PLACEMENTS
 from schedd.simulate.preemptive import PREEMPTIVE, RestartCosts, run_preemptive
 from schedd.simulate.record import Filling, Run
 from schedd.simulate.run import BEGINNING_NS, Progress, Simulator, no_progress

@@ -5,9 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from schedd.core.capacity import Ledger
-from schedd.core.model import Instant, Task, WorkerInfo, WorkerResources
-from schedd.core.needs import Need
+from schedd.core.model import Instant, Task, WorkerInfo
 from schedd.core.policies.base import Draft, TaskScheduler
 from schedd.core.policies.fifo import FIFOScheduler
 from schedd.simulate.cluster import ClusterRow
@@ -43,24 +41,6 @@ class BestFitScheduler(TaskScheduler):
         return self._rng.random() - int(100 * (1 - 0.5 * cpus / self._cpus - 0.5 * gpus / self._gpus))
 
 
-class RandomLedger(Ledger):
-    """Gives any devices that fit."""
-
-    __slots__ = ("_rng",)
-
-    def __init__(self, resources: WorkerResources, rng: random.Random) -> None:
-        super().__init__(resources)
-        self._rng = rng
-
-    def pick(self, need: Need) -> tuple[int, ...] | None:
-        fitting = [
-            index
-            for index, device in enumerate(self.devices)
-            if device.free_share >= need.share and device.free_mb >= need.gpu_mb and need.gpu_model in device.model
-        ]
-        return tuple(sorted(self._rng.sample(fitting, need.gpus))) if len(fitting) >= need.gpus else None
-
-
 class RandomScheduler(TaskScheduler):
     """Any worker that fits, and there any devices."""
 
@@ -94,11 +74,6 @@ class RandomScheduler(TaskScheduler):
 
 def _packing(cluster: Sequence[ClusterRow], rng: random.Random) -> TaskScheduler:
     return FIFOScheduler(packing=True)
-
-
-def ledgers_of(name: str, rng: random.Random) -> Callable[[WorkerResources], Ledger]:
-    """How workers choose devices under a policy: as the daemon's do, but for `random`."""
-    return (lambda resources: RandomLedger(resources, rng)) if name == "random" else Ledger
 
 
 #: `packing` is the daemon's own, under `[policy.fifo] packing`.

@@ -211,7 +211,7 @@ class PolicyConformance:
         )
         seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
         env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
-        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-P", "-c", script], env=env, capture_output=True, text=True)
         assert done.returncode == 0, f"another process cannot run it: {done.stderr[-500:]}"
         assert done.stdout.strip() == digest_of(policy, params), (
             "another process decides otherwise: the order of a set or a hash() counts"

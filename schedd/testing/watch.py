@@ -74,7 +74,9 @@ def _rows_of(argument: Any) -> list[Task | WorkerInfo]:
 def picture(value: Any) -> Any:
     """All fields of a row, containers copied, a ledger taken apart."""
     if isinstance(value, Ledger):
-        return [picture(getattr(value, name)) for name in Ledger.__slots__]
+        amounts = (value.cpus, value.free_cpus, value.ram_mb, value.free_ram_mb, value.slots, value.slot_cpus)
+        devices = [(device.uuid, device.model, device.memory_mb) for device in value.devices]
+        return [amounts, devices, value.free_devices(), dict(value.labels), dict(value.custom), dict(value.free_custom)]
     if isinstance(value, WorkerInfo | Task):
         return [picture(field) if not isinstance(field, Task) else field for field in structs.astuple(value)]
     if isinstance(value, list | deque):

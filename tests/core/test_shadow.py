@@ -217,6 +217,7 @@ def test_shadow_forgets_workers_that_are_gone() -> None:
     assert len(shadow._groups._places) <= 2
 
 
+@pytest.mark.needs("sources")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_with_and_without_a_shadow_the_same_happens(policy: str) -> None:
     settings, turns = run_of(policy)

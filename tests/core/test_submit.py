@@ -230,7 +230,7 @@ def test_facts_of_a_partly_known_submit_stand_alone() -> None:
         ([spec(priority=math.nan)], [TaskEntry(0)], "bad_request", "nan is no priority"),
         ([spec(priority=math.inf)], [TaskEntry(0)], "bad_request", "inf is no priority"),
         ([spec()], [TaskEntry(0, priority=-math.inf)], "bad_request", "entry 0 has the priority -inf"),
-        ([spec(delay_s=-1)], [TaskEntry(0)], "bad_request", "a delay of -1 s makes no sense"),
+        ([spec(delay_s=-1.0)], [TaskEntry(0)], "bad_request", "a delay of -1.0 s makes no sense"),
         ([spec(delay_s=math.nan)], [TaskEntry(0)], "bad_request", "a delay of nan s makes no sense"),
         ([spec(delay_s=1e12)], [TaskEntry(0)], "bad_request", "a delay of 1000000000000.0 s makes no sense"),
         ([spec(after=[-1])], [TaskEntry(0)], "bad_request", "what all tasks of a spec wait for must be ids"),

@@ -15,7 +15,8 @@ from schedd.errors import TraceError
 from schedd.simulate.cluster import ClusterRow, read_cluster
 from schedd.simulate.contest import fill_under, run_under
 from schedd.simulate.fill import fill_summary
-from schedd.simulate.placements import PLACEMENTS, RandomLedger
+from schedd.simulate.ledgers import RandomLedger
+from schedd.simulate.placements import PLACEMENTS
 from schedd.simulate.trace import Trace, TraceTask, read_trace
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "gpu"

@@ -227,6 +227,7 @@ def test_last_page_says_nothing_new_of_a_worker_that_came_again() -> None:
     assert [(worker.joins_s, worker.leaves_s) for worker in workers] == [(0, 2), (4, None)]
 
 
+@pytest.mark.needs("sources")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_replay_of_a_run_is_that_run(policy: str) -> None:
     """Whatever the policy has learned, stolen or sent ahead, and whoever came and went: the same again."""

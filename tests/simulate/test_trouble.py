@@ -157,6 +157,7 @@ def test_every_policy_finishes_every_task_over_slow_links(policy: str, latency_s
         assert finish_s - start_s == pytest.approx(task.runtime_s, abs=1e-6)
 
 
+@pytest.mark.needs("sources")
 @every_policy
 def test_engine_is_sound_in_all_this_trouble(policy: str) -> None:
     cluster = [
