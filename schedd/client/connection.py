@@ -36,6 +36,7 @@ from schedd.tls import channel_binding, client_context, explain
 from schedd.wire.auth import NONCE_BYTES, Prover
 from schedd.wire.framing import FRAME_BYTES_MAX, PREFIX_BYTES, FrameReader, encode_frame, frame_of
 from schedd.wire.messages import (
+    MESSAGES_MAX,
     PROTOCOL,
     AttemptReport,
     Challenge,
@@ -134,7 +135,8 @@ class Connection(asyncio.Protocol):
         self._flushing = False
         if self.is_writable and self._outgoing and self.error is None:
             messages, self._outgoing = self._outgoing, []
-            self._write(messages)
+            for first in range(0, len(messages), MESSAGES_MAX):
+                self._write(messages[first : first + MESSAGES_MAX])
 
     def _write(self, messages: list[ClientRequest]) -> None:
         try:
@@ -310,15 +312,17 @@ async def open_connection(
         return connection
 
     try:
+        # Before the clock runs: to read all certificates of the system takes a while.
+        context = client_context(credentials) if credentials.ca and not address.path else None
         async with asyncio.timeout(CONNECT_TIMEOUT_S) as limit:
             if address.path:
                 await loop.create_unix_connection(taken, address.path)
-            elif credentials.ca:
+            elif context is not None:
                 await loop.create_connection(
                     taken,
                     address.host,
                     address.port,
-                    ssl=client_context(credentials),
+                    ssl=context,
                     server_hostname=credentials.name or address.host,
                     ssl_handshake_timeout=2 * GREETING_TIMEOUT_S,  # ours comes first
                 )

@@ -139,11 +139,11 @@ async def test_daemon_that_starts_is_waited_for_longer_than_a_connection(
     monkeypatch: pytest.MonkeyPatch, ca: str
 ) -> None:
     """Its socket has taken the connection already, as that does which a service manager keeps."""
-    monkeypatch.setattr(connection_module, "CONNECT_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(connection_module, "GREETING_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(connection_module, "CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(connection_module, "GREETING_TIMEOUT_S", 1.2)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = Address("127.0.0.1", listening.getsockname()[1])
-        with pytest.raises(ConnectionLost, match=r"no greeting from .* within 0.2 s"):
+        with pytest.raises(ConnectionLost, match=r"no greeting from .* within 1.2 s"):
             await open_connection(address, "test", Credentials(ca=ca))
 
 
@@ -172,6 +172,14 @@ async def test_requests_of_one_turn_are_one_frame(daemon: FakeDaemon) -> None:
     connection = await connect(daemon)
     await asyncio.gather(*[connection.request(wire.JobList, wire.ListJobs) for _ in range(50)])
     assert (len(daemon.requests), daemon.frame_count) == (50, 1)
+    connection.close()
+
+
+async def test_more_requests_than_a_frame_may_hold(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("schedd.client.connection.MESSAGES_MAX", 20)
+    connection = await connect(daemon)
+    await asyncio.gather(*[connection.request(wire.JobList, wire.ListJobs) for _ in range(50)])
+    assert (len(daemon.requests), daemon.frame_count) == (50, 3)
     connection.close()
 
 

@@ -308,6 +308,7 @@ def test_engine_that_has_much_to_do(looked: Looked, monkeypatch: pytest.MonkeyPa
     assert looked.lives(5.0) == 0
 
 
+@pytest.mark.needs("sources")
 def test_timer_of_the_engine_that_nobody_hears(looked: Looked, monkeypatch: pytest.MonkeyPatch) -> None:
     looked.lives()
     monkeypatch.setattr(looked.service.engine, "next_deadline", lambda: looked.hand.now_ns() - 60 * SECOND)

@@ -44,4 +44,6 @@ async def retry_command(session: Session, ids: tuple[list[int], ...], job: str |
         for old_id, new_id in pairs:
             out.line(f"  {new_id} for {old_id}")
         show_unchanged(session, changed, "task")
+        if not new and not changed.unchanged:
+            out.say("there is nothing to retry: no task of it has failed or was cancelled")
     return Exit.OK if pairs or not changed.unchanged else Exit.REFUSED
