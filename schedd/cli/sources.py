@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,11 +110,11 @@ def _load(load: Load, workers: list[ClusterRow]) -> Source:
     from schedd.simulate.bound import lower_bound_s
     from schedd.simulate.generate import generate
 
-    return Source(
-        lambda seed: generate(load, workers, seed),
-        lambda seed: lower_bound_s(generate(load, workers, seed), workers),
-        workers,
-    )
+    @lru_cache(maxsize=1)  # all that is asked for one seed is asked one after the other
+    def drawn(seed: int) -> Trace:
+        return generate(load, workers, seed)
+
+    return Source(drawn, lambda seed: lower_bound_s(drawn(seed), workers), workers)
 
 
 def _searches(wanted: Wanted, workers: list[ClusterRow]) -> Source:
