@@ -102,9 +102,10 @@ class Claims:
         """Whether `make` has something to do before anyone else is placed."""
         if self._unclaimed:
             return True
+        if not self._queue.set_apart:
+            return False
         classes, members = self._version
-        is_news = classes != self._queue.classes_version or members != self._resources.members_version
-        return is_news and bool(self._queue.set_apart)
+        return classes != self._queue.classes_version or members != self._resources.members_version
 
     def make(self, now: Instant) -> None:
         """Let the classes that are aside claim, best rank first."""

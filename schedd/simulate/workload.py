@@ -49,11 +49,12 @@ class TraceWorkload:
         return self._tasks[self._taken].submit_s if self._taken < len(self._tasks) else None
 
     def take(self, now_s: float) -> Sequence[TraceTask]:
-        first = end = self._taken
-        while end < len(self._tasks) and self._tasks[end].submit_s <= now_s:
+        tasks, first = self._tasks, self._taken
+        end, count = first, len(tasks)
+        while end < count and tasks[end].submit_s <= now_s:
             end += 1
         self._taken = end
-        return self._tasks[first:end]
+        return tasks[first:end]
 
     def on_finished(self, index: int, now_s: float, ok: bool) -> None:
         pass
