@@ -121,7 +121,10 @@ class TaskFinished(Fact, frozen=True, gc=False):
 
 
 class WorkerEntered(Fact, frozen=True):
-    """A worker is there. `draining`: it takes nothing new; so in the live rows, where that came later."""
+    """A worker is there. `draining`: it takes nothing new, and goes once it has nothing (`leaving`).
+
+    So in the live rows, where that came later.
+    """
 
     worker_id: WorkerId
     incarnation: str
@@ -129,6 +132,7 @@ class WorkerEntered(Fact, frozen=True):
     at_ns: Instant
     again: bool = False
     draining: bool = False
+    leaving: bool = False
 
 
 class WorkerWentSilent(Fact, frozen=True, gc=False):
@@ -152,8 +156,11 @@ class WorkerGone(Fact, frozen=True, gc=False):
 
 
 class WorkerStartedDraining(Fact, frozen=True, gc=False):
+    """Takes nothing new; `leave`: and was asked to go once it has nothing."""
+
     worker_id: WorkerId
     at_ns: Instant
+    leave: bool = False
 
 
 class WorkerStoppedDraining(Fact, frozen=True, gc=False):

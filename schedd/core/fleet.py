@@ -88,9 +88,10 @@ class Fleet:
         t.placement_wanted = True
 
     def _note_entered(self, worker: WorkerInfo, again: bool) -> None:
-        resources = worker.resources or WorkerResources()
-        entered = fx.WorkerEntered(worker.worker_id, worker.incarnation, resources, self._t.now, again, worker.draining)
-        self._t.facts.append(entered)
+        resources, is_on_its_way = worker.resources or WorkerResources(), (worker.draining, worker.leaving)
+        self._t.facts.append(
+            fx.WorkerEntered(worker.worker_id, worker.incarnation, resources, self._t.now, again, *is_on_its_way)
+        )
 
     def _enter(self, event: ev.WorkerJoined, old: WorkerInfo | None, again: bool) -> WorkerInfo:
         """Make a new row for a worker; from its old one it gets what it may still have.
@@ -111,7 +112,9 @@ class Fleet:
             self._gone(old, lost=True, reason="the worker was started anew", kept=kept)
         worker = t.resources.add(event.worker_id, event.resources, t.now)
         worker.incarnation = event.incarnation
-        worker.draining = t.drained.pop(event.worker_id, None) == event.incarnation
+        incarnation, leaving = t.drained.pop(event.worker_id, ("", False))
+        worker.draining = incarnation == event.incarnation
+        worker.leaving = worker.draining and leaving
         if old is not None and again:
             worker.draining, worker.leaving, worker.joined_ns = old.draining, old.leaving, old.joined_ns
             worker.finished_count, worker.failed_count = old.finished_count, old.failed_count
@@ -316,7 +319,7 @@ class Fleet:
             return "already draining"
         worker.draining = True
         t.resources.set_status(worker, WorkerStatus.DRAINING)
-        t.facts.append(fx.WorkerStartedDraining(worker.worker_id, t.now))
+        t.facts.append(fx.WorkerStartedDraining(worker.worker_id, t.now, leave))
         if leave:
             worker.leaving = True
             t.actions.append(fx.DrainWorker(worker.worker_id))
@@ -432,7 +435,8 @@ class Fleet:
                 t.conclude(task, record, None)
         t.resources.remove(worker.worker_id)
         if worker.draining and lost:
-            t.drained[worker.worker_id] = worker.incarnation  # the same process may come back yet
+            # The same process may come back yet.
+            t.drained[worker.worker_id] = (worker.incarnation, worker.leaving)
             if len(t.drained) > DRAINED_KEPT_MAX:
                 del t.drained[next(iter(t.drained))]
         t.steals.gone(worker)

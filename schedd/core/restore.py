@@ -30,9 +30,9 @@ class Recorded(Struct):
 
     batches: what was admitted and not yet forgotten, in the order of the ids. ended: those of its ids that are over.
     changes: what changed the others, in the order in which it happened. finished: tasks that ended, the oldest end
-    first. workers: those that were there. draining: the incarnations of those of them that were; who comes back as
-    another takes work. verdicts: `WorkerQuarantined` and `KindHeld` that stood. submits: those that their clients may
-    send again. epoch: which start this is.
+    first. workers: those that were there. draining: the incarnations of those of them that were, and whether they were
+    asked to leave; who comes back as another takes work. verdicts: `WorkerQuarantined` and `KindHeld` that stood.
+    submits: those that their clients may send again. epoch: which start this is.
     """
 
     batches: Iterable[fx.TasksAdmitted] = ()
@@ -41,7 +41,7 @@ class Recorded(Struct):
     finished: Iterable[Task] = ()
     workers: Iterable[WorkerId] = ()
     next_id: int = 1
-    draining: Mapping[WorkerId, str] = {}
+    draining: Mapping[WorkerId, tuple[str, bool]] = {}
     verdicts: Iterable[fx.Fact] = ()
     submits: Iterable[Admitted] = ()
     epoch: int = 1

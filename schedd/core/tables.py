@@ -138,8 +138,9 @@ class Tables:
         self.let_go: dict[TaskId, tuple[int, int]] = {}
         #: Numbers of attempts that somebody may still speak of: the next one of the task is above.
         self._numbers_used: dict[TaskId, int] = {}
-        #: Incarnations of workers that were draining before the restart, or when they were lost, until they come.
-        self.drained: dict[WorkerId, str] = {}
+        #: Incarnations of workers that were draining before the restart, or when they were lost, until they come; and
+        #: whether they were asked to leave.
+        self.drained: dict[WorkerId, tuple[str, bool]] = {}
         #: What was asked of attempts to make room, by task; one of an attempt that is not the current one says nothing.
         self.asked: dict[TaskId, fx.PreemptAsked] = {}
         #: Workers that had an end in this turn, or have come, by seq: where nothing is left they may steal.

@@ -218,6 +218,11 @@ def finished_records(facts: Iterable[fx.Fact], rows: Iterable[Task]) -> list[Fin
     return [finished_record(task, end.result) for task, end in zip(rows, ends, strict=True)]
 
 
+def draining_of(workers: Iterable[fx.WorkerEntered]) -> dict[WorkerId, tuple[str, bool]]:
+    """The incarnations of those that are draining, and whether they were asked to leave."""
+    return {worker.worker_id: (worker.incarnation, worker.leaving) for worker in workers if worker.draining}
+
+
 def finished_row(record: FinishedTask) -> Task:
     """Make the row of a task that had ended before this start; its result stays in the journal."""
     final = {"succeeded": Succeeded, "failed": Failed}.get(record.state, Cancelled)
@@ -395,8 +400,10 @@ class LiveIndex:
                     known = self._workers.get(fact.worker_id)
                     if known is None or known.incarnation != fact.incarnation:
                         self._write_worker(fact, rows)
-                case fx.WorkerStartedDraining() | fx.WorkerStoppedDraining():
-                    self._drain(fact.worker_id, type(fact) is fx.WorkerStartedDraining, rows)
+                case fx.WorkerStartedDraining():
+                    self._drain(fact.worker_id, True, fact.leave, rows)
+                case fx.WorkerStoppedDraining():
+                    self._drain(fact.worker_id, False, False, rows)
                 case fx.WorkerGone():
                     self._forget_worker(fact.worker_id, rows)
                 case fx.WorkerQuarantined() | fx.KindHeld():
@@ -428,10 +435,13 @@ class LiveIndex:
         rows.workers = [row for row in rows.workers if row[0] != name]
         rows.workers.append((name, encode_fact(entered)))
 
-    def _drain(self, worker_id: WorkerId, draining: bool, rows: Rows) -> None:
+    def _drain(self, worker_id: WorkerId, draining: bool, leave: bool, rows: Rows) -> None:
         known = self._workers.get(worker_id)
-        if known is not None and known.draining != draining:
-            self._write_worker(structs.replace(known, draining=draining), rows)
+        if known is None:
+            return
+        leaving = draining and (leave or known.leaving)
+        if (known.draining, known.leaving) != (draining, leaving):
+            self._write_worker(structs.replace(known, draining=draining, leaving=leaving), rows)
 
     def _forget_worker(self, worker_id: WorkerId, rows: Rows) -> None:
         if worker_id in self._workers:

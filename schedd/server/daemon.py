@@ -29,7 +29,7 @@ from schedd.core.engine import Engine
 from schedd.core.model import SECOND
 from schedd.core.restore import Recorded
 from schedd.errors import ConfigError, JournalError, ScheddError
-from schedd.journal.records import finished_row
+from schedd.journal.records import draining_of, finished_row
 from schedd.journal.store import Journal, Live
 from schedd.log import Log, set_up
 from schedd.notify import notify
@@ -246,7 +246,7 @@ class Daemon:
             finished=[finished_row(record) for record in live.finished],
             workers=workers,
             next_id=live.next_id,
-            draining={worker.worker_id: worker.incarnation for worker in live.workers if worker.draining},
+            draining=draining_of(live.workers),
             verdicts=live.verdicts,
             submits=live.submits,
             epoch=journal.epoch,

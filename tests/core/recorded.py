@@ -21,6 +21,7 @@ class Recorded:
         self.changes: list[fx.Fact] = []
         self.workers: dict[WorkerId, str] = {}
         self.draining: set[WorkerId] = set()
+        self.leaving: set[WorkerId] = set()
         self.finished: list[FinishedTask] = []
         self.verdicts: dict[str, fx.Fact] = {}
         self.epoch = 0
@@ -39,14 +40,18 @@ class Recorded:
                 case fx.WorkerEntered():
                     if self.workers.get(fact.worker_id) != fact.incarnation:
                         (self.draining.add if fact.draining else self.draining.discard)(fact.worker_id)
+                        (self.leaving.add if fact.leaving else self.leaving.discard)(fact.worker_id)
                     self.workers[fact.worker_id] = fact.incarnation
                 case fx.WorkerGone():
                     self.workers.pop(fact.worker_id, None)
                     self.draining.discard(fact.worker_id)
                 case fx.WorkerStartedDraining():
                     self.draining.add(fact.worker_id)
+                    if fact.leave:
+                        self.leaving.add(fact.worker_id)
                 case fx.WorkerStoppedDraining():
                     self.draining.discard(fact.worker_id)
+                    self.leaving.discard(fact.worker_id)
                 case fx.WorkerQuarantined() | fx.KindHeld():
                     self.verdicts[verdict_name(fact)] = fact
                 case fx.WorkerCleared() | fx.KindReleased():
@@ -68,7 +73,7 @@ class Recorded:
             finished=[finished_row(record) for record in self.finished],
             workers=list(self.workers),
             next_id=self.next_id,
-            draining={name: run for name, run in self.workers.items() if name in self.draining},
+            draining={name: (run, name in self.leaving) for name, run in self.workers.items() if name in self.draining},
             verdicts=list(self.verdicts.values()),
             submits=[admitted(batch) for batch in self.batches if batch.client],
             epoch=self.epoch,

@@ -389,6 +389,21 @@ def test_restart_within_the_grace_waits_again() -> None:
     assert world.engine.awaited == {"w1"}
 
 
+def test_worker_that_was_to_leave_is_told_so_after_a_restart() -> None:
+    """That the daemon said so may never have come to it: what the client was told counts."""
+    world = Restartable()
+    for name, leave in (("leaves", True), ("stays", False), ("undone", True), ("anew", True), ("later", False)):
+        world.join(name)
+        world.handle(ev.DrainWorkers(1, [WorkerId(name)], undo=False, leave=leave))
+    world.handle(ev.DrainWorkers(1, [WorkerId("undone")], undo=True))
+    world.handle(ev.DrainWorkers(1, [WorkerId("later")], undo=False, leave=True))
+    for _ in range(2):  # and after one more
+        world.restart()
+        told = {name: of(world.join(name).actions, fx.DrainWorker) for name in ("leaves", "stays", "undone", "later")}
+        assert {name for name, actions in told.items() if actions} == {"leaves", "later"}
+    assert not of(world.join("anew", run="b").actions, fx.DrainWorker)
+
+
 def test_worker_that_was_draining_still_is() -> None:
     world = Restartable()
     for name in ("kept", "undone", "anew"):

@@ -516,7 +516,7 @@ def test_drain_and_leave() -> None:
     world.submit(2)
     world.start(1)
     effects = drain(world)
-    assert effects.facts == [fx.WorkerStartedDraining("w1", START)]
+    assert effects.facts == [fx.WorkerStartedDraining("w1", START, leave=True)]
     assert effects.actions == [fx.DrainWorker("w1"), fx.ReplyChanged(1, 1, [])]
     effects = world.handle(ev.WorkerDraining("w1", [(2, 1)]))
     assert not effects.facts

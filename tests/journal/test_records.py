@@ -115,10 +115,10 @@ class Disk:
         assert isinstance(fact, fx.TasksAdmitted)
         return fact
 
-    def is_draining(self, name: str) -> bool:
+    def draining(self, name: str) -> tuple[bool, bool]:
         fact = decode_fact(self.workers[name])
         assert isinstance(fact, fx.WorkerEntered)
-        return fact.draining
+        return fact.draining, fact.leaving
 
     def unfinished(self) -> list[int]:
         over = {i for _, blob in self.ended for i in decode_ids(blob)}
@@ -136,8 +136,8 @@ class Story:
         self.held: set[int] = set()
         self.priority: dict[int, float] = {}
         self.failures: Counter[int] = Counter()
-        #: Whether it is draining, by the name of each that is there.
-        self.workers: dict[str, bool] = {}
+        #: Whether it is draining, and was asked to leave, by the name of each that is there.
+        self.workers: dict[str, tuple[bool, bool]] = {}
         self.verdicts: dict[tuple[str, ...], int] = {}
 
     def facts(self) -> list[fx.Fact]:
@@ -155,7 +155,7 @@ class Story:
             return [admitted(ids)]
         if kind == "worker":
             name = self.draw(st.sampled_from(["a", "b", "c"]))
-            return self.of_worker(name, self.draw(st.sampled_from(["enter", "leave", "drain", "undo"])))
+            return self.of_worker(name, self.draw(st.sampled_from(["enter", "leave", "drain", "dismiss", "undo"])))
         if kind == "verdict":
             return [self.verdict(self.draw(st.sampled_from([("a",), ("b",), ("", "k"), ("k", ""), ("j", "k")])))]
         return self.of_task(kind, self.draw(st.sampled_from(self.live))) if self.live else []
@@ -163,7 +163,7 @@ class Story:
     def of_worker(self, name: str, what: str) -> list[fx.Fact]:
         match what:
             case "enter":
-                self.workers.setdefault(name, False)
+                self.workers.setdefault(name, (False, False))
                 return [entered(name)]
             case "leave":
                 self.workers.pop(name, None)
@@ -171,10 +171,13 @@ class Story:
             case _ if name not in self.workers:
                 return []
             case "drain":
-                self.workers[name] = True
+                self.workers[name] = (True, self.workers[name][1])
                 return [fx.WorkerStartedDraining(WorkerId(name), START)]
+            case "dismiss":
+                self.workers[name] = (True, True)
+                return [fx.WorkerStartedDraining(WorkerId(name), START, leave=True)]
             case _:
-                self.workers[name] = False
+                self.workers[name] = (False, False)
                 return [fx.WorkerStoppedDraining(WorkerId(name), START)]
 
     def verdict(self, about: tuple[str, ...]) -> fx.Fact:
@@ -207,7 +210,7 @@ class Story:
     def agree(self, disk: Disk) -> None:
         """The rows on disk mean what happened, and there are none for what is over."""
         assert disk.unfinished() == self.live
-        assert {name: disk.is_draining(name) for name in disk.workers} == self.workers
+        assert {name: disk.draining(name) for name in disk.workers} == self.workers
         stand = [decode_fact(blob) for blob in disk.verdicts.values()]
         assert {(f.job, f.kind): f.repeats for f in stand if isinstance(f, fx.KindHeld)} | {
             (f.worker_id,): f.repeats for f in stand if isinstance(f, fx.WorkerQuarantined)
