@@ -53,9 +53,10 @@ def run_each(
             for future in ended:
                 future.result()
     except BaseException as error:
-        pool.shutdown(wait=False, cancel_futures=True)
         for child in set(multiprocessing.active_children()) - before:
             child.terminate()
+        # And wait: who forks while a thread of the pool lives has its lock in the child for ever.
+        pool.shutdown(cancel_futures=True)
         if isinstance(error, BrokenProcessPool):
             raise TraceError("a run was killed, perhaps for want of memory", "fewer at once: --jobs 1") from None
         raise
