@@ -112,9 +112,9 @@ class Fleet:
             self._gone(old, lost=True, reason="the worker was started anew", kept=kept)
         worker = t.resources.add(event.worker_id, event.resources, t.now)
         worker.incarnation = event.incarnation
-        incarnation, leaving = t.drained.pop(event.worker_id, ("", False))
-        worker.draining = incarnation == event.incarnation
-        worker.leaving = worker.draining and leaving
+        drained = t.drained.pop(event.worker_id, None)
+        worker.draining = drained is not None and drained[0] == event.incarnation
+        worker.leaving = worker.draining and drained is not None and drained[1]
         if old is not None and again:
             worker.draining, worker.leaving, worker.joined_ns = old.draining, old.leaving, old.joined_ns
             worker.finished_count, worker.failed_count = old.finished_count, old.failed_count

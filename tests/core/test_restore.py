@@ -404,6 +404,12 @@ def test_worker_that_was_to_leave_is_told_so_after_a_restart() -> None:
     assert not of(world.join("anew", run="b").actions, fx.DrainWorker)
 
 
+def test_worker_without_an_incarnation_is_not_taken_for_one_that_drained() -> None:
+    world = Restartable()
+    world.join("w1", run="")
+    assert world.worker("w1").status == "idle"
+
+
 def test_worker_that_was_draining_still_is() -> None:
     world = Restartable()
     for name in ("kept", "undone", "anew"):
