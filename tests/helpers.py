@@ -251,6 +251,10 @@ class Cluster:
         assert found is not None
         return found
 
+    def wait_until_written(self) -> None:
+        """Wait until all that the daemon has told is on disk: a question may be answered with what is not yet."""
+        self.client.history(limit=1)
+
     # ------------------------------------------------------------------------------------------------------- the end
 
     def env(self, more: dict[str, str] | None = None) -> dict[str, str]:

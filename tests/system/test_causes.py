@@ -123,6 +123,7 @@ def test_pause_before_a_retry_outlives_the_daemon(cluster: Cluster) -> None:
     for each in (task, held):
         cluster.wait_for_state(each.id, "delayed")
     before = [cluster.detail(each.id) for each in (task, held)]
+    cluster.wait_until_written()
     cluster.daemon.kill()
     cluster.start_daemon(QUICK, listen=address)
     cluster.wait_for_workers("w1")

@@ -98,6 +98,7 @@ def test_quarantine_outlives_the_daemon_and_the_worker(cluster: Cluster, program
         cluster.client.submit(["evaluate"], job="sweep")
     wait_until(lambda: cluster.worker_status("broken") == "quarantined")
     reason = cluster.worker("broken").quarantine  # type: ignore[union-attr]
+    cluster.wait_until_written()
     cluster.daemon.kill()
     cluster.start_daemon(SLOW, listen=address)
     cluster.wait_for_workers("w1", "w2")
@@ -136,6 +137,7 @@ def test_typo_in_a_sweep_stops_it(cluster: Cluster) -> None:
     assert explained["summary"].startswith(reason)
     assert "kind_held kind=train job=typo" in daemon.log()
 
+    cluster.wait_until_written()
     daemon.kill()
     daemon = cluster.start_daemon(SLOW, listen=address)
     cluster.wait_for_workers("w1", "w2")

@@ -178,7 +178,7 @@ def test_result_of_a_call_after_a_restart(cluster: Cluster, restarts: Restarts) 
 def test_exception_of_a_call_after_a_restart(cluster: Cluster, restarts: Restarts) -> None:
     start_worker(cluster, "w1")
     task = cluster.client.submit(int, "no number")
-    cluster.wait_for_state(task.id, "failed")
+    cluster.client.wait([task.id], timeout=30)
     restarts.kill()
     with pytest.raises(ValueError, match="no number"):
         cluster.client.result(task.id)
@@ -215,7 +215,7 @@ def test_retry_after_a_restart(cluster: Cluster, restarts: Restarts, tmp_path: P
     first = cluster.client.submit(["sh", "-c", f"[ -e {mark} ]"], job="j", hold=True, priority=3)
     second = cluster.client.submit(["sh", "-c", f"echo done > {mark}.out"], job="j", after=[first])
     cluster.client.release([first.id])
-    cluster.wait_for_state(second.id, "cancelled")
+    assert cluster.client.wait([second.id], timeout=30)[0].state == "cancelled"
     restarts.kill()
     mark.touch()
     retried = json.loads(schedd(cluster, "retry", "--job", "j", "--json").stdout)
