@@ -13,6 +13,7 @@ from schedd.cli.output import Column
 from schedd.cli.values import write_duration
 from schedd.core.model import SECOND, CauseLimit, Command, Payload, TaskRequirements
 from schedd.wire.messages import AttemptRecord, JobView, QuarantineView, ShadowView, TaskDetail, TaskView, WorkerView
+from schedd.wire.raised import decode_raised
 
 TASK_COLUMNS = [
     Column("id", right=True),
@@ -234,6 +235,7 @@ def attempts(records: Sequence[AttemptRecord]) -> list[dict[str, Any]]:
 
 def task_with_detail(task: TaskView, detail: TaskDetail) -> dict[str, Any]:
     """Make the JSON object of `show`: the keys of `tasks`, then the details."""
+    raised = decode_raised(detail.result)
     return {
         **msgspec.structs.asdict(task),
         **_payload(detail.payload),
@@ -246,7 +248,8 @@ def task_with_detail(task: TaskView, detail: TaskDetail) -> dict[str, Any]:
         "devices": detail.devices,
         "not_before": detail.not_before,
         "limits": [msgspec.structs.asdict(limit) for limit in detail.limits],
-        "result": readable(detail.result),
+        "result": readable(detail.result) if raised is None else None,
+        "traceback": None if raised is None else raised.traceback,
     }
 
 

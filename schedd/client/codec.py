@@ -22,6 +22,7 @@ import msgspec
 from schedd.core.model import TaskId
 from schedd.errors import RequestRefused, TaskCancelled, TaskFailed
 from schedd.wire.messages import ILLEGAL_STATE, TaskDone
+from schedd.wire.raised import decode_raised
 
 #: Types whose instances plain pickle writes as every worker reads them.
 _PRIMITIVES = frozenset({int, float, complex, str, bytes, bool, type(None)})
@@ -145,36 +146,24 @@ def error_of(done: TaskDone) -> BaseException:
     """Return the exception that says why a task did not succeed."""
     if done.state == "cancelled":
         return TaskCancelled(f"task {done.task_id} was cancelled", cause="cancelled")
-    failed = _failed(done)
-    if done.result is None or not _is_pickle(done.result):
+    raised = decode_raised(done.result)
+    if raised is None:
+        return _failed(done)
+    exception, unread = _load(done.task_id, raised.exception)
+    cause = _remote_traceback(raised.traceback)
+    try:
+        _set_cause(exception, cause)
+    except TypeError:  # it cannot be opened here, or what was pickled as an exception is none here
+        failed = _failed(done, f" ({unread.message})" if unread is not None else "")
+        failed.__cause__ = cause
         return failed
-    pair, error = _load(done.task_id, done.result)
-    if error is None:
-        return _raised(pair, failed)
-    failed = _failed(done, f" ({error.message})")
-    failed.__cause__ = error.__cause__
-    return failed
+    error: BaseException = exception
+    return error
 
 
 def _failed(done: TaskDone, remark: str = "") -> TaskFailed:
     message = f"task {done.task_id} failed ({done.cause})" + (f": {done.message}" if done.message else "") + remark
     return TaskFailed(message, f"schedd show {done.task_id} tells more", cause=done.cause)
-
-
-def _raised(pair: Any, failed: TaskFailed) -> BaseException:
-    """Return the exception of a call with its traceback, or `failed` where what was raised comes as something else."""
-    try:
-        exception, text = pair
-        cause = _remote_traceback(text)
-    except Exception:  # whatever a foreign object makes of being a pair
-        return failed
-    try:
-        _set_cause(exception, cause)
-    except TypeError:  # what was pickled as an exception is none here
-        failed.__cause__ = cause
-        return failed
-    raised: BaseException = exception
-    return raised
 
 
 #: As `exception.__cause__ = cause`, which the class of the exception can forbid: a frozen dataclass does.

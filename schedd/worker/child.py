@@ -3,10 +3,10 @@
 What a call gives to the client (`AttemptFinished.result`), the contract of both sides:
 
 - cause `ok`: a pickle of the value. `pickle.loads` opens it; it may need cloudpickle to be importable.
-- cause `error` (also `oom_gpu`, `oom_host`) from an exception: a pickle of `(exception, traceback_text)`. `exception`
-  is always an instance of `Exception`; one that cannot be pickled, or is none (`SystemExit`), is replaced by a
-  `RuntimeError` whose text is "TypeName: message". `traceback_text` is what Python would have printed, from the task's
-  own frames on. The client raises the exception with the text as its `__cause__`, as `concurrent.futures` does.
+- cause `error` (also `oom_gpu`, `oom_host`) from an exception: `wire.raised.Raised`, a pickle of the exception and its
+  traceback. The exception is always an instance of `Exception`; one that cannot be pickled, or is none (`SystemExit`),
+  is replaced by a `RuntimeError` whose text is "TypeName: message". The client raises it with the traceback as its
+  `__cause__`, as `concurrent.futures` does.
 - any other end (the process died, a result that cannot be pickled or is too large): no result; `message` says why.
 
 `AttemptFinished.message` is one line for people: "ValueError: bad lr".
@@ -35,6 +35,7 @@ import msgspec
 from msgspec import structs
 
 from schedd.core.model import Cause
+from schedd.wire.raised import encode_raised
 from schedd.worker import task_api
 from schedd.worker.child_messages import (
     INLINE_BYTES_MAX,
@@ -177,9 +178,9 @@ class Runner:
         message = _describe(error)
         if isinstance(error, ImportError):
             message += f" (on worker {self._options.worker})"
-        result = _pickle_failure(error, text)
+        result = encode_raised(_pickle_exception(error), text)
         if len(result) > self._options.result_bytes_max:
-            result = _pickle_failure(RuntimeError(_line(_describe(error))), text[-TRACEBACK_CHARS_MAX:])
+            result = encode_raised(_pickle_description(error), text[-TRACEBACK_CHARS_MAX:])
         return _cause_of(error), result, _line(message)
 
     def _tidy(self, call: StartCall) -> bool:
@@ -243,16 +244,20 @@ def _pickle(value: Any) -> bytes:
         return data
 
 
-def _pickle_failure(error: BaseException, text: str) -> bytes:
+def _pickle_exception(error: BaseException) -> bytes:
     if isinstance(error, Exception):
         try:
-            data = _pickle((error, text))
+            data = _pickle(error)
             # Many an exception can be pickled and not be opened again: its arguments are not those of its __init__.
             pickle.loads(data)
             return data
         except Exception:
             pass
-    return pickle.dumps((RuntimeError(_line(_describe(error))), text), pickle.HIGHEST_PROTOCOL)
+    return _pickle_description(error)
+
+
+def _pickle_description(error: BaseException) -> bytes:
+    return pickle.dumps(RuntimeError(_line(_describe(error))), pickle.HIGHEST_PROTOCOL)
 
 
 def _describe(error: BaseException) -> str:

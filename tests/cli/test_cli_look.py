@@ -22,6 +22,7 @@ from schedd.core.model import (
     WorkerResources,
 )
 from schedd.wire import messages as wire
+from schedd.wire.raised import encode_raised
 
 from .conftest import Run
 from .fake_daemon import STATS, FakeDaemon, detail, view, worker
@@ -143,6 +144,24 @@ def test_show_result_that_is_no_json(daemon: FakeDaemon, run: Run) -> None:
     assert "result     3 bytes (not text)" in text
     assert "function   m:f" in text
     assert "argument   2 bytes" in text
+
+
+def test_show_what_a_call_raised(daemon: FakeDaemon, run: Run) -> None:
+    """Nothing of the exception is opened for it; what could steer a terminal is made visible."""
+    told = "Traceback (most recent call last):\n  File \"/a/train.py\", line 3, in train\nValueError: bad \x1b[31mlr\n"
+    daemon.add(view(1, "failed"), detail(result=encode_raised(b"cnowhere\nOops\n.", told), payload=Call(path="m:f")))
+    daemon.add(view(2, "failed"), detail(result=encode_raised(b"", "x" * 20_000 + "\nthe end\n")))
+    first, second = run("show", "1-2", "--json").json()
+    assert (first["result"], first["traceback"]) == (None, told)
+    assert second["traceback"].endswith("the end\n")
+    assert run("show", "1").out.endswith(
+        "traceback  Traceback (most recent call last):\n"
+        '             File "/a/train.py", line 3, in train\n'
+        "           ValueError: bad \\x1b[31mlr\n"
+    )
+    shown = run("show", "2").out
+    assert len(shown) < 11_000
+    assert shown.endswith("           the end\n")
 
 
 def test_show_a_result_that_looks_like_ours(daemon: FakeDaemon, run: Run) -> None:

@@ -16,6 +16,7 @@ from schedd.client.chunk import _resolve
 from schedd.core.model import Call, TaskId
 from schedd.wire import messages as wire
 from schedd.wire.framing import PREFIX_BYTES, FrameReader, encode_frame
+from schedd.wire.raised import encode_raised
 
 T = TypeVar("T")
 #: When every task here was submitted.
@@ -268,7 +269,7 @@ def _outcome(task: FakeTask) -> tuple[str, str, bytes | None, str]:
         args, kwargs = pickle.loads(task.entry.argument)
         return "succeeded", "ok", pickle.dumps(function(*args, **kwargs)), ""
     except Exception as error:
-        return "failed", "error", pickle.dumps((error, traceback.format_exc())), f"{type(error).__name__}: {error}"
+        return "failed", "error", encode_raised(pickle.dumps(error), traceback.format_exc()), f"{type(error).__name__}: {error}"
 
 
 class DaemonThread:

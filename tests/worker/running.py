@@ -17,6 +17,7 @@ import cloudpickle
 from schedd.config import WorkerSettings
 from schedd.core.model import Call
 from schedd.wire.messages import AttemptFinished
+from schedd.wire.raised import decode_raised
 from schedd.worker.main import Worker
 
 from .fake_daemon import FakeDaemon, fake_daemon, until
@@ -48,6 +49,13 @@ class Running:
 
 def call_of(function: Callable[..., Any]) -> Call:
     return Call(cloudpickle.dumps(function))
+
+
+def failure_of(end: AttemptFinished) -> tuple[BaseException, str]:
+    """Return the exception of a call that raised one, and its traceback."""
+    raised = decode_raised(end.result)
+    assert raised is not None
+    return pickle.loads(raised.exception), raised.traceback
 
 
 def arguments(*args: Any, **kwargs: Any) -> bytes:

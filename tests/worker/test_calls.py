@@ -14,7 +14,7 @@ from schedd.wire.messages import DropAttempts, FetchLog, LogPiece, StopAttempts
 from schedd.worker.processes import children_of
 
 from .fake_daemon import until
-from .running import arguments, call_of, pid_in, running_worker, until_gone
+from .running import arguments, call_of, failure_of, pid_in, running_worker, until_gone
 from .test_commands import DAEMONISE
 
 pytestmark = pytest.mark.asyncio
@@ -68,7 +68,7 @@ async def test_exception_comes_back_with_its_traceback(tmp_path: Path) -> None:
     async with running_worker(tmp_path) as run:
         end = await run.call(outer)
         assert (end.cause, end.message) == (Cause.ERROR, "ValueError: bad lr")
-        error, text = pickle.loads(end.result or b"")
+        error, text = failure_of(end)
         assert type(error) is ValueError
         assert "in inner" in text
         assert "child.py" not in text
@@ -83,12 +83,12 @@ async def test_exception_that_cannot_travel_is_replaced(tmp_path: Path) -> None:
 
     async with running_worker(tmp_path) as run:
         end = await run.call(awkward)
-        error, text = pickle.loads(end.result or b"")
+        error, text = failure_of(end)
         assert (type(error), str(error)) == (RuntimeError, "AwkwardError: awkward")
         assert "AwkwardError" in text
         end = await run.call(leave)
         assert (end.cause, end.message) == (Cause.ERROR, "SystemExit: 3")
-        assert type(pickle.loads(end.result or b"")[0]) is RuntimeError
+        assert type(failure_of(end)[0]) is RuntimeError
 
 
 async def test_memory_errors_have_causes_of_their_own(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ async def test_result_above_the_bound(tmp_path: Path) -> None:
         assert end.message == "result of 1.9 MB is above the bound of 1 MB"
         end = await run.call(complain)
         assert end.cause is Cause.ERROR
-        assert type(pickle.loads(end.result or b"")[0]) is RuntimeError
+        assert type(failure_of(end)[0]) is RuntimeError
         assert len(end.message) <= 500
 
 

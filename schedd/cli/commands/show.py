@@ -24,12 +24,14 @@ schedd show 5-8 --json | jq '.[].result'
 
 #: Of a result that goes over many lines or kilobytes, so much is shown to people.
 RESULT_CHARACTERS = 2000
+#: Of a traceback the end, which says most.
+TRACEBACK_CHARACTERS = 10_000
 
 
 @client_command("show", examples=EXAMPLES)
 @click.argument("ids", nargs=-1, type=NUMBERS, metavar="ID...", required=True)
 async def show_command(session: Session, ids: tuple[list[int], ...]) -> Exit:
-    """Show everything that is known of tasks: what was asked, where it ran, how it ended."""
+    """Show everything that is known of tasks: what was asked, where it ran, how it ended, and what a call raised."""
     from schedd.cli.views import task_with_detail
 
     wanted = several(ids)
@@ -113,13 +115,17 @@ def _body(task: TaskView, detail: TaskDetail) -> list[tuple[str, str]]:
 
 def _ends(detail: TaskDetail) -> list[tuple[str, str]]:
     from schedd.cli.views import attempts
+    from schedd.wire.raised import decode_raised
 
     rows: list[tuple[str, str]] = []
     for record in attempts(detail.attempts):
         started, finished = record["started_at"], record["finished_at"]
         ran = f" after {write_duration(finished - started)}" if started and finished else ""
         rows.append((f"attempt {record['attempt']}", f"{record['cause']} on {record['worker']}{ran}{_how(record)}"))
-    if detail.result is not None:
+    if (raised := decode_raised(detail.result)) is not None:
+        text = raised.traceback.rstrip("\n")
+        rows.append(("traceback", text if len(text) <= TRACEBACK_CHARACTERS else f"…{text[-TRACEBACK_CHARACTERS:]}"))
+    elif detail.result is not None:
         text = _text_of(detail.result)
         rows.append(("result", text if len(text) <= RESULT_CHARACTERS else f"{text[:RESULT_CHARACTERS]} …"))
     return rows
