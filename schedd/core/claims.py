@@ -174,6 +174,8 @@ class Claims:
             return True
         if later:
             return False
+        if need == claim.need:
+            return True  # a class is starved by what is smaller; of equals the policy says whose turn it is
         if claim.version != worker.version:
             claim.start_ns, claim.version = self._earliest_start(worker, claim.need, now), worker.version
         start = claim.start_ns

@@ -30,6 +30,7 @@ class RequestClass:
         "by_size",
         "cpus_min",
         "fits_version",
+        "gpus_min",
         "key",
         "kind",
         "needs",
@@ -46,6 +47,8 @@ class RequestClass:
         self.needs: tuple[Need, ...] = compile_needs(requirements)
         #: Thousandths of a CPU that every variant needs.
         self.cpus_min = min(need.cpus for need in self.needs)
+        #: Devices that every variant needs.
+        self.gpus_min = min(need.gpus for need in self.needs)
         #: Kind of the task that made the class; that of every task where the policy groups by kind.
         self.kind = kind
         #: Whether it was made for a policy that groups by kind; and of tasks of one size, for one that groups by that.

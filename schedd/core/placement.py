@@ -76,6 +76,8 @@ class Placer:
         self._offers: dict[int, WorkerInfo] = {}
         #: Seqs of the workers with room, as of their last change, and perhaps of some that are gone.
         self._roomy: set[int] = set()
+        #: The same for what needs a device.
+        self._roomy_devices: set[int] = set()
         #: When classes were set aside in this pass, by number: only what changed after that may bring them back.
         self._refused: dict[int, int] = {}
         self._found: tuple[Task, WorkerInfo, int] | None = None
@@ -96,6 +98,7 @@ class Placer:
         self._claims.use(queue)
         self._offers.clear()
         self._roomy = set(self._resources.by_seq)
+        self._roomy_devices = set(self._resources.by_seq)
 
     def surplus(self, worker: WorkerInfo) -> list[Task]:
         """What lies in the backlog of a worker and would not have been sent there as things are now."""
@@ -117,6 +120,7 @@ class Placer:
             self._refused.clear()
         if len(self._roomy) > len(self._resources.workers):
             self._roomy.intersection_update(self._resources.by_seq)
+            self._roomy_devices.intersection_update(self._resources.by_seq)
         self._policy.plan(self, now)
         self._found = None
         if self._left <= 0:
@@ -133,7 +137,8 @@ class Placer:
         if waiting.returned or self._resources.touched or self._resources.fresh:
             self._absorb()
         # Even a worker that is full may get something: work sent ahead, or a task that needs no CPU.
-        if not (self._roomy or self._runtimes.short or waiting.without_cpu):
+        roomy = self._roomy if waiting.without_gpu else self._roomy_devices
+        if not (roomy or self._runtimes.short or waiting.without_cpu):
             return None
         queue = waiting.best()
         if self._offers:
@@ -149,7 +154,8 @@ class Placer:
     def _absorb(self) -> None:
         """Take in what has changed: classes that came back give up their claims, workers may have offers.
 
-        A worker has room where a CPU is free, or the policy would let its backlog grow.
+        A worker has room where a CPU is free, for what needs a device where one is free too; or the policy would let
+        its backlog grow.
         """
         if self._queue.returned:
             for returned in self._queue.take_returned():
@@ -158,16 +164,23 @@ class Placer:
             return
         fresh = self._resources.take_fresh()
         open_seqs, limit_of = self._resources.open, self._policy.backlog_limit if self._has_backlogs else None
-        roomy, offers = self._roomy, self._offers
-        takes_any = self._runtimes.short or self._queue.without_cpu
+        open_devices, offers = self._resources.open_devices, self._offers
+        roomy, roomy_devices = self._roomy, self._roomy_devices
+        takes_any, without_gpu = self._runtimes.short or self._queue.without_cpu, self._queue.without_gpu
         for worker in fresh:
             seq = worker.seq
-            if seq in open_seqs or (limit_of and worker.accepts_work and _queued(worker) < limit_of(worker)):
+            is_open = seq in open_seqs
+            if is_open or (limit_of and worker.accepts_work and _queued(worker) < limit_of(worker)):
                 roomy.add(seq)
-                offers[seq] = worker
-                continue
-            roomy.discard(seq)
-            if takes_any:
+                if limit_of or seq in open_devices:
+                    roomy_devices.add(seq)
+                    offers[seq] = worker
+                    continue
+                is_open = without_gpu > 0
+            else:
+                roomy.discard(seq)
+            roomy_devices.discard(seq)
+            if is_open or takes_any:
                 offers[seq] = worker
             else:
                 offers.pop(seq, None)
@@ -212,7 +225,10 @@ class Placer:
         request, ledger, task = queue.request, worker.ledger, self._queue.head(queue)
         if task is None or ledger is None or not worker.accepts_work:
             return False
-        if ledger.free_cpus < request.cpus_min and not self._has_backlogs and not self._base_depth(task):
+        is_full = ledger.free_cpus < request.cpus_min
+        if request.gpus_min and request.cpus_min and worker.seq not in self._roomy_devices:
+            is_full = True
+        if is_full and not self._has_backlogs and not self._base_depth(task):
             return False  # what most workers say to most classes, at the least cost
         found = self._fit(task, request, worker, self._possible(self._of(request), request, worker), None)
         if found is None:
@@ -452,7 +468,8 @@ class Placer:
 
     def _follow(self, index: Candidates, request: RequestClass, task: Task) -> None:
         resources = self._resources
-        changes, base, by_seq, roomy = resources.changes, resources.base, resources.by_seq, self._roomy
+        changes, base, by_seq = resources.changes, resources.base, resources.by_seq
+        roomy = self._roomy_devices if request.gpus_min else self._roomy
         takes_any = self._runtimes.short or self._queue.without_cpu or not request.cpus_min
         for version, seq in enumerate(changes[index.cursor - base :], index.cursor + 1):
             if seq not in roomy and not takes_any:

@@ -124,8 +124,8 @@ class TaskQueue:
         self.size: int = 0
         #: Grows when a class begins or ceases to wait.
         self.classes_version = 0
-        #: Waiting classes that need no CPU, which a worker without a free one can still take.
-        self.without_cpu = 0
+        #: Waiting classes that need no CPU, and no GPU, which a worker without a free one can still take.
+        self.without_cpu = self.without_gpu = 0
 
     def __len__(self) -> int:
         return self.size
@@ -152,6 +152,7 @@ class TaskQueue:
         if queue is None:
             queue = self._queues[request.number] = ClassQueue(request)
             self.without_cpu += not request.cpus_min
+            self.without_gpu += not request.gpus_min
             self.classes_version += 1
         level_value = self._level_of(task)
         level = queue.levels.get(level_value)
@@ -369,6 +370,7 @@ class TaskQueue:
             self.returned.append(queue)
         if self._queues.pop(queue.request.number, None) is not None:
             self.without_cpu -= not queue.request.cpus_min
+            self.without_gpu -= not queue.request.gpus_min
             self.classes_version += 1
 
     def check(self) -> None:
@@ -383,3 +385,6 @@ class TaskQueue:
                 assert all(self._level_of(task) == value for task in level.alive()), (value, queue.request.requirements)
             assert queue.front is None or queue.rank == self.rank(queue.front), (queue.rank, queue.front.id)
         assert total == self.size, (total, self.size)
+        requests = [queue.request for queue in self._queues.values()]
+        assert self.without_cpu == sum(not request.cpus_min for request in requests)
+        assert self.without_gpu == sum(not request.gpus_min for request in requests)

@@ -51,6 +51,8 @@ class ResourceManager:
         self.members_version = 0
         #: Seqs of the workers that take work and have a free share of a CPU, as of the last `commit`.
         self.open: set[int] = set()
+        #: Those of them that have a free share of a device.
+        self.open_devices: set[int] = set()
         #: All seqs in the order of joining, those of workers that left not yet swept out.
         self.order: list[int] = []
         #: Seqs of changed workers; `base` is the number of the first entry, numbers grow for ever.
@@ -93,6 +95,7 @@ class ResourceManager:
         worker = self.workers.pop(worker_id)
         del self.by_seq[worker.seq]
         self.open.discard(worker.seq)
+        self.open_devices.discard(worker.seq)
         self.touched.pop(worker.seq, None)
         self.fresh.pop(worker.seq, None)
         self.members_version += 1
@@ -266,7 +269,7 @@ class ResourceManager:
         touched = self.touched
         if not touched:
             return
-        changes, opened = self.changes, self.open
+        changes, opened, with_device = self.changes, self.open, self.open_devices
         version = self.base + len(changes)
         changes.extend(touched)
         for seq, worker in touched.items():
@@ -281,8 +284,13 @@ class ResourceManager:
                     worker.status = _IDLE if is_free else _BUSY
                     if ledger.free_cpus > 0:
                         opened.add(seq)
+                        if is_free and ledger.devices:
+                            with_device.add(seq)
+                        else:
+                            with_device.discard(seq)
                         continue
             opened.discard(seq)
+            with_device.discard(seq)
         if self.fresh:
             self.fresh.update(touched)
         else:
@@ -321,6 +329,11 @@ class ResourceManager:
             revoking = sum(1 for task in worker.task_queue if task.state.name == "revoking")
             assert worker.outgoing == revoking, (worker.worker_id, worker.outgoing, revoking)
             assert not worker.task_queue or not ledger.can_fit(need_of(worker.task_queue[0])), worker.worker_id
+            if not self.touched:
+                is_open = worker.accepts_work and ledger.free_cpus > 0
+                assert (worker.seq in self.open) == is_open, worker.worker_id
+                has_device = is_open and bool(ledger.devices) and ledger.has_free()
+                assert (worker.seq in self.open_devices) == has_device, worker.worker_id
             if not self.touched and worker.accepts_work:
                 assert (worker.status == WorkerStatus.IDLE) == ledger.has_free(), (worker.worker_id, worker.status)
 

@@ -174,7 +174,10 @@ class PolicyConformance:
                 on_stage.step()
             on_stage.wait(1)
             tables = on_stage.engine._t
-            if tables.placer._claims.by_seq or tables.runtimes.short:
+            claims = tables.placer._claims
+            if claims.are_due:
+                claims.make(on_stage.now)
+            if claims.by_seq or tables.runtimes.short:
                 continue  # both are the engine's, and kept from the policy
             for n in range(6):
                 one = _task(1_000_000 + n, kind="a", cpus=n % 3 / 2, min_gpus=n // 2 / 2)

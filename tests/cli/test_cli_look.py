@@ -148,7 +148,7 @@ def test_show_result_that_is_no_json(daemon: FakeDaemon, run: Run) -> None:
 
 def test_show_what_a_call_raised(daemon: FakeDaemon, run: Run) -> None:
     """Nothing of the exception is opened for it; what could steer a terminal is made visible."""
-    told = "Traceback (most recent call last):\n  File \"/a/train.py\", line 3, in train\nValueError: bad \x1b[31mlr\n"
+    told = 'Traceback (most recent call last):\n  File "/a/train.py", line 3, in train\nValueError: bad \x1b[31mlr\n'
     daemon.add(view(1, "failed"), detail(result=encode_raised(b"cnowhere\nOops\n.", told), payload=Call(path="m:f")))
     daemon.add(view(2, "failed"), detail(result=encode_raised(b"", "x" * 20_000 + "\nthe end\n")))
     first, second = run("show", "1-2", "--json").json()

@@ -269,7 +269,12 @@ def _outcome(task: FakeTask) -> tuple[str, str, bytes | None, str]:
         args, kwargs = pickle.loads(task.entry.argument)
         return "succeeded", "ok", pickle.dumps(function(*args, **kwargs)), ""
     except Exception as error:
-        return "failed", "error", encode_raised(pickle.dumps(error), traceback.format_exc()), f"{type(error).__name__}: {error}"
+        return (
+            "failed",
+            "error",
+            encode_raised(pickle.dumps(error), traceback.format_exc()),
+            f"{type(error).__name__}: {error}",
+        )
 
 
 class DaemonThread:

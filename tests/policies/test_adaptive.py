@@ -394,6 +394,28 @@ def test_each_model_does_what_it_is_comparatively_good_at() -> None:
     assert placed == {"big": "a", "old": "b"}
 
 
+@pytest.mark.parametrize("beside", [[], [TaskRequirements(cpus=8)]], ids=["devices alone", "beside what needs none"])
+def test_advantage_counts_for_what_was_set_aside_too(beside: list[TaskRequirements]) -> None:
+    """The CPUs of the workers are free, so they are asked again and again, and each class waits for a device."""
+    world = World("adaptive")
+    taught(world)
+    world.handle(
+        joined("big", cpus=8, gpus=(Gpu("GPU-0", "big", 1000),)),
+        joined("old", cpus=8, gpus=(Gpu("GPU-1", "old", 1000),)),
+    )
+    one_gpu = TaskRequirements(min_gpus=1)
+    busy = world.submit(2, kind="c", requirements=one_gpu)
+    world.start(*busy)
+    for kind in "cab":
+        world.submit(5, kind=kind, requirements=one_gpu)
+    for wants in beside:
+        world.submit(kind="whole", requirements=wants)
+    world.wake_in(10)  # the beliefs are brought up to date
+    on_old = next(task_id for task_id in busy if world.where(task_id) == ["old"])
+    world.finish(on_old)
+    assert [task.kind for task in world.worker("old").running.values()] == ["b"]
+
+
 def test_slow_worker_does_not_take_the_last_task() -> None:
     world = World("adaptive")
     policy = taught(world)
@@ -516,6 +538,14 @@ def test_bag_of_measured_speeds_ends_much_sooner_than_under_fifo() -> None:
     assert bound is not None
     fifo, learning = (max(simulated(trace, cluster, policy).finish_s) / bound for policy in ("fifo", "adaptive"))
     assert learning < 1 + 0.75 * (fifo - 1), (fifo, learning)
+
+
+def test_spare_cpus_beside_the_devices_change_nothing() -> None:
+    """A worker whose devices are taken has no more to offer for having CPUs left."""
+    trace, cluster = bag("bag_gavel", 400, 1)
+    found = [simulated(trace, [msgspec.structs.replace(row, cpus=n) for row in cluster], "adaptive") for n in (1, 8)]
+    assert found[0].finish_s == found[1].finish_s
+    assert found[0].where == found[1].where
 
 
 def test_bag_with_estimates_ends_near_the_bound() -> None:

@@ -216,7 +216,7 @@ class AdaptiveScheduler(TaskScheduler):
         for request, cost in order.items():
             if cost >= least:
                 break
-            other = draft.head_of(request)
+            other = draft.head_of(request, aside=True)
             if other is None or other.priority != task.priority or not self._accepts(other, worker, now):
                 continue
             if other.submitted_ns > task.submitted_ns and self._is_overdue(task, other, worker):
