@@ -151,14 +151,13 @@ def error_of(done: TaskDone) -> BaseException:
         return _failed(done)
     exception, unread = _load(done.task_id, raised.exception)
     cause = _remote_traceback(raised.traceback)
-    try:
+    if isinstance(exception, Exception):
         _set_cause(exception, cause)
-    except TypeError:  # it cannot be opened here, or what was pickled as an exception is none here
-        failed = _failed(done, f" ({unread.message})" if unread is not None else "")
-        failed.__cause__ = cause
-        return failed
-    error: BaseException = exception
-    return error
+        return exception
+    # It cannot be opened here, or is none here; one that ends more than the call would end its reader.
+    failed = _failed(done, f" ({unread.message})" if unread is not None else "")
+    failed.__cause__ = cause
+    return failed
 
 
 def _failed(done: TaskDone, remark: str = "") -> TaskFailed:

@@ -25,6 +25,11 @@ def encode_raised(exception: bytes, traceback: str) -> bytes:
     return msgspec.msgpack.encode(Raised(exception, traceback.encode(errors="backslashreplace").decode()))
 
 
+def shorten(text: str, most: int) -> str:
+    """Cut the middle out of a traceback of more characters: frames come first, and what was raised last."""
+    return text if len(text) <= most else f"{text[: most // 2]}\n…\n{text[-(most // 2) :]}"
+
+
 def decode_raised(result: bytes | None) -> Raised | None:
     """Read the result of an attempt; None where it is none of a call that raised."""
     try:

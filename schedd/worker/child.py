@@ -35,7 +35,7 @@ import msgspec
 from msgspec import structs
 
 from schedd.core.model import Cause
-from schedd.wire.raised import encode_raised
+from schedd.wire.raised import encode_raised, shorten
 from schedd.worker import task_api
 from schedd.worker.child_messages import (
     INLINE_BYTES_MAX,
@@ -56,8 +56,10 @@ from schedd.worker.symptoms import names_and_texts, out_of_memory
 
 CHANNEL_FD = 3
 OUTPUTS = ((1, "stdout"), (2, "stderr"))
+#: Says which devices are a call's.
+DEVICES = "CUDA_VISIBLE_DEVICES"
 MESSAGE_CHARS_MAX = 500
-#: Of an exception that is too large to send, the traceback's last part is kept.
+#: Of an exception that is too large to send, so much of the traceback is kept.
 TRACEBACK_CHARS_MAX = 10_000
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 _decoder = msgspec.msgpack.Decoder(StartCall | Spooled)
@@ -79,6 +81,11 @@ class Runner:
         self._pid = os.getpid()
         #: Attempt, job and kind that the environment tells of now.
         self._environment = (0, "", "")
+        self._streams = (sys.stdout, sys.stderr)
+        #: The devices that calls here have.
+        self._devices = os.environ.get(DEVICES)
+        #: Whether a call has closed what the next one would write to.
+        self._is_spoiled = False
 
     def serve(self) -> None:
         """Run calls until the worker closes the channel."""
@@ -111,7 +118,7 @@ class Runner:
             os._exit(0)
         self._call = None
         has_output = self._tidy(call)
-        leftovers = _has_children()
+        leftovers = _has_children() or self._is_spoiled
         self._send(
             CallEnded(
                 call.task_id,
@@ -126,7 +133,7 @@ class Runner:
             )
         )
         if leftovers:
-            # What the call left is killed with this process, its parent; the next call gets a fresh one.
+            # What the call left ends with this process, its parent; the next call gets a fresh one.
             os._exit(0)
 
     def _set_environment(self, call: StartCall) -> None:
@@ -145,10 +152,14 @@ class Runner:
             args, kwargs = pickle.loads(call.argument) if call.argument else ((), {})
             value = function(*args, **kwargs)
         except BaseException as error:
-            return self._failure(error)
+            try:
+                return self._failure(error)
+            except BaseException:  # no memory is left, or the exception lets nobody look at it
+                cause = Cause.OOM_HOST if isinstance(error, MemoryError) else Cause.ERROR
+                return cause, None, type(error).__name__
         try:
             result = _pickle(value)
-        except Exception as error:
+        except BaseException as error:  # it runs foreign code: not even its SystemExit may end this process
             kind = type(value).__qualname__
             return Cause.ERROR, None, _line(f"a result of type {kind} cannot be pickled: {_describe(error)}")
         if len(result) > self._options.result_bytes_max:
@@ -172,15 +183,18 @@ class Runner:
         return function
 
     def _failure(self, error: BaseException) -> tuple[Cause, bytes | None, str]:
-        # The first frame is ours.
+        # The first frame is ours. What others hold may be all the memory that there is.
         frames = error.__traceback__.tb_next if error.__traceback__ is not None else None
+        traceback.clear_frames(frames)
         text = "".join(traceback.format_exception(type(error), error, frames))
+        # Where the same object is raised again its traceback would grow, and hold all that it went through.
+        error.__traceback__ = None
         message = _describe(error)
         if isinstance(error, ImportError):
             message += f" (on worker {self._options.worker})"
         result = encode_raised(_pickle_exception(error), text)
         if len(result) > self._options.result_bytes_max:
-            result = encode_raised(_pickle_description(error), text[-TRACEBACK_CHARS_MAX:])
+            result = encode_raised(_pickle_description(error), shorten(text, TRACEBACK_CHARS_MAX))
         return _cause_of(error), result, _line(message)
 
     def _tidy(self, call: StartCall) -> bool:
@@ -192,6 +206,13 @@ class Runner:
         except Exception:
             # The call has closed or replaced it, or the disk is full.
             pass
+        if (sys.stdout, sys.stderr) != self._streams:
+            sys.stdout, sys.stderr = self._streams
+        self._is_spoiled = sys.stdout.closed or sys.stderr.closed
+        if os.environ.get(DEVICES) != self._devices:
+            os.environ.pop(DEVICES, None)
+            if self._devices is not None:
+                os.environ[DEVICES] = self._devices
         for fd, stream in OUTPUTS:
             try:
                 if os.fstat(fd).st_size:
@@ -199,7 +220,7 @@ class Runner:
                     has_output = True
             except OSError:
                 # The call has closed it, or its file is gone.
-                pass
+                self._is_spoiled = True
         os.chdir(self._home)
         return has_output
 
@@ -249,9 +270,9 @@ def _pickle_exception(error: BaseException) -> bytes:
         try:
             data = _pickle(error)
             # Many an exception can be pickled and not be opened again: its arguments are not those of its __init__.
-            pickle.loads(data)
-            return data
-        except Exception:
+            if isinstance(pickle.loads(data), Exception):
+                return data
+        except BaseException:  # it runs foreign code: not even its SystemExit may end this process
             pass
     return _pickle_description(error)
 
@@ -263,7 +284,7 @@ def _pickle_description(error: BaseException) -> bytes:
 def _describe(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception:
+    except BaseException:
         text = "(its text cannot be had)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

@@ -15,6 +15,8 @@ from schedd.core.model import Cause
 
 #: Of a line that says it, so many characters are told.
 LINE_CHARS_MAX = 300
+#: Exceptions that are looked at of a chain or a group.
+EXCEPTIONS_MAX = 10
 
 
 class Symptom(Struct, frozen=True):
@@ -64,14 +66,19 @@ def out_of_memory(text: str) -> Symptom | None:
 
 
 def names_and_texts(error: BaseException) -> str:
-    """Write an exception and those that it was raised from as a traceback would end on them, a line each."""
+    """Write an exception, what is in it and what it was raised from as a traceback would end on them, a line each."""
     lines: list[str] = []
-    seen: BaseException | None = error
-    while seen is not None and len(lines) < 10:
+    waiting: list[BaseException | None] = [error]
+    while waiting and len(lines) < EXCEPTIONS_MAX:
+        seen = waiting.pop()
+        if seen is None:
+            continue
         kind = type(seen)
         module = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
         lines.append(f"{module}{kind.__qualname__}: {_text_of(seen)}")
-        seen = seen.__cause__
+        waiting.append(seen.__cause__)
+        if isinstance(seen, BaseExceptionGroup):
+            waiting += reversed(seen.exceptions)
     return "\n".join(lines)
 
 

@@ -150,7 +150,7 @@ def test_show_what_a_call_raised(daemon: FakeDaemon, run: Run) -> None:
     """Nothing of the exception is opened for it; what could steer a terminal is made visible."""
     told = 'Traceback (most recent call last):\n  File "/a/train.py", line 3, in train\nValueError: bad \x1b[31mlr\n'
     daemon.add(view(1, "failed"), detail(result=encode_raised(b"cnowhere\nOops\n.", told), payload=Call(path="m:f")))
-    daemon.add(view(2, "failed"), detail(result=encode_raised(b"", "x" * 20_000 + "\nthe end\n")))
+    daemon.add(view(2, "failed"), detail(result=encode_raised(b"", "the beginning\n" + "x" * 20_000 + "\nthe end\n")))
     first, second = run("show", "1-2", "--json").json()
     assert (first["result"], first["traceback"]) == (None, told)
     assert second["traceback"].endswith("the end\n")
@@ -161,6 +161,7 @@ def test_show_what_a_call_raised(daemon: FakeDaemon, run: Run) -> None:
     )
     shown = run("show", "2").out
     assert len(shown) < 11_000
+    assert "traceback  the beginning\n" in shown
     assert shown.endswith("           the end\n")
 
 

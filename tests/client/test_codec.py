@@ -259,9 +259,15 @@ def test_cancelled() -> None:
         codec.value_of(done("cancelled", cause="cancelled"))
 
 
+def test_exception_that_would_end_its_reader() -> None:
+    with pytest.raises(TaskFailed, match="oops") as caught:
+        codec.value_of(done("failed", message="oops", result=raised(pickle.dumps(SystemExit(3)))))
+    assert "far away" in str(caught.value.__cause__)
+
+
 @pytest.mark.parametrize("exception", [b"\x80\x05garbage", b"", pickle.dumps(ExitsOnLoad())])
 def test_unreadable_exception(exception: bytes) -> None:
-    with pytest.raises(TaskFailed, match="oops .the result of task 7 cannot be read here") as caught:
+    with pytest.raises(TaskFailed, match=r"oops \(the result of task 7 cannot be read here") as caught:
         codec.value_of(done("failed", message="oops", result=raised(exception)))
     assert "far away" in str(caught.value.__cause__)
 

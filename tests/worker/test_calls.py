@@ -91,6 +91,54 @@ async def test_exception_that_cannot_travel_is_replaced(tmp_path: Path) -> None:
         assert type(failure_of(end)[0]) is RuntimeError
 
 
+async def test_exception_that_ends_whoever_opens_it_is_replaced(tmp_path: Path) -> None:
+    class Ends(Exception):
+        def __reduce__(self) -> tuple[Any, ...]:
+            return SystemExit, ("stop",)
+
+    class EndsAtOnce(Exception):
+        def __reduce__(self) -> tuple[Any, ...]:
+            raise SystemExit(3)
+
+    async with running_worker(tmp_path) as run:
+        before = await run.value_of(os.getpid)
+        for kind in (Ends, EndsAtOnce):
+
+            def fail(kind: type[Exception] = kind) -> None:
+                raise kind("diverged")
+
+            end = await run.call(fail)
+            error, text = failure_of(end)
+            assert (type(error), str(error)) == (RuntimeError, f"{kind.__name__}: diverged")
+            assert "in fail" in text
+            end = await run.call(lambda kind=kind: kind("a value"))
+            assert end.cause == (Cause.OK if kind is Ends else Cause.ERROR)
+        assert await run.value_of(os.getpid) == before
+
+
+async def test_exception_that_is_raised_again_and_again_holds_nothing(tmp_path: Path) -> None:
+    def fail() -> None:
+        import builtins
+
+        held = type("Held", (), {"__del__": lambda self: builtins.__dict__.__setitem__("dropped", True)})()
+        builtins.__dict__.setdefault("again", ValueError("the same"))
+        assert held
+        raise builtins.__dict__["again"]
+
+    async with running_worker(tmp_path) as run:
+        texts = [failure_of(await run.call(fail))[1] for _ in range(3)]
+        assert texts[0] == texts[1] == texts[2]
+        assert await run.value_of(eval, "__import__('builtins').dropped")
+
+
+async def test_out_of_memory_among_several(tmp_path: Path) -> None:
+    def one_of_several() -> None:
+        raise ExceptionGroup("ranks", [ValueError("not this"), RuntimeError("CUDA out of memory. Tried to allocate")])
+
+    async with running_worker(tmp_path) as run:
+        assert (await run.call(one_of_several)).cause is Cause.OOM_GPU
+
+
 async def test_memory_errors_have_causes_of_their_own(tmp_path: Path) -> None:
     def host() -> None:
         raise MemoryError
@@ -165,6 +213,37 @@ async def test_folder_that_a_call_changed_is_restored(tmp_path: Path) -> None:
         before = await run.value_of(os.getcwd)
         await run.value_of(os.chdir, "/usr")
         assert await run.value_of(os.getcwd) == before
+
+
+async def test_streams_that_a_call_replaced_are_restored(tmp_path: Path) -> None:
+    def tee(path: str) -> None:
+        import sys
+
+        sys.stdout = sys.stderr = open(path, "w")  # noqa: PTH123, SIM115
+
+    async with running_worker(tmp_path) as run:
+        before = await run.value_of(os.getpid)
+        await run.value_of(tee, str(tmp_path / "tee"))
+        end = await run.call(print, "hello")
+        assert run.log(end.task_id) == b"hello\n"
+        assert await run.value_of(os.getpid) == before
+
+
+@pytest.mark.parametrize("how", ["sys.stdout.close()", "os.close(2)"])
+async def test_streams_that_a_call_closed_are_not_the_next_ones(tmp_path: Path, how: str) -> None:
+    async with running_worker(tmp_path) as run:
+        assert (await run.daemon.run(Call(path="builtins:exec"), arguments(f"import os, sys; {how}"))).cause == "ok"
+        end = await run.call(print, "hello")
+        assert (end.cause, run.log(end.task_id)) == ("ok", b"hello\n")
+
+
+async def test_devices_of_a_call_are_not_changed_by_another(tmp_path: Path) -> None:
+    async with running_worker(tmp_path) as run:
+        before = await run.value_of(os.environ.get, "CUDA_VISIBLE_DEVICES")
+        await run.daemon.run(
+            Call(path="builtins:exec"), arguments("import os; os.environ['CUDA_VISIBLE_DEVICES'] = '7'")
+        )
+        assert await run.value_of(os.environ.get, "CUDA_VISIBLE_DEVICES") == before
 
 
 async def test_output_goes_to_the_logs_of_each_call(tmp_path: Path) -> None:

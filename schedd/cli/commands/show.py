@@ -24,7 +24,7 @@ schedd show 5-8 --json | jq '.[].result'
 
 #: Of a result that goes over many lines or kilobytes, so much is shown to people.
 RESULT_CHARACTERS = 2000
-#: Of a traceback the end, which says most.
+#: Of a traceback its beginning and its end have so much together.
 TRACEBACK_CHARACTERS = 10_000
 
 
@@ -115,7 +115,7 @@ def _body(task: TaskView, detail: TaskDetail) -> list[tuple[str, str]]:
 
 def _ends(detail: TaskDetail) -> list[tuple[str, str]]:
     from schedd.cli.views import attempts
-    from schedd.wire.raised import decode_raised
+    from schedd.wire.raised import decode_raised, shorten
 
     rows: list[tuple[str, str]] = []
     for record in attempts(detail.attempts):
@@ -123,8 +123,7 @@ def _ends(detail: TaskDetail) -> list[tuple[str, str]]:
         ran = f" after {write_duration(finished - started)}" if started and finished else ""
         rows.append((f"attempt {record['attempt']}", f"{record['cause']} on {record['worker']}{ran}{_how(record)}"))
     if (raised := decode_raised(detail.result)) is not None:
-        text = raised.traceback.rstrip("\n")
-        rows.append(("traceback", text if len(text) <= TRACEBACK_CHARACTERS else f"…{text[-TRACEBACK_CHARACTERS:]}"))
+        rows.append(("traceback", shorten(raised.traceback.rstrip("\n"), TRACEBACK_CHARACTERS)))
     elif detail.result is not None:
         text = _text_of(detail.result)
         rows.append(("result", text if len(text) <= RESULT_CHARACTERS else f"{text[:RESULT_CHARACTERS]} …"))
