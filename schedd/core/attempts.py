@@ -177,7 +177,9 @@ class Attempts:
             if found is None:
                 self._stale(event.worker_id, report.task_id, report.attempt, drop=False)
             elif len(report.metrics) <= METRICS_MAX and all(len(name) <= METRIC_NAME_MAX for name in report.metrics):
-                found[0].report = Report(report.step, report.metrics)
+                before = found[0].report
+                metrics = {**before.metrics, **report.metrics} if before is not None else report.metrics
+                found[0].report = Report(report.step, metrics if len(metrics) <= METRICS_MAX else report.metrics)
                 self._t.publish(report)
 
     # ------------------------------------------------------------------------------------------------------- stealing

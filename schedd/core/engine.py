@@ -260,11 +260,12 @@ class Engine:
     def _refresh(self) -> None:
         t = self._t
         t.policy.survey(self, t.now)
+        is_declined = any(each.is_declined for each in t.queue.set_apart.values())
         for worker_id in t.policy.refresh(t.now):
             worker = t.resources.workers.get(worker_id)
             if worker is None:
                 continue
-            if worker.status is WorkerStatus.IDLE:
+            if worker.status is WorkerStatus.IDLE or (is_declined and worker.seq in t.resources.open):
                 t.resources.touch(worker)  # what it was too dear for may go there now
             else:
                 t.resources.rescore(worker)

@@ -136,7 +136,7 @@ def _explain_queued(t: Tables, task: Task) -> Explanation:
         summary = f"none of {len(verdicts)} workers could ever run it"
     else:
         summary = f"no room now on {len(verdicts)} worker{'s' if len(verdicts) > 1 else ''}; {first}"
-    return Explanation(summary + _promotion_of(task), blockers, verdicts, ahead)
+    return Explanation(summary + (_promotion_of(task) if t.policy.promotes else ""), blockers, verdicts, ahead)
 
 
 def _promotion_of(task: Task) -> str:

@@ -32,8 +32,9 @@ PLACED_PER_PASS_MAX = 1000
 INDEXES_SPARE_MAX = 256
 
 
-#: (how it would go there, variant, score, order of joining, version); stale unless the worker still has this version.
-Entry = tuple[float, int, float, int, int]
+#: (how it would go there, rank of the variant, score, order of joining, version, variant); stale unless the worker
+#: still has this version.
+Entry = tuple[float, int, float, int, int, int]
 
 
 class Candidates:
@@ -92,6 +93,7 @@ class Placer:
         self._policy, self._queue, self._dispatch = policy, queue, dispatch
         self._current = self._found = None
         self._fills_evenly = policy.fills_evenly
+        self._prefers_in_order = policy.prefers_in_order
         self._has_backlogs = type(policy).backlog_limit is not TaskScheduler.backlog_limit
         self._by_task = type(policy).backlog_for is not TaskScheduler.backlog_for
         self._indexes = {}
@@ -256,7 +258,7 @@ class Placer:
         passed: list[Entry] = []
         chosen: WorkerInfo | None = None
         while heap:
-            later, variant, _, seq, version = heap[0]
+            later, _, _, seq, version, variant = heap[0]
             worker = by_seq.get(seq)
             if worker is None or worker.version != version:
                 heappop(heap)
@@ -494,7 +496,8 @@ class Placer:
         found = self._fit(task, request, worker, possible, None)
         if found is None:
             return None
-        return (found[0], found[1], self._policy.score(task, worker), worker.seq, worker.version)
+        rank = found[1] if self._prefers_in_order else 0
+        return (found[0], rank, self._policy.score(task, worker), worker.seq, worker.version, found[1])
 
     def _possible(self, index: Candidates, request: RequestClass, worker: WorkerInfo) -> tuple[int, ...]:
         ledger = worker.ledger

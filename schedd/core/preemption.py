@@ -28,6 +28,9 @@ class Preemptor:
         self.is_due = False
         #: Tasks that room is being made for.
         self._awaited: set[TaskId] = set()
+        #: By number of the class: whether some worker could run such tasks, as of a version of the table of workers.
+        self._fits: dict[int, bool] = {}
+        self._fits_version = -1
 
     def after_pass(self) -> None:
         """Ask the policy where it is time, and see to it that it is asked again. O(1) where it is not."""
@@ -66,7 +69,23 @@ class Preemptor:
     def waiting(self) -> list[Task]:
         queue = self._t.queue
         heads = [head for each in queue.classes() if (head := queue.head(each)) is not None]
+        if len(heads) > WAITING_MAX:  # what no worker could ever run takes no place of others
+            heads = [head for head in heads if self._fits_somewhere(head)]
         return nsmallest(WAITING_MAX, heads, key=queue.rank)
+
+    def _fits_somewhere(self, task: Task) -> bool:
+        """Whether a worker could run a task if it were empty. O(workers), once for each change of their table."""
+        request, version = task.request, self._t.resources.members_version
+        if self._fits_version != version:
+            self._fits_version = version
+            self._fits.clear()
+        if request is None:
+            return False
+        found = self._fits.get(request.number)
+        if found is None:
+            found = any(self._t.placer.could_run(task, worker) for worker in self._t.resources)
+            self._fits[request.number] = found
+        return found
 
     def leaving(self) -> list[Task]:
         rows = [self._t.tasks.rows[asked.task_id] for asked in self._t.asked.values() if not asked.for_id]

@@ -63,6 +63,8 @@ LONGEST_S = (NEVER_NS - BEGINNING_NS) / SECOND
 SUBMIT_TASKS_MAX = 1000
 #: A run without an end, or a task that nobody can run: the engine may go on for so many turns without anything ending.
 IDLE_TURNS_MAX = 1_000_000
+#: The same where nothing runs and nothing is to come, whatever a policy waits for.
+QUIET_TURNS_MAX = 10_000
 #: Progress is looked at after so many turns, or so many tasks.
 WATCHED_TURNS = 1024
 PROGRESS_TASKS = 1000
@@ -190,10 +192,14 @@ class Simulator:
                 "are times of the trace given in seconds?",
             )
         if self._finished < len(self._tasks):
-            raise TraceError(
-                f"{len(self._tasks) - self._finished:,} tasks wait for ever under {self._engine.policy.name}",
-                "do all workers leave? Else a task waits for what it comes after, or this is a bug of the policy",
-            )
+            raise self._wait_for_ever()
+
+    def _wait_for_ever(self) -> TraceError:
+        left = len(self._tasks) - self._finished
+        return TraceError(
+            f"{left:,} {'task waits' if left == 1 else 'tasks wait'} for ever under {self._engine.policy.name}",
+            "do all workers leave? Else a task waits for what it comes after, or this is a bug of the policy",
+        )
 
     # -------------------------------------------------------------------------------------------------------- the start
 
@@ -250,7 +256,17 @@ class Simulator:
             self._watched, self._tell_at = (done, turn), self._finished + PROGRESS_TASKS
             on_progress(self._finished, max(self._finished, self._workload.total() or len(self._tasks)))
         elif turn - self._watched[1] > IDLE_TURNS_MAX:
-            raise TraceError(f"nothing has happened for {IDLE_TURNS_MAX:,} turns of the engine")
+            raise TraceError(
+                f"nothing has ended for {IDLE_TURNS_MAX:,} turns of the engine",
+                "does a task fail again and again, or is one stopped for another for ever?",
+            )
+        elif turn - self._watched[1] > QUIET_TURNS_MAX and self._is_quiet():
+            raise self._wait_for_ever()
+
+    def _is_quiet(self) -> bool:
+        """Whether nothing runs, nothing is on its way, and nothing is to come but timers of the engine."""
+        nothing = not (self._running or self._ends or self._moving or self._due)
+        return nothing and self._due_ns >= NEVER_NS and not self._agenda
 
     def _next(self) -> Instant | None:
         """When the next thing happens; None: nothing will."""

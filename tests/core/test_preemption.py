@@ -12,6 +12,7 @@ from schedd.core import events as ev
 from schedd.core.model import SECOND, Cause, TaskEntry, TaskRequirements, TaskRules, WorkerInfo
 from schedd.core.policies.priority import PriorityScheduler
 from schedd.core.policies.work_stealing import WorkStealingScheduler
+from schedd.core.preemption import WAITING_MAX
 from schedd.core.settings import PrefetchRule
 
 from .builders import (
@@ -320,6 +321,22 @@ def test_run_min() -> None:
     world = busy(preempt_run_min_s=120)
     (urgent,) = world.submit(priority=1)
     assert asked_for(world, urgent) == []
+    assert stops(world.wake_in(20)) == {"w1": [(1, 1)]}
+
+
+def test_run_min_is_not_counted_anew_when_the_rule_changes() -> None:
+    world = busy(preempt_run_min_s=120)
+    world.wake_in(200)
+    world.handle(ev.PolicyReplaced(PriorityScheduler(**{**RULE, "preempt_run_min_s": 100}), None))
+    world.submit(priority=1)
+    assert stops(world.wake_in(20)) == {"w1": [(1, 1)]}
+
+
+def test_room_is_made_below_many_that_nobody_could_run() -> None:
+    world = busy()
+    for number in range(2 * WAITING_MAX):
+        world.submit(priority=9, min_gpus=1, gpu_model=f"m{number}")
+    world.submit(priority=1)
     assert stops(world.wake_in(20)) == {"w1": [(1, 1)]}
 
 

@@ -98,6 +98,15 @@ def test_last_report_counts_of_whichever_attempt() -> None:
     assert world.levels(2) == [0.4]
 
 
+def test_metric_counts_though_others_were_reported_after_it() -> None:
+    world = Promoting()
+    world.rungs(1)
+    world.say(1, accuracy=0.9)
+    world.say(1, loss=3.0)
+    world.finish(1)
+    assert world.levels(2) == [0.9]
+
+
 def test_less_is_better_and_has_its_weight() -> None:
     world = Promoting("loss", from_metric_mode="min", from_metric_weight=0.5)
     world.rungs(2)

@@ -437,6 +437,76 @@ def test_slow_worker_does_not_take_the_last_task() -> None:
     assert world.where(last) == ["big"]
 
 
+def test_task_is_not_left_for_a_worker_that_could_not_run_it() -> None:
+    """The like of which, by its model and size, can."""
+    world = World("adaptive", lease_ns=1 << 62)
+    taught(world)
+    world.handle(
+        joined("here", gpus=(Gpu("GPU-0", "big", 1000),), labels={"data": "1"}),
+        joined("bare", gpus=(Gpu("GPU-1", "big", 1000),)),
+        joined("old", gpus=(Gpu("GPU-2", "old", 1000),), labels={"data": "1"}),
+    )
+    (hangs,) = world.submit(kind="a", min_gpus=1, cpus=0, gpu_model="big", labels={"data": "1"})
+    world.start(hangs)
+    world.wake_in(100)
+    (other,) = world.submit(kind="a", min_gpus=1, cpus=0, gpu_model="big")
+    assert world.where(hangs, other) == ["here", "bare"]
+    world.start(other)
+    world.wake_in(2)
+    (last,) = world.submit(kind="a", min_gpus=1, cpus=0, labels={"data": "1"})
+    assert world.where(last) == ["old"]
+
+
+def test_task_that_was_left_is_looked_at_again_though_its_worker_is_busy() -> None:
+    """All devices there are taken; it needs none."""
+    world = World("adaptive", lease_ns=1 << 62)
+    policy = world.engine.policy
+    assert isinstance(policy, AdaptiveScheduler)
+    for kind, times in {"cpu": (300.0, 3000.0), "gpu": (2000.0, 2000.0)}.items():
+        for model, seconds in zip(("big", "old"), times, strict=True):
+            for _ in range(30):
+                policy.beliefs.add(kind, model, seconds, None)
+    world.handle(
+        joined("big", cpus=1, gpus=(Gpu("GPU-0", "big", 1000),)),
+        joined("old", cpus=8, gpus=(Gpu("GPU-1", "old", 1000),), labels={"it": "1"}),
+    )
+    (gpu,) = world.submit(kind="gpu", min_gpus=1, labels={"it": "1"})
+    (first,) = world.submit(kind="cpu")
+    world.start(gpu, first)
+    world.wake_in(65)
+    (second,) = world.submit(kind="cpu")
+    assert world.where(gpu, first, second) == ["old", "big", None]
+    for _ in range(500):  # the first goes on and on
+        world.wake_in(10)
+    assert world.where(second) == ["old"]
+
+
+def test_scores_of_a_class_do_not_depend_on_the_estimate_of_one_task() -> None:
+    """They are kept: what one worker got for a short task and another for a long one would be compared."""
+    policy = AdaptiveScheduler()
+    for number in range(60):
+        for model, factor in (("big", 1.0), ("old", 10.0)):
+            policy.beliefs.add("train", model, factor * 10.0 ** (number % 5), 10.0 ** (number % 5))
+    world = World(policy)
+    world.handle(
+        joined("old", cpus=4, gpus=(Gpu("GPU-0", "old", 1000),)),
+        *(joined(f"big{n}", cpus=4, gpus=(Gpu(f"GPU-{n}", "big", 1000),)) for n in (1, 2)),
+    )
+
+    def one(estimate_s: float) -> TaskId:
+        return world.submit(kind="train", min_gpus=1, estimated_time=estimate_s)[0]
+
+    first = one(0.5)
+    world.start(first)
+    world.wait(0.05)
+    second = one(3600.0)
+    world.start(second)
+    world.wait(0.5)
+    world.finish(first)
+    third = one(3600.0)
+    assert world.where(second, third) == ["big2", "big1"]
+
+
 def test_slow_worker_takes_it_when_the_fast_one_is_gone() -> None:
     world = World("adaptive")
     taught(world)

@@ -192,6 +192,17 @@ def test_batch_does_not_pull_up_lower_priorities() -> None:
     assert [t.id for t in world.worker().task_queue] == [4]
 
 
+@pytest.mark.parametrize("wants", [{"min_gpus": 8}, {"cpus": 64}])
+def test_batch_of_what_fills_a_worker_is_one(wants: dict[str, float]) -> None:
+    """However many slots it has: none waits behind what takes longer than a batch should."""
+    policy = BatchScheduler(batch_size=4, batch_s=60)
+    policy.observe(Outcome(task(kind="long"), row("w"), 120.0, True), 0)
+    world = World(policy)
+    world.handle(*(joined(f"w{number}", cpus=64, num_gpus=8) for number in range(3)))
+    world.submit(3, kind="long", **wants)
+    assert [(worker.task_count, len(worker.task_queue)) for worker in world.engine.resources] == [(1, 0)] * 3
+
+
 def test_batch_runs_side_by_side_on_one_device() -> None:
     world = World(BatchScheduler(batch_size=4))
     world.join(cpus=8, num_gpus=1, gpu_memory_gb=10)

@@ -228,6 +228,14 @@ def test_many_that_wait_hide_nothing_that_is_planned() -> None:
 # -------------------------------------------------------------------------------------------------- real measurements
 
 
+def test_alternatives_are_no_order_where_it_is_known_what_they_take() -> None:
+    """The plan wants the second; a task that was offered to the first alone would wait for ever."""
+    either = TaskRequirements(min_gpus=1, gpu_model="old", variants=(TaskRequirements(min_gpus=1, gpu_model="big"),))
+    task = TraceTask(0.0, "k", 0.0, either, {"old": 15.0, "big": 6.0})
+    cluster = [ClusterRow(num_gpus=1, gpu_model="old"), ClusterRow(num_gpus=1, gpu_model="big")]
+    assert mean_jct([task], cluster, "mean_jct") == 6.0
+
+
 def mean_jct(tasks: Sequence[TraceTask], cluster: Sequence[ClusterRow], objective: str, *, known: bool = True) -> float:
     settings = parse_settings(f'policy.name = "adaptive"\npolicy.adaptive.objective = "{objective}"')
     run = run_under("adaptive", Trace("made", list(tasks)), cluster, settings, rules=Rules(known=known))

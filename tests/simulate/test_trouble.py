@@ -118,9 +118,17 @@ def test_utilisation_counts_workers_while_they_are_there() -> None:
 
 
 def test_tasks_that_are_left_when_all_workers_have_gone_are_said() -> None:
-    with pytest.raises(TraceError, match="1 tasks wait for ever under fifo") as raised:
+    with pytest.raises(TraceError, match="1 task waits for ever under fifo") as raised:
         simulated(bag(2, 10), [ClusterRow(leaves_s=15)])
     assert "do all workers leave?" in raised.value.hint
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "priority"])
+def test_what_waits_for_ever_is_said_soon_though_timers_go_on(policy: str) -> None:
+    tasks = [TraceTask(submit_s, "k", 5.0, TaskRequirements()) for submit_s in (0.0, 300.0)]
+    text = "policy.priority.preempt = true"
+    with pytest.raises(TraceError, match="1 task waits for ever under"):
+        simulated(Trace("t", tasks), [ClusterRow(leaves_s=200)], policy, text)
 
 
 def test_message_takes_time_both_ways() -> None:

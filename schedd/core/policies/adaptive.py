@@ -96,6 +96,7 @@ class AdaptiveScheduler(TaskScheduler):
     Params = AdaptiveParams
     summary = "learns speed and success of each kind on each model; each worker does what it is comparatively good at"
     by_kind = True
+    prefers_in_order = False
 
     def __init__(
         self,
@@ -119,6 +120,8 @@ class AdaptiveScheduler(TaskScheduler):
         self._arrivals = Arrivals()
         #: Kinds that were seen since the last refresh.
         self._news: set[str] = set()
+        #: By kind: the estimate that it is scored by until the next refresh, where its tasks have some.
+        self._hints: dict[str, float] = {}
         # What the last survey found.
         self._groups = Groups()
         self._waiting: list[WaitingClass] = []
@@ -174,8 +177,12 @@ class AdaptiveScheduler(TaskScheduler):
     def score(self, task: Task, worker: WorkerInfo) -> float:
         worker_id = worker.worker_id
         model, group = self._groups.place(worker)
-        guess, here_s = self.experience.guess(task, worker_id, model)
-        self._scored = (task, worker, guess, here_s, group)
+        hint_s = task.requirements.estimated_time
+        if hint_s is not None and not self.by_size:
+            hint_s = self._usual_hint_s(task.kind, hint_s)
+        guess, here_s = self.experience.guess(task, worker_id, model, hint_s)
+        if hint_s == task.requirements.estimated_time:
+            self._scored = (task, worker, guess, here_s, group)
         if self.experience.has_failures:
             # However quick a failure is: it has the task tried again elsewhere, or fails it for good.
             here_s += self.experience.risk(task.kind, model, worker_id) * guess.mean_s
@@ -187,6 +194,13 @@ class AdaptiveScheduler(TaskScheduler):
         doubt = math.exp(-self.exploration * self.experience.doubt(worker_id))
         waiting = (len(worker.task_queue) - worker.outgoing + worker.incoming) / worker.slots
         return cost_s * doubt * (1.0 + waiting)
+
+    def _usual_hint_s(self, kind: str, hint_s: float) -> float:
+        """An estimate that is the same for all tasks of a kind until the next refresh, as scores of a class must be."""
+        found = self._hints.get(kind)
+        if found is None:
+            found = self._hints[kind] = self.beliefs.usual_hint_s(kind, hint_s) or hint_s
+        return found
 
     def plan(self, draft: Draft, now: Instant) -> None:
         """Give each candidate of the task that is first the class of equal importance that it is best at."""
@@ -319,7 +333,7 @@ class AdaptiveScheduler(TaskScheduler):
             _, _, guess, here_s, own = scored
         else:
             model, own = self._groups.place(worker)
-            guess, here_s = self.experience.guess(task, worker.worker_id, model)
+            guess, here_s = self.experience.guess(task, worker.worker_id, model, task.requirements.estimated_time)
         if own < 0:
             return None
         if self.flow is not None:
@@ -344,7 +358,7 @@ class AdaptiveScheduler(TaskScheduler):
                 free_s = max(busy.free_in_s - gone_s, SOONEST_SHARE * there_s)
                 late_s = guess.beyond_s(end_s - free_s, there_s / guess.mean_s)
                 cost_s = self.market.price(number) * there_s + late_s
-                if cost_s < least_s and busy.worker_id != worker.worker_id:
+                if cost_s < least_s and busy.worker_id != worker.worker_id and busy.can_run(task):
                     least_s, best = cost_s, Elsewhere(other.model, there_s, free_s)
         return best
 
@@ -419,7 +433,7 @@ class AdaptiveScheduler(TaskScheduler):
             effort = self.experience.effort(worker.worker_id)
             group.note_free(busy_s, effort)
             if first_s < INF:
-                group.note_busy(Busy(worker.worker_id, first_s, effort))
+                group.note_busy(Busy(worker.worker_id, first_s, effort, ledger))
         self._left_s = left_s / max(1, count)
 
     def _usual_runtime_s(self) -> float:
@@ -440,6 +454,7 @@ class AdaptiveScheduler(TaskScheduler):
         self.beliefs.fit(list(kinds), self._running)
         self.experience.fit()
         self._news.clear()
+        self._hints.clear()
         self.refreshed_ns = now
         if self.flow is None:
             self.market.settle(self._groups, self._waiting, self._demand(), self._left_s, self.exploration)

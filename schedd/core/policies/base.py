@@ -242,6 +242,8 @@ class TaskScheduler(ABC):
     by_size: bool = False
     #: Whether backlogs fill evenly, by their length per slot, whatever `score` says of two busy workers.
     fills_evenly: ClassVar[bool] = True
+    #: Whether a worker that suits an earlier alternative of a task goes before all that `score` prefers.
+    prefers_in_order: ClassVar[bool] = True
     #: Whether `promotion` may say something.
     promotes: bool = False
     #: Rank gained for each second of waiting, in units of priority.
@@ -298,7 +300,8 @@ class TaskScheduler(ABC):
         for position, worker in enumerate(workers):
             found = fit(needs, task.requirements, worker, self.backlog_for(task, worker), self.fills_evenly)
             if found is not None:
-                key = (*found, self.score(task, worker), position)
+                rank = found[1] if self.prefers_in_order else 0
+                key = (found[0], rank, self.score(task, worker), position)
                 best = key if best is None or key < best else best
         return workers[best[3]].worker_id if best is not None else None
 

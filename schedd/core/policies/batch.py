@@ -68,7 +68,7 @@ class BatchScheduler(TaskScheduler):
         mean_s = self._runtimes.mean_s(task.kind, task.requirements.estimated_time)
         if mean_s is None or mean_s * self.batch_size <= self.batch_s:
             return self.batch_size
-        return min(self.batch_size, math.ceil(self.batch_s * worker.slots / mean_s))
+        return min(self.batch_size, max(1, math.ceil(self.batch_s * _at_a_time(task, worker) / mean_s)))
 
     def backlog_limit(self, worker: WorkerInfo) -> int:
         return self.batch_size - 1 if not worker.task_queue else 0
@@ -135,3 +135,10 @@ class BatchScheduler(TaskScheduler):
                     group[:] = [t for t in group if id(t) not in chosen]
                     break
         return batches
+
+
+def _at_a_time(task: Task, worker: WorkerInfo) -> int:
+    """How many such tasks a worker runs at a time; of a plain row its slots."""
+    if worker.ledger is None or task.request is None:
+        return worker.slots
+    return max(map(worker.ledger.holds, task.request.needs))

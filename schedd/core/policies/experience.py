@@ -119,12 +119,15 @@ class Experience:
 
     def expected_s(self, task: Task, worker_id: WorkerId, model: str) -> float:
         """Seconds that are expected until the task has succeeded there, failed attempts before it included."""
-        return self.guess(task, worker_id, model)[1]
+        return self.guess(task, worker_id, model, task.requirements.estimated_time)[1]
 
-    def guess(self, task: Task, worker_id: WorkerId, model: str) -> tuple[Guess, float]:
-        """What is believed of the task on the model, and the seconds that are expected on this worker."""
+    def guess(self, task: Task, worker_id: WorkerId, model: str, hint_s: float | None) -> tuple[Guess, float]:
+        """What is believed of the task on the model, and the seconds that are expected on this worker.
+
+        hint_s: how long its user says that it takes.
+        """
         kind = task.kind
-        guess = self._beliefs.guess(kind, model, task.requirements.estimated_time)
+        guess = self._beliefs.guess(kind, model, hint_s)
         seconds = guess.mean_s * math.exp(self.shift(kind, worker_id))
         return guess, seconds * (1.0 + self.burden(kind, model, worker_id)) if self.has_failures else seconds
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from schedd.core.model import SECOND, Instant, Task
 from schedd.core.policies.base import WaitingClass
-from schedd.core.policies.groups import Groups, share
+from schedd.core.policies.groups import Groups
 
 if TYPE_CHECKING:
     from schedd.core.classes import RequestClass
@@ -296,6 +296,6 @@ def runtimes_of(request: RequestClass, groups: Groups, works: Sequence[float]) -
     """How long a task runs on each group that takes so much of a whole worker."""
     found = []
     for group, work in zip(groups, works, strict=True):
-        taken = INF if work == INF else min(share(need, group.sample) for need in request.needs)
+        taken = INF if work == INF else group.share(request.needs)
         found.append(work / taken if work < INF else INF)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
@@ -13,6 +13,8 @@ from schedd.core.needs import WHOLE, Need
 
 #: Groups of equal workers; workers of more shapes join the first of their model.
 GROUPS_MAX = 32
+#: Sorts of workers in a group, which differ in what is not its shape; of more, the first speak for the others.
+SORTS_MAX = 8
 #: A worker on which tasks take so many times as long as usual is not counted on by a plan, where there are others.
 POOR_EFFORT = 3.0
 #: Workers of a group that a task may be left for.
@@ -29,16 +31,22 @@ class Busy(Struct, frozen=True):
     worker_id: WorkerId
     free_in_s: float
     effort: float
+    ledger: Ledger
+
+    def can_run(self, task: Task) -> bool:
+        """Whether it could run the task if it were empty."""
+        return task.request is not None and any(not self.ledger.blocker(need) for need in task.request.needs)
 
 
 class Group:
     """Workers of one shape: a device model, and as many devices and CPUs each."""
 
-    __slots__ = ("_frees", "_poor_frees", "capacity", "model", "sample", "soonest")
+    __slots__ = ("_frees", "_poor_frees", "_sorts", "capacity", "model", "soonest")
 
     def __init__(self, model: str, sample: Ledger) -> None:
         self.model = model
-        self.sample = sample
+        #: One worker of each sort: they may differ in labels, memory and own amounts.
+        self._sorts = [sample]
         #: Workers, each as much of one as it gets done beside the others of its model.
         self.capacity = 0.0
         #: Its workers that run something, the soonest free first, and such as are better than all before.
@@ -59,6 +67,11 @@ class Group:
         """Note when a worker has done what it does."""
         (self._frees if effort < POOR_EFFORT else self._poor_frees).append(free_in_s)
 
+    def note_sort(self, ledger: Ledger) -> None:
+        """Note what one of its workers has. O(sorts)."""
+        if len(self._sorts) < SORTS_MAX and not any(_are_alike(ledger, other) for other in self._sorts):
+            self._sorts.append(ledger)
+
     def note_busy(self, busy: Busy) -> None:
         """Note a worker that runs something."""
         before = [one for one in self.soonest if one.free_in_s <= busy.free_in_s]
@@ -69,7 +82,12 @@ class Group:
 
     def can_run(self, task: Task) -> bool:
         """Whether a worker of the group could run the task if it were empty."""
-        return task.request is not None and any(not self.sample.blocker(need) for need in task.request.needs)
+        needs = task.request.needs if task.request is not None else ()
+        return any(not each.blocker(need) for each in self._sorts for need in needs)
+
+    def share(self, needs: Sequence[Need]) -> float:
+        """The share of one of its workers that a task takes by one of these needs, the least; infinite: none fits."""
+        return min((share(need, each) for each in self._sorts for need in needs), default=INF)
 
 
 class Groups:
@@ -95,6 +113,7 @@ class Groups:
         elif number is None:
             number = next((n for n, group in enumerate(self._groups) if group.model == model), 0)
         self._places[worker.worker_id] = (ledger, model, number)
+        self._groups[number].note_sort(ledger)
         return self._groups[number]
 
     def place(self, worker: WorkerInfo) -> tuple[str, int]:
@@ -133,6 +152,12 @@ def share(need: Need, sample: Ledger) -> float:
     if sample.ram_mb:
         taken = max(taken, need.ram_mb / sample.ram_mb)
     return max(taken, 1e-6)
+
+
+def _are_alike(one: Ledger, other: Ledger) -> bool:
+    if one.ram_mb != other.ram_mb or one.labels != other.labels or one.custom != other.custom:
+        return False
+    return all(a.memory_mb == b.memory_mb for a, b in zip(one.devices, other.devices, strict=False))
 
 
 def _shape(ledger: Ledger) -> tuple[str, int, int]:

@@ -19,7 +19,7 @@ from msgspec import Struct
 from schedd.core.policies.base import WaitingClass
 from schedd.core.policies.beliefs import Beliefs, Guess
 from schedd.core.policies.experience import Experience
-from schedd.core.policies.groups import Groups, share
+from schedd.core.policies.groups import Groups
 from schedd.core.policies.prices import solve
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Market:
         drawn: dict[str, Stay] = {}
         row: list[Stay | None] = []
         for group in groups:
-            taken = min((share(need, group.sample) for need in request.needs), default=INF)
+            taken = group.share(request.needs)
             if taken == INF:
                 row.append(None)
                 continue

@@ -9,7 +9,6 @@ is taken where the least important are hit, then the fewest, then those that los
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -103,17 +102,19 @@ class Preempting:
     def __init__(self, rule: PreemptRule, rank_of: RankOf) -> None:
         self._rule = rule
         self._rank_of = rank_of
-        #: (when, attempt, task) of what has begun and has not yet run for long enough, in that order.
-        self._fresh: deque[tuple[Instant, int, Task]] = deque()
+        #: (since when, number, attempt, task) of what has not yet run for long enough, a heap.
+        self._fresh: list[tuple[Instant, int, int, Task]] = []
         self._ripe: list[Entry] = []
         self._fresh_max = self._ripe_max = COMPACT_ABOVE
         self._numbers = count()
 
     def began(self, task: Task, now: Instant) -> None:
-        """Note that the current attempt of a task runs. O(1), amortised."""
-        self._fresh.append((now, task.attempt, task))
+        """Note that the current attempt of a task runs, perhaps for long already. O(log attempts), amortised."""
+        since = task.state.started_at_ns if isinstance(task.state, Running) else now
+        heappush(self._fresh, (since, next(self._numbers), task.attempt, task))
         if len(self._fresh) > self._fresh_max:
-            self._fresh = deque(entry for entry in self._fresh if _is_alive(entry[2], entry[1]))
+            self._fresh = [entry for entry in self._fresh if _is_alive(entry[3], entry[2])]
+            heapify(self._fresh)
             self._fresh_max = max(COMPACT_ABOVE, 2 * len(self._fresh))
 
     def propose(self, view: PreemptView, now: Instant) -> list[Preemption]:
@@ -138,7 +139,7 @@ class Preempting:
     def _ripen(self, now: Instant) -> None:
         oldest = now - int(self._rule.run_min_s * SECOND)
         while self._fresh and self._fresh[0][0] <= oldest:
-            _, attempt, task = self._fresh.popleft()
+            _, _, attempt, task = heappop(self._fresh)
             state = task.state
             if task.attempt != attempt or not isinstance(state, Running):
                 continue

@@ -20,6 +20,8 @@ STEPS_WARM = 40
 PRODUCTS_MAX = 60_000
 STEP_FIRST = 0.3
 STEP_DECAY = 0.1
+#: No price begins below this part of the highest: steps lead back from there when what nobody wanted is wanted.
+PRICE_MIN = 1e-6
 INF = math.inf
 
 
@@ -34,7 +36,8 @@ def solve(
     """
     rows = [(w, times) for w, times in zip(work, seconds, strict=True) if w > 0 and min(times) < INF]
     groups = range(len(capacity))
-    prices = _normal(list(start) if start else [1.0] * len(capacity), capacity)
+    least = PRICE_MIN * max(start) if start else 0.0
+    prices = _normal([max(p, least) for p in start] if start else [1.0] * len(capacity), capacity)
     if not rows:
         return prices, 0.0
     steps = STEPS_WARM if start else STEPS_COLD

@@ -172,7 +172,7 @@ class WorkStealingScheduler(TaskScheduler):
         """Take half of the kind that takes longest from the worker that has most of it, but for what is `taken`."""
         victims = self._drawn(view) if self.victims else view.heaviest(VICTIMS_LOOKED_AT_MAX)
         for victim in sorted(victims, key=self.weigh, reverse=True):
-            surplus = movable(victim) - self.threshold
+            surplus = movable(victim) - sum(t.id in taken for t in victim.task_queue if taken) - self.threshold
             if surplus <= 0 or victim is thief or not victim.accepts_work:
                 continue
             tasks = self._longest(victim, taken)
