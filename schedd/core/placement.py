@@ -140,7 +140,7 @@ class Placer:
             self._absorb()
         # Even a worker that is full may get something: work sent ahead, or a task that needs no CPU.
         roomy = self._roomy if waiting.without_gpu else self._roomy_devices
-        if not (roomy or self._runtimes.short or waiting.without_cpu):
+        if not (roomy or waiting.without_cpu or self._may_go_ahead()):
             return None
         queue = waiting.best()
         if self._offers:
@@ -152,6 +152,16 @@ class Placer:
         if queue is None:
             return None
         return queue.front if queue.front is not None else waiting.head(queue)
+
+    def _may_go_ahead(self, request: RequestClass | None = None) -> bool:
+        """Whether what waits, or of this class, may be sent ahead of a full worker: where a kind of it is short.
+
+        O(kinds), of what is short or of what waits, whichever are fewer.
+        """
+        short = self._runtimes.short
+        if not short or not self._policy.by_kind:
+            return bool(short)
+        return request.kind in short if request is not None else not self._queue.kinds.keys().isdisjoint(short)
 
     def _absorb(self) -> None:
         """Take in what has changed: classes that came back give up their claims, workers may have offers.
@@ -168,7 +178,7 @@ class Placer:
         open_seqs, limit_of = self._resources.open, self._policy.backlog_limit if self._has_backlogs else None
         open_devices, offers = self._resources.open_devices, self._offers
         roomy, roomy_devices = self._roomy, self._roomy_devices
-        takes_any, without_gpu = self._runtimes.short or self._queue.without_cpu, self._queue.without_gpu
+        takes_any, without_gpu = self._queue.without_cpu or self._may_go_ahead(), self._queue.without_gpu
         for worker in fresh:
             seq = worker.seq
             is_open = seq in open_seqs
@@ -472,7 +482,7 @@ class Placer:
         resources = self._resources
         changes, base, by_seq = resources.changes, resources.base, resources.by_seq
         roomy = self._roomy_devices if request.gpus_min else self._roomy
-        takes_any = self._runtimes.short or self._queue.without_cpu or not request.cpus_min
+        takes_any = self._queue.without_cpu or not request.cpus_min or self._may_go_ahead(request)
         for version, seq in enumerate(changes[index.cursor - base :], index.cursor + 1):
             if seq not in roomy and not takes_any:
                 continue  # nearly all, on a busy cluster

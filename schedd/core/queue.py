@@ -10,7 +10,7 @@ over when it surfaces. Ties are broken by the id, so that a retry keeps its plac
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, KeysView
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count, islice
@@ -126,6 +126,8 @@ class TaskQueue:
         self.classes_version = 0
         #: Waiting classes that need no CPU, and no GPU, which a worker without a free one can still take.
         self.without_cpu = self.without_gpu = 0
+        #: How many classes wait whose first task was of a kind: under a policy that tells kinds apart, all of its tasks.
+        self.kinds: dict[str, int] = {}
 
     def __len__(self) -> int:
         return self.size
@@ -153,6 +155,7 @@ class TaskQueue:
             queue = self._queues[request.number] = ClassQueue(request)
             self.without_cpu += not request.cpus_min
             self.without_gpu += not request.gpus_min
+            self.kinds[request.kind] = self.kinds.get(request.kind, 0) + 1
             self.classes_version += 1
         level_value = self._level_of(task)
         level = queue.levels.get(level_value)
@@ -371,6 +374,10 @@ class TaskQueue:
         if self._queues.pop(queue.request.number, None) is not None:
             self.without_cpu -= not queue.request.cpus_min
             self.without_gpu -= not queue.request.gpus_min
+            if self.kinds[queue.request.kind] == 1:
+                del self.kinds[queue.request.kind]
+            else:
+                self.kinds[queue.request.kind] -= 1
             self.classes_version += 1
 
     def check(self) -> None:
@@ -388,3 +395,4 @@ class TaskQueue:
         requests = [queue.request for queue in self._queues.values()]
         assert self.without_cpu == sum(not request.cpus_min for request in requests)
         assert self.without_gpu == sum(not request.gpus_min for request in requests)
+        assert self.kinds == Counter(request.kind for request in requests)
