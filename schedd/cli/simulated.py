@@ -43,6 +43,8 @@ def cells(name: str, values: dict[str, Any], bound: float | None) -> list[str]:
 
     def cell(key: str, digits: int) -> str:
         half = spread.get(key, 0.0)
+        if key == "mean_search_full_s" and not values[key]:
+            return "-"  # none ever was
         text = f"{values[key]:,.{digits}f}"
         return f"{text} ± {half:,.{digits}f}" if half else text
 

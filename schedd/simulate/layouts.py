@@ -48,6 +48,14 @@ class Speeds:
         return {model: steps / speed for model, speed in speeds.items() if speed}
 
 
+def _is_true(text: str) -> bool:
+    """Raises ValueError for what is neither true nor false."""
+    word = text.strip().lower()
+    if word not in ("1", "1.0", "true", "0", "0.0", "false"):
+        raise ValueError(f"consolidated is {text!r}, which is neither 1 nor 0")
+    return word[0] in "1t"
+
+
 def read_speeds(path: str | Path) -> Speeds:
     """Read a table of throughputs, as in Gavel's artifact. Raises TraceError."""
     path = Path(path)
@@ -64,7 +72,7 @@ def read_speeds(path: str | Path) -> Speeds:
             steps_per_s, scale = float(row["steps_per_s"]), int(row["scale_factor"])
             if not 0 <= steps_per_s < 1e12 or scale < 1:
                 raise ValueError(f"no speed: {steps_per_s} steps per second on {scale} devices")
-            is_consolidated = (row.get("consolidated") or "1") == "1"
+            is_consolidated = _is_true(row.get("consolidated") or "1")
             speeds.add(row["job_type"], scale, row["gpu"], steps_per_s, is_consolidated=is_consolidated)
     except (ValueError, TypeError, csv.Error) as error:
         raise TraceError(f"{path}, line {reader.line_num}: {error}") from None

@@ -205,8 +205,11 @@ def _waiting(run: Run) -> tuple[list[float], list[int]]:
             steps.append((span.end_s, 1))
     # What failed for good waits no more.
     steps += [(end_s, -1) for index, end_s in ends.items() if index in run.unsuccessful]
-    steps.sort()
-    return [at for at, _ in steps], list(accumulate(step for _, step in steps))
+    changes: dict[float, int] = {}
+    for at_s, step in steps:  # what starts as it comes never waited
+        changes[at_s] = changes.get(at_s, 0) + step
+    times = sorted(changes)
+    return times, list(accumulate(changes[at_s] for at_s in times))
 
 
 # ---------------------------------------------------------------------------------------------------- where and when

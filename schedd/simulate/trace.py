@@ -118,7 +118,10 @@ def read_trace(
         raise TraceError(f"{path} says how long its tasks take", "--throughputs are for jobs with steps: gavel_jobs")
     remarks = _unused(path, layout, columns)
     read = layout.read if speeds is None else partial(_gavel_job, speeds)
-    return _in_order(path, name, _rows(path, reader, columns, read, layout.last_of), remarks)
+    tasks = _rows(path, reader, columns, read, layout.last_of)
+    if name == "openb" and (timeless := sum(not task.runtime_s for task in tasks)):
+        remarks += (f"{path}: taken for 0 s: {timeless:,} pods without a time to run",)
+    return _in_order(path, name, tasks, remarks)
 
 
 def _unused(path: Path, layout: Layout, columns: Sequence[str]) -> tuple[str, ...]:

@@ -53,6 +53,26 @@ def speeds(tmp_path: Path) -> Speeds:
     return read_speeds(written(tmp_path, SPEEDS, "speeds.csv"))
 
 
+@pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("True", "False"), ("1.0", "0.0")])
+def test_consolidated_in_other_words(tmp_path: Path, yes: str, no: str) -> None:
+    text = f"job_type,scale_factor,gpu,consolidated,steps_per_s\nx,2,A,{no},1\nx,2,A,{yes},10\n"
+    speeds = read_speeds(written(tmp_path, text, "speeds.csv"))
+    (task,) = read(tmp_path, "job_type,steps,submit_s,num_gpu\nx,100,0,2\n", speeds=speeds).tasks
+    assert task.runtimes == {"A": 10}
+
+
+def test_consolidated_that_is_neither(tmp_path: Path) -> None:
+    text = "job_type,scale_factor,gpu,consolidated,steps_per_s\nx,1,A,maybe,1\n"
+    with pytest.raises(TraceError, match=r"line 2: consolidated is 'maybe', which is neither 1 nor 0"):
+        read_speeds(written(tmp_path, text, "speeds.csv"))
+
+
+def test_pods_without_times_are_said(tmp_path: Path) -> None:
+    trace = read(tmp_path, "name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec\np,1000,1024,1,1000,\n")
+    assert (trace.format, trace.tasks[0].runtime_s) == ("openb", 0)
+    assert trace.remarks[-1].endswith("taken for 0 s: 1 pods without a time to run")
+
+
 def test_jobs_with_steps_take_their_time_from_throughputs(tmp_path: Path, speeds: Speeds) -> None:
     trace = read(tmp_path, JOBS, speeds=speeds)
     assert trace.format == "gavel_jobs"

@@ -98,6 +98,13 @@ def test_tasks_that_wait_are_counted() -> None:
     assert at == {0: 1, 4: 2, 10: 1, 15: 1, 25: 0}
 
 
+def test_task_that_starts_as_it_comes_never_waited() -> None:
+    tasks = [TraceTask(0, "long", 50, TaskRequirements(min_gpus=1)) for _ in range(3)]
+    tasks += [TraceTask(10, "short", 1, TaskRequirements()) for _ in range(20)]
+    run = ran(Trace("made", tasks), [ClusterRow(num_gpus=1, cpus=64)])
+    assert dict(zip(*plots._waiting(run), strict=True)) == {0: 2, 10: 2, 50: 1, 100: 0}
+
+
 def test_task_that_failed_for_good_waits_no_more() -> None:
     run = ran(Trace("made", [TraceTask(0, "a", 10, TaskRequirements(), fails=True)]), [ClusterRow()])
     assert plots._waiting(run)[1][-1] == 0
