@@ -502,9 +502,13 @@ class AsyncClient:
     async def _map(self, calls: Calls, options: Options) -> AsyncGenerator[Any, None]:
         run = await self.start_map(calls, options)
         try:
-            while values := await run.step(calls.next_arguments(run.room)):
+            values, error = await run.step(calls.next_arguments(run.room))
+            while values:
                 for value in values:
                     yield value
+                values, error = await run.step(calls.next_arguments(run.room))
+            if error is not None:
+                raise error
         finally:
             await run.close()
 

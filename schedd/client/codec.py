@@ -145,7 +145,8 @@ def outcome_of(done: TaskDone) -> tuple[Any, BaseException | None]:
 def error_of(done: TaskDone) -> BaseException:
     """Return the exception that says why a task did not succeed."""
     if done.state == "cancelled":
-        return TaskCancelled(f"task {done.task_id} was cancelled", cause="cancelled")
+        why = f": {done.message}" if done.message else ""
+        return TaskCancelled(f"task {done.task_id} was cancelled{why}", cause="cancelled")
     raised = decode_raised(done.result)
     if raised is None:
         return _failed(done)

@@ -84,10 +84,11 @@ class MapRun:
         """How many tasks the next step should add."""
         return min(STEP_MAX, AHEAD_MAX - len(self._tasks))
 
-    async def step(self, arguments: list[bytes]) -> list[Any]:
+    async def step(self, arguments: list[bytes]) -> tuple[list[Any], Exception | None]:
         """Submit tasks, then wait for the next result and return it with those behind it that are known too.
 
-        Empty at the end. Raises what a task raised, when its turn comes.
+        Empty at the end. What a task raised is returned as well, when its turn comes: raised in a loop for another
+        thread, a TimeoutError would come there as a new one, without its cause.
         """
         for argument in arguments:
             task = self._new_task()
@@ -97,14 +98,14 @@ class MapRun:
         while self._tasks and (not values or self._tasks[0].has_succeeded):
             try:
                 result = await self._tasks[0].result()
-            except Exception:
+            except Exception as error:
                 if values:
-                    break  # these first: it is raised when its turn comes
+                    break  # these first: its turn comes
                 self._tasks.popleft()
-                raise
+                return values, error
             self._tasks.popleft()
             values.extend(self._calls.values(result))
-        return values
+        return values, None
 
     async def close(self) -> None:
         """Cancel what has not started. Costs nothing where all was read."""

@@ -168,8 +168,12 @@ class Client:
         calls = Calls(function, iterables, chunksize, given)
         run = self._thread.run(self._client.start_map(calls, given))
         try:
-            while values := self._thread.run(run.step(calls.next_arguments(run.room))):
+            values, error = self._thread.run(run.step(calls.next_arguments(run.room)))
+            while values:
                 yield from values
+                values, error = self._thread.run(run.step(calls.next_arguments(run.room)))
+            if error is not None:
+                raise error
         finally:
             with contextlib.suppress(ConnectionLost):  # closed meanwhile
                 self._thread.run(run.close())

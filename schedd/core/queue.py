@@ -126,7 +126,7 @@ class TaskQueue:
         self.classes_version = 0
         #: Waiting classes that need no CPU, and no GPU, which a worker without a free one can still take.
         self.without_cpu = self.without_gpu = 0
-        #: How many classes wait whose first task was of a kind: under a policy that tells kinds apart, all of its tasks.
+        #: How many classes wait whose first task was of a kind; under a policy that tells kinds apart, all their tasks.
         self.kinds: dict[str, int] = {}
 
     def __len__(self) -> int:

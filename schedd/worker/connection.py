@@ -123,7 +123,7 @@ class Connection(asyncio.Protocol):
         self._write(encode_frame(frame))
 
     def _write(self, data: bytes) -> None:
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def close(self, reason: str) -> None:

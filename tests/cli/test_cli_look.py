@@ -115,6 +115,14 @@ def test_show_json(daemon: FakeDaemon, run: Run) -> None:
     assert (attempt["cause"], attempt["started_at"], attempt["finished_at"]) == ("oom_gpu", 2.0, 5.0)
 
 
+def test_show_what_never_ran(daemon: FakeDaemon, run: Run) -> None:
+    told = AttemptRecord(0, WorkerId(""), 0, 0, 10**9, Cause.CANCELLED, message="needs task 3, which failed")
+    daemon.add(view(4, "cancelled"), detail(attempts=[told]))
+    (line,) = (line for line in run("show", "4").out.splitlines() if line.startswith("never ran"))
+    assert line.split("  ")[1].startswith("cancelled, 19")
+    assert line.endswith(": needs task 3, which failed")
+
+
 def test_show_says_whom_an_attempt_made_room_for(daemon: FakeDaemon, run: Run) -> None:
     second = 10**9
     told = AttemptRecord(

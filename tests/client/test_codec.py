@@ -255,8 +255,10 @@ def test_failure_without_exception(result: bytes | None) -> None:
 
 
 def test_cancelled() -> None:
-    with pytest.raises(TaskCancelled, match="task 7 was cancelled"):
+    with pytest.raises(TaskCancelled, match="task 7 was cancelled$"):
         codec.value_of(done("cancelled", cause="cancelled"))
+    with pytest.raises(TaskCancelled, match="task 7 was cancelled: needs task 6, which failed"):
+        codec.value_of(done("cancelled", cause="cancelled", message="needs task 6, which failed"))
 
 
 def test_exception_that_would_end_its_reader() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import gc
 import os
 import subprocess
@@ -90,6 +91,19 @@ def test_map_draws_its_items_in_the_calling_thread(daemon_thread: DaemonThread) 
     with Client(daemon_thread.address) as client:
         items = (client.submit(add, n).result() for n in range(3))
         assert list(client.map(add, items)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", [TimeoutError, concurrent.futures.CancelledError])
+def test_map_raises_what_was_raised(daemon_thread: DaemonThread, kind: type[Exception]) -> None:
+    """Also what asyncio has a meaning of its own for: with the traceback as its cause."""
+
+    def fail(_: int) -> None:
+        raise kind("far away")
+
+    with Client(daemon_thread.address) as client, pytest.raises(kind) as caught:
+        list(client.map(fail, [1]))
+    assert type(caught.value) is kind
+    assert "in fail" in str(caught.value.__cause__)
 
 
 def test_map_fails_in_its_turn(daemon_thread: DaemonThread) -> None:

@@ -121,7 +121,9 @@ def _ends(detail: TaskDetail) -> list[tuple[str, str]]:
     for record in attempts(detail.attempts):
         started, finished = record["started_at"], record["finished_at"]
         ran = f" after {write_duration(finished - started)}" if started and finished else ""
-        rows.append((f"attempt {record['attempt']}", f"{record['cause']} on {record['worker']}{ran}{_how(record)}"))
+        where = f" on {record['worker']}" if record["worker"] else ""
+        name = f"attempt {record['attempt']}" if record["attempt"] else "never ran"
+        rows.append((name, f"{record['cause']}{where}{ran}{_how(record)}"))
     if (raised := decode_raised(detail.result)) is not None:
         rows.append(("traceback", shorten(raised.traceback.rstrip("\n"), TRACEBACK_CHARACTERS)))
     elif detail.result is not None:
