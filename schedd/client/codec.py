@@ -2,8 +2,9 @@
 
 Functions are pickled by cloudpickle: what a worker can import travels as its name, what it cannot (a lambda, a
 function of `__main__` or of a notebook) travels as code, with the globals that it uses. The bytes are kept as long as
-the function lives if it closes over nothing, so globals are taken as they were when it was first submitted; a function
-with a closure, a bound method or a partial is pickled each time.
+the function lives if it closes over nothing, and as long as the globals that it uses, and functions beside it use, are
+the same objects: one that is assigned anew is seen, a list that is appended to is not. A function with a closure, a
+bound method or a partial is pickled each time.
 
 Results come from the team's own workers and are unpickled here: a client trusts its daemon as it trusts its own code.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import sys
 import types
 import weakref
 from collections.abc import Callable, Iterable
@@ -27,11 +29,14 @@ from schedd.wire.raised import decode_raised
 #: Types whose instances plain pickle writes as every worker reads them.
 _PRIMITIVES = frozenset({int, float, complex, str, bytes, bool, type(None)})
 _CONTAINERS = frozenset({tuple, list, dict, set, frozenset})
+#: Globals of a function that are looked at when it is submitted again.
+GLOBALS_MAX = 100
 #: Values looked at before arguments count as large; then cloudpickle's fixed 20 microseconds matter no more.
 _LOOKED_AT_MAX = 200
 _NO_ARGUMENTS = pickle.dumps(((), {}), pickle.HIGHEST_PROTOCOL)
 
-_functions: dict[int, tuple[weakref.ref[Any], bytes]] = {}
+#: By id of the function: it, its bytes, and the globals in them by name.
+_functions: dict[int, tuple[weakref.ref[Any], bytes, dict[str, object]]] = {}
 
 
 def is_cacheable(function: object) -> bool:
@@ -49,11 +54,41 @@ def function_bytes(function: Callable[..., Any]) -> bytes:
     key = id(function)
     known = _functions.get(key)
     if known is not None and known[0]() is function:
-        return known[1]
+        names, used = getattr(function, "__globals__", {}), known[2]
+        if not used or all(names.get(name) is value for name, value in used.items()):
+            return known[1]
     data = _dump(function, lambda: f"the callable {name_of(function)!r}")
     if is_cacheable(function):
-        _functions[key] = (weakref.ref(function, lambda _: _functions.pop(key, None)), data)
+        used = _globals_of(function) if isinstance(function, types.FunctionType) else {}
+        _functions[key] = (weakref.ref(function, lambda _: _functions.pop(key, None)), data, used)
     return data
+
+
+def _globals_of(function: types.FunctionType) -> dict[str, object]:
+    """What a function that travels as code takes along of its globals, and the functions beside it that it uses."""
+    found: dict[str, object] = {}
+    names, seen = function.__globals__, {function}
+    todo: list[types.CodeType] = [] if _is_importable(function) else [function.__code__]
+    while todo and len(found) < GLOBALS_MAX:
+        code = todo.pop()
+        todo += [const for const in code.co_consts if isinstance(const, types.CodeType)]
+        for name in code.co_names:
+            value = names.get(name)
+            if name in found or name not in names or value is function:
+                continue
+            found[name] = value
+            if isinstance(value, types.FunctionType) and value.__globals__ is names and value not in seen:
+                seen.add(value)
+                todo.append(value.__code__)
+    return found
+
+
+def _is_importable(function: types.FunctionType) -> bool:
+    """Whether it travels as its name."""
+    found: Any = sys.modules.get(function.__module__) if function.__module__ != "__main__" else None
+    for part in function.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is function
 
 
 def argument_bytes(function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:

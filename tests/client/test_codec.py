@@ -6,6 +6,7 @@ import functools
 import gc
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,35 @@ def raised(exception: bytes) -> bytes:
 
 
 # ------------------------------------------------------------------------------------------------------------ callables
+
+
+def test_function_that_names_itself_can_go() -> None:
+    cells: dict[str, Any] = {"__name__": "__main__"}
+    exec("def again(n): return again(n - 1) if n else 0", cells)
+    function = cells.pop("again")
+    cells["again"] = function
+    codec.function_bytes(function)
+    gone = weakref.ref(function)
+    del function, cells
+    gc.collect()
+    assert gone() is None
+
+
+def test_globals_that_are_assigned_anew_are_taken_along() -> None:
+    """As in a notebook, whose cells are run again; also by a function that the function calls."""
+    cells: dict[str, Any] = {"__name__": "__main__"}
+    exec("rate = 0.1\ndef helper(): return rate, 'old'\ndef train(): return [helper() for _ in 'a']", cells)
+    train = cells["train"]
+    first = codec.function_bytes(train)
+    assert codec.function_bytes(train) is first
+    cells["rate"] = 0.5
+    second = codec.function_bytes(train)
+    assert pickle.loads(second)() == [(0.5, "old")]
+    exec("def helper(): return rate, 'new'", cells)
+    assert pickle.loads(codec.function_bytes(train))() == [(0.5, "new")]
+    del cells["rate"]
+    with pytest.raises(NameError):
+        pickle.loads(codec.function_bytes(train))()
 
 
 @pytest.mark.parametrize("function", [add, len, threading.get_ident, lambda x: x])
@@ -255,7 +285,7 @@ def test_failure_without_exception(result: bytes | None) -> None:
 
 
 def test_cancelled() -> None:
-    with pytest.raises(TaskCancelled, match="task 7 was cancelled$"):
+    with pytest.raises(TaskCancelled, match=r"task 7 was cancelled$"):
         codec.value_of(done("cancelled", cause="cancelled"))
     with pytest.raises(TaskCancelled, match="task 7 was cancelled: needs task 6, which failed"):
         codec.value_of(done("cancelled", cause="cancelled", message="needs task 6, which failed"))
