@@ -247,9 +247,9 @@ class Placer:
             return False
         return not self._claims.by_seq or self._claims.leave(task, worker, request.needs[found[1]], found[0], self._now)
 
-    def head_of(self, request: RequestClass, aside: bool = False) -> Task | None:
+    def head_of(self, request: RequestClass, aside: bool = False, declined: bool = False) -> Task | None:
         queue = self._queue.find(request)
-        if queue is None or (queue.blocked and not aside):
+        if queue is None or (queue.blocked and not (declined if queue.is_declined else aside)):
             return None
         if queue.blocked and not queue.is_declined:
             if not self._has_offer(queue):

@@ -269,7 +269,7 @@ class AdaptiveScheduler(TaskScheduler):
     def _place_first_of_groups(self, flow: Flow, draft: Draft) -> None:
         for group in range(len(self._groups)):
             while (request := next(flow.wanted(group), None)) and (
-                task := draft.head_of(request, aside=True)
+                task := draft.head_of(request, aside=True, declined=True)
             ) is not None:
                 worker = draft.candidate(task)
                 if worker is None or self._groups.place(worker)[1] != group or not draft.offer(task, worker, 0):
@@ -283,7 +283,7 @@ class AdaptiveScheduler(TaskScheduler):
         is_poor = self._is_poor(worker, group)
         must = not draft.has_room(task, worker)  # it is sent ahead, to be next there
         for request in flow.wanted(group) if not must else ():
-            other = draft.head_of(request, aside=True)
+            other = draft.head_of(request, aside=True, declined=True)
             if other is None or other.priority != task.priority:
                 continue
             if other is not task and flow.is_overdue(task, other, here_s):

@@ -109,10 +109,11 @@ class Draft(Protocol):
     def block(self, task: Task) -> None:
         """Set the class of this task aside for the rest of the pass; it keeps its claim."""
 
-    def head_of(self, request: RequestClass, aside: bool = False) -> Task | None:
+    def head_of(self, request: RequestClass, aside: bool = False, declined: bool = False) -> Task | None:
         """The next task of the class whose head was just assigned, whatever its rank among other classes.
 
-        aside: also of a class that was set aside, before its rank brings it back for what has become free since.
+        aside: also of a class that was blocked, before its rank brings it back for what has become free since; declined:
+        and of one that was declined.
         """
 
     def decline(self, task: Task) -> None:
