@@ -112,8 +112,8 @@ class Draft(Protocol):
     def head_of(self, request: RequestClass, aside: bool = False, declined: bool = False) -> Task | None:
         """The next task of the class whose head was just assigned, whatever its rank among other classes.
 
-        aside: also of a class that was blocked, before its rank brings it back for what has become free since; declined:
-        and of one that was declined.
+        aside: also of a class that was blocked, before its rank brings it back for what has become free since.
+        declined: also of one that was declined.
         """
 
     def decline(self, task: Task) -> None:
