@@ -44,6 +44,8 @@ REFRESH_SHARE = 0.1
 #: What has come lately is expected to go on: beside what waits counts what would come in so many usual runtimes. How
 #: much comes is a mean over as many, and one more.
 AHEAD_RUNTIMES = 4.0
+#: Kinds whose usual estimate is kept until the next refresh.
+HINTS_MAX = 10_000
 #: Classes that may be left waiting in one pass by a plan; what else waits is not asked for each.
 REFUSED_MAX = 16
 #: What runs for longer than it was believed to is expected to go on for this part of it, at the least.
@@ -199,6 +201,8 @@ class AdaptiveScheduler(TaskScheduler):
         """An estimate that is the same for all tasks of a kind until the next refresh, as scores of a class must be."""
         found = self._hints.get(kind)
         if found is None:
+            if len(self._hints) >= HINTS_MAX:
+                self._hints.clear()
             found = self._hints[kind] = self.beliefs.usual_hint_s(kind, hint_s) or hint_s
         return found
 
