@@ -34,6 +34,7 @@ from schedd.core.model import SECOND, TaskId, TaskRequirements, WorkerId
 from schedd.credentials import Credentials
 from schedd.errors import ConnectionLost, RequestRefused, ScheddError
 from schedd.wire.messages import (
+    TOO_LARGE,
     UNKNOWN_JOB,
     UNKNOWN_TASK,
     AttemptRecord,
@@ -490,9 +491,16 @@ class AsyncClient:
         self, selection: Selection, limit: int | None, after_id: int, *, detail: bool
     ) -> list[tuple[TaskView, TaskDetail | None]]:
         rows: list[tuple[TaskView, TaskDetail | None]] = []
+        most = PAGE_TASKS
         while limit is None or len(rows) < limit:
-            size = PAGE_TASKS if limit is None else min(PAGE_TASKS, limit - len(rows))
-            page = await self._ask(TaskList, ListTasks, selection, size, after_id, detail)
+            size = most if limit is None else min(most, limit - len(rows))
+            try:
+                page = await self._ask(TaskList, ListTasks, selection, size, after_id, detail)
+            except RequestRefused as error:
+                if error.code != TOO_LARGE or size == 1:
+                    raise
+                most = max(1, size // 8)
+                continue
             rows += zip_longest(page.tasks, page.details)
             if not page.more or not page.tasks:
                 break

@@ -65,7 +65,10 @@ class Ledger:
             fitting = [d for d in self.devices if need.gpu_model in d.model]
             if need.gpus > len(fitting):
                 return f"needs {_gpus(need)} of model {need.gpu_model!r}, has {len(fitting)}"
-            if need.gpus > sum(1 for d in fitting if d.memory_mb >= need.gpu_mb):
+            large = sum(1 for d in fitting if d.memory_mb >= need.gpu_mb)
+            if need.gpus > large > 0:
+                return f"needs {_gpus(need)} with {need.gpu_mb / MB_PER_GB:g} GB, has {large}"
+            if need.gpus > large:
                 most = max(d.memory_mb for d in fitting) / MB_PER_GB
                 return f"needs {need.gpu_mb / MB_PER_GB:g} GB of GPU memory, has {most:g} on its largest"
         for name, value in need.labels:

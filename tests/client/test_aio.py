@@ -240,6 +240,27 @@ async def test_map_keeps_a_bounded_number_ahead(
             assert len(drawn) <= expected + 21
 
 
+async def test_details_that_are_more_than_a_frame_come_in_smaller_pages(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, sizes = client._ask, []
+
+    async def bounded(answer: Any, kind: Any, *fields: Any) -> Any:
+        if kind is wire.ListTasks:
+            sizes.append(fields[1])
+            if fields[1] > most:
+                raise RequestRefused("a frame is above the bound", "ask for less at a time", wire.TOO_LARGE)
+        return await ask(answer, kind, *fields)
+
+    monkeypatch.setattr(client, "_ask", bounded)
+    most = 16
+    await client.show(range(1, 21))
+    assert sizes == [1000, 125, 15]
+    most = 0
+    with pytest.raises(RequestRefused, match="above the bound"):
+        await client.show(range(1, 21))
+
+
 async def test_map_gives_what_comes_before_a_result_that_cannot_be_read(client: AsyncClient, idle: FakeDaemon) -> None:
     values = client.map(add, range(4))
     first = asyncio.ensure_future(anext(values))

@@ -95,6 +95,12 @@ def test_blocker(values: dict[str, object], said: str) -> None:
     assert Ledger(FULL).blocker(need(**values)) == said
 
 
+def test_blocker_of_several_devices_of_which_one_is_large_enough() -> None:
+    ledger = Ledger(WorkerResources(gpus=(Gpu("a", "A", 40_960), Gpu("b", "A", 81_920))))
+    assert ledger.blocker(need(min_gpus=2, min_memory=60)) == "needs 2 GPUs with 60 GB, has 1"
+    assert ledger.blocker(need(min_gpus=2, min_memory=90)) == "needs 90 GB of GPU memory, has 80 on its largest"
+
+
 def test_blocker_of_a_share_without_devices() -> None:
     assert Ledger(WorkerResources()).blocker(need(min_gpus=0.5)) == "needs 0.5 of a GPU, has 0"
 
