@@ -34,5 +34,5 @@ def decode_raised(result: bytes | None) -> Raised | None:
     """Read the result of an attempt; None where it is none of a call that raised."""
     try:
         return _decoder.decode(result) if result else None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):  # a worker may send anything, nested too deep as well
         return None

@@ -76,6 +76,10 @@ def done(state: str, **fields: Any) -> TaskDone:
     return TaskDone(TaskId(7), state, fields.pop("cause", "ok"), **fields)
 
 
+#: What a call that raised sends, with one element more, which is lists in lists.
+DEEP = b"\x93\xc4\x01x\xa1a" + b"\x91" * 100_000
+
+
 def raised(exception: bytes) -> bytes:
     return encode_raised(exception, "Traceback: far away")
 
@@ -277,7 +281,7 @@ def test_exception_whose_module_is_not_here_keeps_its_traceback() -> None:
     assert "far away" in str(caught.value.__cause__)
 
 
-@pytest.mark.parametrize("result", [None, b"", b'{"loss": 1}', b"\x92", b"\x92\x01\x02", pickle.dumps(5)])
+@pytest.mark.parametrize("result", [None, b"", b'{"loss": 1}', b"\x92", b"\x92\x01\x02", DEEP, pickle.dumps(5)])
 def test_failure_without_exception(result: bytes | None) -> None:
     with pytest.raises(TaskFailed, match=r"task 7 failed \(timeout\): ran 5 s") as caught:
         codec.value_of(done("failed", cause="timeout", message="ran 5 s", result=result))
